@@ -1,0 +1,69 @@
+"""What a run costs: the clock, bytes and floating-point operations, and the roofline that relates them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+
+class Clock:
+    """Seconds since the run began, read after the device has finished what it was given. Only the engine reads it."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._cuda = torch.device(device).type == "cuda"
+        self._start = 0.0
+        self._start = self()
+
+    def __call__(self) -> float:
+        if self._cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - self._start
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Peak rates of this machine as measured: bytes read from memory per second, float32 operations per second."""
+
+    bytes_per_second: float
+    flops_per_second: float
+
+    def seconds(self, nbytes: float, flops: float) -> float:
+        """The roofline: a pass takes at least as long as its bytes and at least as long as its arithmetic.
+
+        Williams, Waterman, Patterson: Roofline, CACM 52(4), 2009.
+        """
+        return max(nbytes / self.bytes_per_second, flops / self.flops_per_second)
+
+
+@cache
+def machine(device: str = "cpu") -> Machine:
+    """Measure this machine once per process (about a third of a second)."""
+    big = torch.empty(96 << 20, dtype=torch.uint8, device=device).random_()
+    big = big.view(torch.int64)
+    square = torch.randn(1024, 1024, device=device)
+    clock = Clock(device)
+
+    def best(work: Any, times: int) -> float:
+        fastest = 1e9
+        for _ in range(times):
+            start = clock()
+            work()
+            fastest = min(fastest, clock() - start)
+        return fastest
+
+    read = best(big.sum, 4)
+    product = best(lambda: square @ square, 3)
+    return Machine(big.nbytes / read, 2 * 1024**3 / product)
+
+
+def flops_per_token(shape: Any, rows: int) -> float:
+    """Multiplications and additions of one token's pass with `rows` rows in memory: every matrix twice, plus attention."""
+    attention = (shape.heads + 2 * shape.kv_heads) * shape.head_size * shape.width
+    attention += shape.heads * shape.head_size * shape.width
+    feed = 3 * shape.width * shape.feed_forward
+    per_layer = 2 * (attention + feed) + 4 * rows * shape.heads * shape.head_size
+    return shape.layers * per_layer + 2 * shape.vocab * shape.width

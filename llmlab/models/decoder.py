@@ -1,0 +1,280 @@
+"""Our decoder: a ragged batch in, logits out. Linears see (N, E); only attention knows where sequences begin.
+
+Shapes: N tokens of all sequences laid end to end, H query heads, G query heads per key-value head, D head size, E width.
+Query and key rows are stored in interleaved order, so that a rotation is one complex product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmlab.abilities import Ability
+from llmlab.memory import Memory, Rows
+from llmlab.models.linears import Linear, Tables, nbytes
+
+Watch = Callable[[int, Tensor], None]
+"""Called with a layer's number and the attention weights (H, Q, S) of a span's queries."""
+Pattern = Callable[[Tensor, Tensor], Tensor]
+"""visible(q (Q, 1), k (1, S)) -> (Q, S) bool on positions."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the decoder needs to know of an architecture. `window` holds one entry per layer, None where all is seen."""
+
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    feed_forward: int
+    context: int
+    eps: float
+    window: tuple[int | None, ...]
+
+
+@dataclass
+class Span:
+    """The part start..stop of the batch that belongs to one sequence, and the memory of that sequence."""
+
+    start: int
+    stop: int
+    memory: Memory
+    visible: Tensor | None = None
+    """(T, T) bool over the span's own tokens; None where each sees itself and those before it."""
+    patterns: tuple[Pattern, ...] = ()
+    watch: Watch | None = None
+
+
+@dataclass
+class Batch:
+    """Tokens (N,) of one or several sequences laid end to end, their positions (N,) and the spans that divide them."""
+
+    tokens: Tensor
+    positions: Tensor
+    spans: list[Span]
+    rotation: Tensor = field(default_factory=lambda: torch.empty(0))
+    """(N, 1, D/2) complex, filled in by the decoder."""
+
+
+class Depth(Protocol):
+    """Which layers a batch goes through. The decoder's own is `every_layer`.
+
+    Returns the hidden states (N, E), and the logits (N, V) where it has already had to compute them.
+    """
+
+    def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]: ...
+
+
+class Norm(nn.Module):
+    """RMSNorm in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.float())
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class Block(nn.Module):
+    """One layer: h + attention(norm(h)), then h + feed-forward(norm(h))."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        index: int,
+        norms: tuple[Norm, Norm],
+        qkv: Linear,
+        out: Linear,
+        gate_up: Linear,
+        down: Linear,
+        head_norms: tuple[Norm, Norm] | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape, self.index, self.window = shape, index, shape.window[index]
+        self.norm_attention, self.norm_feed = norms
+        self.qkv, self.out, self.gate_up, self.down = qkv, out, gate_up, down
+        self.norm_q, self.norm_k = head_norms or (None, None)
+
+    def forward(self, h: Tensor, batch: Batch, fill: bool = False) -> Tensor:
+        """h (N, E) to (N, E). With `fill`, only this layer's keys and values are made from h, which returns unchanged."""
+        s = self.shape
+        N = h.shape[0]
+        qkv = self.qkv(self.norm_attention(h)).view(N, s.heads + 2 * s.kv_heads, s.head_size)
+        q, k, v = qkv.split([s.heads, s.kv_heads, s.kv_heads], 1)  # (N, heads, D)
+        if self.norm_q is not None:
+            q, k = self.norm_q(q), self.norm_k(k)
+        q, k = _rotate(q, batch.rotation), _rotate(k, batch.rotation)
+        parts = []
+        for span in batch.spans:
+            at = slice(span.start, span.stop)
+            rows = span.memory.layers[self.index]
+            rows.append(k[at].transpose(0, 1), v[at].transpose(0, 1), batch.positions[at])
+            if not fill:
+                parts.append(self._attend(q[at], rows, batch.positions[at], span))
+        if fill:
+            return h
+        h = h + self.out(parts[0] if len(parts) == 1 else torch.cat(parts))
+        gate, up = self.gate_up(self.norm_feed(h)).chunk(2, -1)
+        return h + self.down(F.silu(gate) * up)
+
+    def _attend(self, q: Tensor, rows: Rows, positions: Tensor, span: Span) -> Tensor:
+        """q (T, H, D) over a layer's rows, the last T of which are the queries' own; returns (T, H·D)."""
+        patterns = span.patterns if self.window is None else (*span.patterns, _window(self.window))
+        T, S = q.shape[0], rows.count
+        if T <= CHUNK or span.watch is None:
+            mask = _mask(rows, positions, span.visible, patterns, 0, T)
+            return attend(q, rows.k, rows.v, mask, self.index, span.watch)
+        pieces = []
+        for a in range(0, T, CHUNK):  # the weights of all queries at once would not fit in memory
+            b = min(a + CHUNK, T)
+            mask = _mask(rows, positions, span.visible, patterns, a, b)
+            watch = span.watch
+            pieces.append(attend(q[a:b], rows.k[:, : S - T + b], rows.v[:, : S - T + b], mask, self.index, watch))
+        return torch.cat(pieces)
+
+
+CHUNK = 128
+"""Queries whose attention weights are held at once when somebody watches them."""
+
+
+def _window(width: int) -> Pattern:
+    return lambda q, k: q - k < width
+
+
+def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """x (N, heads, D) turned by rotation (N, 1, D/2): RoFormer (arXiv 2104.09864), equation 34, as a complex product."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2)
+
+
+def _mask(
+    rows: Rows, positions: Tensor, visible: Tensor | None, patterns: Sequence[Pattern], a: int, b: int
+) -> Tensor | None:
+    """What queries a..b of the T last rows may see: (b - a, S) or (KV, b - a, S) bool, with S = rows up to query b.
+
+    None stands for "everything" (one query) and for "plain causal" when the queries are all that is in memory.
+    """
+    T, S = positions.shape[0], rows.count
+    if not patterns and visible is None and (T == 1 or (T == S and b - a == T)):
+        return None
+    own = torch.ones(T, T, dtype=torch.bool).tril() if visible is None else visible
+    end = S - T + b
+    mask = torch.ones(b - a, end, dtype=torch.bool)
+    mask[:, S - T :] = own[a:b, :b]
+    mask = mask.to(positions.device)
+    if not patterns:
+        return mask
+    # Heads may hold different rows, so positions carry a head axis here and patterns broadcast over it.
+    kept = rows.positions[:, None, :end]  # (KV, 1, S)
+    query = positions[a:b][None, :, None]  # (1, Q, 1)
+    mask = mask[None]
+    for pattern in patterns:
+        mask = mask & pattern(query, kept)
+    return mask
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, layer: int = 0, watch: Watch | None = None
+) -> Tensor:
+    """Grouped-query attention. q (T, H, D); k, v (KV, S, D); mask (T, S) or (KV, T, S), None as `_mask` says.
+
+    Returns (T, H·D). `watch` receives the weights (H, T, S) in float32.
+    """
+    T, H, D = q.shape
+    KV, S, _ = k.shape
+    G = H // KV
+    q, wanted = q.to(k.dtype), q.dtype
+    if T > FEW_QUERIES and watch is None:
+        bias = mask if mask is None or mask.dim() == 2 else mask.repeat_interleave(G, 0)[None]
+        y = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None], k[None], v[None], bias, is_causal=mask is None, enable_gqa=G > 1
+        )
+        return y[0].transpose(0, 1).reshape(T, H * D).to(wanted)
+    grouped = q.view(T, KV, G, D).permute(1, 2, 0, 3).reshape(KV, G * T, D)
+    scores = torch.bmm(grouped, k.transpose(1, 2)).float().view(KV, G, T, S).mul_(1 / math.sqrt(D))
+    if mask is None and T > 1:
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    if mask is not None:
+        scores = scores.masked_fill_(~(mask if mask.dim() == 2 else mask[:, None]), -torch.inf)
+    weights = torch.softmax(scores, -1)
+    if watch is not None:
+        watch(layer, weights.view(H, T, S))
+    y = torch.bmm(weights.view(KV, G * T, S).to(v.dtype), v)  # (KV, G·T, D)
+    return y.view(KV, G, T, D).permute(2, 0, 1, 3).reshape(T, H * D).to(wanted)
+
+
+FEW_QUERIES = 16
+"""Up to here the grouped product beats the fused kernel, measured on a CPU with 9 heads over 3."""
+
+
+def every_layer(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    for block in model.layers:
+        h = block(h, batch)
+    return h, None
+
+
+class Decoder(nn.Module):
+    """A decoder-only transformer of the Llama kind, with its weights in one of the formats of `linears`."""
+
+    abilities = frozenset(Ability)
+
+    def __init__(
+        self, shape: Shape, tables: Tables, layers: list[Block], norm: Norm, rotations: Tensor, weights: str
+    ) -> None:
+        """rotations (D/2,) float32: the angle per position of each pair; see `families` for scaled variants."""
+        super().__init__()
+        self.shape, self.tables, self.layers, self.norm, self.weights = shape, tables, nn.ModuleList(layers), norm, weights
+        self.register_buffer("angles", rotations.float())
+        self.turn_factor = 1.0
+        self._table: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.norm.weight.device
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes(self)
+
+    @property
+    def context(self) -> int:
+        return self.shape.context
+
+    def memory(self) -> Memory:
+        """An empty key-value store for one sequence: float32, or bfloat16 beside dense bfloat16 weights on a GPU."""
+        dtype = torch.bfloat16 if self.weights != "dense-fp32" and self.device.type == "cuda" else torch.float32
+        return Memory(len(self.layers), self.shape.kv_heads, self.shape.head_size, dtype, self.device)
+
+    def turns(self, positions: Tensor) -> Tensor:
+        """positions (…,) to unit rotations (…, D/2) complex."""
+        highest = int(positions.max()) + 1 if positions.numel() else 1
+        if self._table is None or self._table.shape[0] < highest or self._table.device != self.device:
+            n = min(max(1024, 2 * highest), max(self.shape.context, highest))
+            angle = torch.arange(n, device=self.device, dtype=torch.float32)[:, None] * self.angles
+            self._table = torch.polar(torch.full_like(angle, self.turn_factor), angle)
+        return self._table[positions]
+
+    def forward(self, batch: Batch, depth: Depth | None = None, last: int | None = None) -> Tensor:
+        """Logits (n, V) of the last n tokens of the batch, of all of them by default; memory grows by every token.
+
+        `last=0` computes no logits at all: what reading a prompt needs.
+        """
+        batch.rotation = self.turns(batch.positions)[:, None, :]
+        h, logits = (depth or every_layer)(self, self.tables.look_up(batch.tokens), batch)
+        first = 0 if last is None else len(h) - last
+        return self.head(h[first:]) if logits is None else logits[first:]
+
+    def head(self, h: Tensor) -> Tensor:
+        """Hidden states (n, E) of any layer to logits (n, V)."""
+        return self.tables.logits(self.norm(h)) if len(h) else h.new_empty(0, self.shape.vocab)

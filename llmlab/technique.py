@@ -1,0 +1,199 @@
+"""What a technique is: a frozen dataclass from one paper whose fields are its knobs and whose docstring is its card."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+import re
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+from llmlab.abilities import Ability, Refused
+
+LABELS = ("Idea", "Rule", "Watch", "Differs")
+
+
+def knob(
+    default: Any,
+    low: float | None = None,
+    high: float | None = None,
+    help: str = "",
+    choices: tuple[str, ...] = (),
+    advanced: bool = False,
+) -> Any:
+    """A technique's setting. Its metadata draws the control, validates the value and names the test sweep.
+
+    `low` and `high` are inclusive. `choices` are offered as a list; `("…", "*")` ends with `*` where any text is allowed.
+    """
+    return field(
+        default=default, metadata={"low": low, "high": high, "help": help, "choices": choices, "advanced": advanced}
+    )
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A knob as the page, the command line and the tests see it."""
+
+    name: str
+    default: Any
+    low: float | None
+    high: float | None
+    help: str
+    choices: tuple[str, ...]
+    advanced: bool
+
+    @property
+    def kind(self) -> Literal["bool", "int", "float", "choice"]:
+        if isinstance(self.default, bool):
+            return "bool"
+        if isinstance(self.default, int):
+            return "int"
+        return "float" if isinstance(self.default, float) else "choice"
+
+    def read(self, owner: str, value: Any) -> Any:
+        """`value` (a number, a truth value or text) as this knob's type.
+
+        Raises Refused when it is of another type, out of range or not among the choices.
+        """
+        asked = f"has no use for {self.name} = {str(value)[:40]!r}"
+        if self.kind == "bool":
+            words = {
+                "true": True,
+                "1": True,
+                "yes": True,
+                "on": True,
+                "false": False,
+                "0": False,
+                "no": False,
+                "off": False,
+            }
+            truth = value if isinstance(value, bool) else words.get(str(value).strip().lower())
+            if truth is None:
+                raise Refused(owner, asked, "Give true or false")
+            return truth
+        if self.kind == "choice":
+            if str(value) in self.choices or "*" in self.choices:
+                return str(value)
+            raise Refused(owner, asked, f"Choose one of {', '.join(self.choices)}")
+        try:
+            number = float(value)
+            number = int(number) if self.kind == "int" and number == int(number) else number
+        except (TypeError, ValueError, OverflowError):
+            number = None
+        span = f"Give {'a whole number' if self.kind == 'int' else 'a number'} from {self.low} to {self.high}"
+        if number is None or isinstance(value, bool) or (self.kind == "int" and not isinstance(number, int)):
+            raise Refused(owner, asked, span)
+        if not (self.low <= number <= self.high):
+            raise Refused(owner, asked, span)
+        return number
+
+
+@dataclass(frozen=True)
+class Technique:
+    """The base of every technique. Keeps no state: what a run remembers lives in the session or in a generator's locals."""
+
+    covers: ClassVar[tuple[str, ...]] = ()
+    exact: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Ability]] = frozenset()
+    spoils: ClassVar[frozenset[Ability]] = frozenset()
+    speed: ClassVar[Literal["real", "simulated"]] = "real"
+    claim: ClassVar[str] = ""
+    """The one line that the page shows beside the switch."""
+    identity: ClassVar[dict[str, Any] | None] = None
+    """Knobs with which a lossy technique changes nothing at all; None for an exact one."""
+
+    door: ClassVar[str] = ""
+    slot: ClassVar[Literal["one", "chain"]] = "chain"
+    job: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for k in self.knobs():
+            object.__setattr__(self, k.name, k.read(self.title, getattr(self, k.name)))
+
+    @classmethod
+    def knobs(cls) -> tuple[Knob, ...]:
+        return tuple(
+            Knob(f.name, f.default, **f.metadata) for f in fields(cls) if f.metadata and f.default is not MISSING
+        )
+
+    @classmethod
+    def _id(cls) -> str:
+        return cls.__module__.rsplit(".", 1)[-1].replace("_", "-")
+
+    @property
+    def id(self) -> str:
+        """The technique's name on the command line: its file's name in kebab case."""
+        return self._id()
+
+    @property
+    def title(self) -> str:
+        return title(type(self))
+
+    def required(self) -> frozenset[Ability]:
+        """The abilities that these knobs need; override where a knob adds or removes one."""
+        return self.needs
+
+    def spoiled(self) -> frozenset[Ability]:
+        """The abilities that these knobs take from the others."""
+        return self.spoils
+
+    def lossless(self) -> bool:
+        """Whether, with these knobs, not a single token changes (in float32)."""
+        if self.exact:
+            return True
+        return self.identity is not None and all(getattr(self, k) == v for k, v in self.identity.items())
+
+    def settings(self) -> dict[str, Any]:
+        return {k.name: getattr(self, k.name) for k in self.knobs()}
+
+
+def title(technique: type[Technique]) -> str:
+    """The first line of the docstring, up to its full stop."""
+    return (technique.__doc__ or technique.__name__).strip().splitlines()[0].rstrip(". ")
+
+
+def card(technique: type[Technique]) -> dict[str, str]:
+    """The docstring's four labelled paragraphs: Idea, Rule, Watch, Differs."""
+    text = re.sub(r"\n\s+", "\n", (technique.__doc__ or "").strip())
+    parts = re.split(rf"^({'|'.join(LABELS)}):\s*", text, flags=re.MULTILINE)
+    return {parts[i]: " ".join(parts[i + 1].split()) for i in range(1, len(parts) - 1, 2)}
+
+
+@cache
+def registry() -> dict[str, type[Technique]]:
+    """Every technique under `llmlab/techniques`, by id; found by walking the folder, so a new file is all it takes."""
+    import llmlab.techniques as root
+
+    found: dict[str, type[Technique]] = {}
+    for info in pkgutil.walk_packages(root.__path__, root.__name__ + "."):
+        if info.ispkg:
+            continue
+        module = importlib.import_module(info.name)
+        for value in vars(module).values():
+            if (
+                isinstance(value, type)
+                and issubclass(value, Technique)
+                and value.__module__ == info.name
+                and value.covers
+            ):
+                found[value._id()] = value
+    return dict(sorted(found.items()))
+
+
+def make(name: str, **settings: Any) -> Technique:
+    """The technique called `name` with these knobs; Refused for an unknown name or knob, or a value out of range."""
+    known = registry()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"Did you mean {near[0]}" if near else f"Choose one of {', '.join(known)}"
+        raise Refused(f"No technique is called {name[:40]!r};", "the name was not found", hint)
+    cls = known[name]
+    knobs = {k.name: k for k in cls.knobs()}
+    for key in settings:
+        if key not in knobs:
+            near = difflib.get_close_matches(key, knobs, 1)
+            hint = f"Did you mean {near[0]}" if near else f"Its knobs are {', '.join(knobs) or 'none'}"
+            raise Refused(title(cls), f"has no knob called {key[:40]!r}", hint)
+    return cls(**{k: knobs[k].read(title(cls), v) for k, v in settings.items()})

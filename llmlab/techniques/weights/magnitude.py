@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmlab.abilities import Ability
+from llmlab.doors import WeightTransform
+from llmlab.technique import knob
+from llmlab.techniques.weights.sparsity import PATTERNS, linears, lowest, zeros
+from llmlab.tools import Tools
+
+
+@dataclass(frozen=True)
+class Magnitude(WeightTransform):
+    """Magnitude pruning.
+
+    Idea: Small weights matter least. Set them to zero and hope that nobody notices.
+    Rule: In each row of each matrix, zero the `ratio` of weights with the smallest |w|; with 2:4 or 4:8, the smaller half
+    of every four or eight neighbours.
+    Watch: The quality table. Language models tolerate little of this: compare with Wanda at the same ratio. Speed does
+    not move, because a dense product multiplies zeros as carefully as anything else.
+    Differs: Weights compete within their row, as Wanda's do, so that both differ in their score alone; the classic rule
+    lets the whole matrix compete.
+    """
+
+    covers = ("idea-unstructured-50-60", "nm-sparsity")
+    needs = frozenset({Ability.WEIGHTS})
+    claim = "Sets the smallest weights to zero."
+    speed = "simulated"
+    identity = {"ratio": 0.0, "pattern": "unstructured"}  # noqa: RUF012 - a class-level constant
+
+    ratio: float = knob(0.3, 0.0, 0.95, "share of weights removed")
+    pattern: str = knob("unstructured", choices=PATTERNS, help="2:4 and 4:8 remove half, whatever the ratio says")
+
+    def apply(self, model: Any, tools: Tools) -> str:
+        for block in model.layers:
+            for _, module in linears(block):
+                W = module.dense()
+                module.store(W.masked_fill(lowest(W.abs(), self.ratio, self.pattern), 0))
+        none, total = zeros(model)
+        return f"{none / total:.0%} of {total / 1e6:.1f} million weights are zero; the matrices are stored dense"

@@ -1,0 +1,58 @@
+"""What a technique may ask for beyond the session: a partner model, text to calibrate on, the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from llmlab.abilities import Refused
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+
+_INFLUENCE: WeakKeyDictionary[Any, list[float]] = WeakKeyDictionary()
+
+
+class Tools:
+    """Handed to weight transforms and drafters. A bare one offers nothing and says so."""
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        partner: Callable[[str], Any] | None = None,
+        calibration: list[int] | None = None,
+    ) -> None:
+        """`partner(name)` returns a model by catalogue id, or "int4" etc. for the running model in that format."""
+        self.tokenizer = tokenizer
+        self._partner = partner
+        self._calibration = calibration
+        self.sessions: list[Any] = []
+
+    def partner(self, name: str) -> Any:
+        """A second model that shares the vocabulary. Raises Refused where there is none."""
+        if self._partner is None:
+            raise Refused("This run", "has no second model at hand to draft with", "Choose another drafter")
+        return self._partner(name)
+
+    def calibration(self, length: int) -> list[int]:
+        """The first `length` tokens of the calibration text, in this model's vocabulary."""
+        if self._calibration is None:
+            if self.tokenizer is None:
+                raise Refused("This run", "has no tokenizer to read the calibration text with", "Give token ids")
+            text = (ASSETS / "texts" / "calibration.txt").read_text(encoding="utf-8")
+            self._calibration = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._calibration[:length]
+
+    def kv_bytes(self) -> int:
+        """Bytes that partner sessions hold beside the run's own memory."""
+        return sum(s.memory.nbytes for s in self.sessions)
+
+    def influence(self, model: Any) -> list[float]:
+        """Per layer, how much it turns its input on the calibration text; measured once per model."""
+        if model not in _INFLUENCE:
+            from llmlab.techniques.weights.sparsity import influence
+
+            _INFLUENCE[model] = influence(model, self.calibration(512))
+        return _INFLUENCE[model]
