@@ -105,8 +105,8 @@ class Rows:
 class Memory:
     """The key-value store of one sequence: one `Rows` per layer, and the position that the next token takes."""
 
-    def __init__(self, layers: int, heads: int, head_size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.layers = [Rows(heads, head_size, dtype, device) for _ in range(layers)]
+    def __init__(self, layers: list[Rows]) -> None:
+        self.layers = layers
         self.next_position = 0
 
     def rows(self) -> list[int]:

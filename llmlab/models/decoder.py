@@ -6,6 +6,7 @@ Query and key rows are stored in interleaved order, so that a rotation is one co
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -121,31 +122,33 @@ class Block(nn.Module):
             rows = span.memory.layers[self.index]
             rows.append(k[at].transpose(0, 1), v[at].transpose(0, 1), batch.positions[at])
             if not fill:
-                parts.append(self._attend(q[at], rows, batch.positions[at], span))
+                parts.append(look(q[at], rows, batch.positions[at], span, self.index, self.window))
         if fill:
             return h
         h = h + self.out(parts[0] if len(parts) == 1 else torch.cat(parts))
         gate, up = self.gate_up(self.norm_feed(h)).chunk(2, -1)
         return h + self.down(F.silu(gate) * up)
 
-    def _attend(self, q: Tensor, rows: Rows, positions: Tensor, span: Span) -> Tensor:
-        """q (T, H, D) over a layer's rows, the last T of which are the queries' own; returns (T, H·D)."""
-        patterns = span.patterns if self.window is None else (*span.patterns, _window(self.window))
-        T, S = q.shape[0], rows.count
-        if T <= CHUNK or span.watch is None:
-            mask = _mask(rows, positions, span.visible, patterns, 0, T)
-            return attend(q, rows.k, rows.v, mask, self.index, span.watch)
-        pieces = []
-        for a in range(0, T, CHUNK):  # the weights of all queries at once would not fit in memory
-            b = min(a + CHUNK, T)
-            mask = _mask(rows, positions, span.visible, patterns, a, b)
-            watch = span.watch
-            pieces.append(attend(q[a:b], rows.k[:, : S - T + b], rows.v[:, : S - T + b], mask, self.index, watch))
-        return torch.cat(pieces)
-
 
 CHUNK = 128
 """Queries whose attention weights are held at once when somebody watches them."""
+
+
+def look(
+    q: Tensor, rows: Rows, positions: Tensor, span: Span, layer: int, window: int | None, scale: float | None = None
+) -> Tensor:
+    """Attention of a span's T newest tokens, q (T, H, D), over the rows of one layer that they may see; (T, H·D)."""
+    patterns = span.patterns if window is None else (*span.patterns, _window(window))
+    T, S = q.shape[0], rows.count
+    if T <= CHUNK or span.watch is None:
+        mask = _mask(rows, positions, span.visible, patterns, 0, T)
+        return attend(q, rows.k, rows.v, mask, layer, span.watch, scale)
+    pieces = []
+    for a in range(0, T, CHUNK):  # the weights of all queries at once would not fit in memory
+        b = min(a + CHUNK, T)
+        mask, end = _mask(rows, positions, span.visible, patterns, a, b), S - T + b
+        pieces.append(attend(q[a:b], rows.k[:, :end], rows.v[:, :end], mask, layer, span.watch, scale))
+    return torch.cat(pieces)
 
 
 def _window(width: int) -> Pattern:
@@ -185,24 +188,31 @@ def _mask(
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, layer: int = 0, watch: Watch | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    layer: int = 0,
+    watch: Watch | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Grouped-query attention. q (T, H, D); k, v (KV, S, D); mask (T, S) or (KV, T, S), None as `_mask` says.
 
-    Returns (T, H·D). `watch` receives the weights (H, T, S) in float32.
+    Returns (T, H·D). `watch` receives the weights (H, T, S) in float32. `scale` is 1/√D unless a model says otherwise.
     """
     T, H, D = q.shape
+    scale = 1 / math.sqrt(D) if scale is None else scale
     KV, S, _ = k.shape
     G = H // KV
     q, wanted = q.to(k.dtype), q.dtype
     if T > FEW_QUERIES and watch is None:
         bias = mask if mask is None or mask.dim() == 2 else mask.repeat_interleave(G, 0)[None]
         y = F.scaled_dot_product_attention(
-            q.transpose(0, 1)[None], k[None], v[None], bias, is_causal=mask is None, enable_gqa=G > 1
+            q.transpose(0, 1)[None], k[None], v[None], bias, is_causal=mask is None, scale=scale, enable_gqa=G > 1
         )
         return y[0].transpose(0, 1).reshape(T, H * D).to(wanted)
     grouped = q.view(T, KV, G, D).permute(1, 2, 0, 3).reshape(KV, G * T, D)
-    scores = torch.bmm(grouped, k.transpose(1, 2)).float().view(KV, G, T, S).mul_(1 / math.sqrt(D))
+    scores = torch.bmm(grouped, k.transpose(1, 2)).float().view(KV, G, T, S).mul_(scale)
     if mask is None and T > 1:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     if mask is not None:
@@ -251,10 +261,19 @@ class Decoder(nn.Module):
     def context(self) -> int:
         return self.shape.context
 
+    def private(self) -> Decoder:
+        """A copy whose layers may be changed; embedding, head and final norm stay shared with this one."""
+        twin = Decoder(
+            self.shape, self.tables, copy.deepcopy(list(self.layers)), self.norm, self.angles, self.weights
+        )
+        twin.turn_factor = self.turn_factor
+        return twin.eval()
+
     def memory(self) -> Memory:
         """An empty key-value store for one sequence: float32, or bfloat16 beside dense bfloat16 weights on a GPU."""
         dtype = torch.bfloat16 if self.weights != "dense-fp32" and self.device.type == "cuda" else torch.float32
-        return Memory(len(self.layers), self.shape.kv_heads, self.shape.head_size, dtype, self.device)
+        s = self.shape
+        return Memory([Rows(s.kv_heads, s.head_size, dtype, self.device) for _ in self.layers])
 
     def turns(self, positions: Tensor) -> Tensor:
         """positions (…,) to unit rotations (…, D/2) complex."""

@@ -1,0 +1,132 @@
+"""Any other Hugging Face causal model, run through transformers' own seam for attention: slower, still measured.
+
+transformers computes everything but attention; keys and values go to our memory, so eviction and speculation work as they do
+on our decoder. What needs single layers or weights is refused, because the layers belong to transformers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmlab.abilities import Ability, Refused
+from llmlab.memory import Memory, Rows
+from llmlab.models.decoder import Batch, Depth, Span, look
+
+NAME = "llmlab"
+ABILITIES = frozenset({Ability.MANY_ROWS, Ability.ROLLBACK, Ability.EVICTION, Ability.ATTENTION})
+FORMATS = ("dense-fp32", "dense-bf16", "nf4", "int8")
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    lab: Batch | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers calls this per layer with (1, heads, T, D) of the new tokens only; the rest is in our memory.
+
+    The mask is ours as well: a name that is registered for attention and not for masks makes transformers build none.
+    """
+    if lab is None:
+        raise RuntimeError("a wrapped model was called without its batch")
+    for odd in ("softcap", "s_aux"):
+        if kwargs.get(odd) is not None:
+            raise Refused("This model", f"uses {odd} in its attention, which is not built", "Choose another model")
+    (span,) = lab.spans
+    rows = span.memory.layers[module.layer_idx]
+    rows.append(key[0], value[0], lab.positions)
+    window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
+    y = look(query[0].transpose(0, 1), rows, lab.positions, span, module.layer_idx, window, scaling)
+    return y.view(1, query.shape[2], query.shape[1], -1), None
+
+
+class Wrapped:
+    """A transformers causal model behind the same `forward(batch, depth, last)` as our decoder; one sequence at a time."""
+
+    abilities = ABILITIES
+
+    def __init__(self, model: Any, weights: str) -> None:
+        """`model` was made with `attn_implementation="llmlab"`. Refused when a layer keeps no keys and values."""
+        self.hf, self.weights = model.eval(), weights
+        config = model.config
+        self.context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 1024)
+        self.layers = range(config.num_hidden_layers)
+        self._dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        probe = [_Probe(self._dtype, self.device) for _ in self.layers]
+        batch = Batch(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), [])
+        batch.spans = [Span(0, 1, Memory(probe))]  # type: ignore[arg-type]
+        self.forward(batch)
+        if any(p.shape is None for p in probe):
+            raise Refused(
+                "This model", "has layers that keep no keys and values, which the lab cannot measure", "Choose another"
+            )
+        self._shapes = [p.shape for p in probe]
+
+    @property
+    def device(self) -> torch.device:
+        return self.hf.device
+
+    @property
+    def nbytes(self) -> int:
+        return self.hf.get_memory_footprint()
+
+    def memory(self) -> Memory:
+        return Memory([Rows(heads, size, self._dtype, self.device) for heads, size in self._shapes])
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, depth: Depth | None = None, last: int | None = None) -> Tensor:
+        """As `Decoder.forward`, for a batch of one sequence; `depth` is refused before a run by the abilities."""
+        if depth is not None:
+            raise Refused("A wrapped model", "cannot skip layers", "Choose a model that our decoder runs")
+        out = self.hf(
+            input_ids=batch.tokens[None].to(self.device),
+            position_ids=batch.positions[None].to(self.device),
+            use_cache=False,
+            lab=batch,
+            **({"logits_to_keep": last or 1} if last is not None else {}),
+        )
+        return out.logits[0, : 0 if last == 0 else None].float()
+
+
+class _Probe(Rows):
+    """Rows that find out their own shape from the first keys they are given."""
+
+    shape: tuple[int, int] | None = None
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(0, 0, dtype, device)
+
+    def append(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
+        self.shape = (k.shape[0], k.shape[2])
+        super().__init__(k.shape[0], k.shape[2], k.dtype, k.device)
+        super().append(k, v, positions)
+
+
+def build(path: str, weights: str, device: str) -> Wrapped:
+    """A Wrapped model from a folder of safetensors. Refused for a format that only our decoder has."""
+    from transformers import AttentionInterface, AutoModelForCausalLM, BitsAndBytesConfig
+
+    AttentionInterface.register(NAME, _attention)
+    if weights not in FORMATS:
+        raise Refused(f"The {weights} format", "needs our own decoder, which does not run this model", "Choose nf4")
+    kinds = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "int8": {"load_in_8bit": True}}
+    model = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=torch.float32 if weights == "dense-fp32" else torch.bfloat16,
+        attn_implementation=NAME,
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
+        # accelerate fills the first device and offloads what is left over, so a model larger than a GPU still runs.
+        device_map="auto" if device.startswith("cuda") else {"": device},
+        quantization_config=BitsAndBytesConfig(**kinds[weights]) if weights in kinds else None,
+    )
+    return Wrapped(model, weights)
