@@ -1,0 +1,265 @@
+"""The command line: run, compare, techniques, models, replay. Status 2 and one sentence for input that cannot work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmlab.abilities import Refused
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m llmlab", description="A laboratory for efficient LLM inference.")
+    sub = p.add_subparsers(dest="command", required=True)
+    for name, help in (("run", "run one stack"), ("compare", "run the baseline, then the stack, and say what differs")):
+        c = sub.add_parser(name, help=help)
+        c.add_argument("--model", default="smollm2-135m", help="catalogue id, Hub id, local folder or GGUF file")
+        c.add_argument("--prompt", default=None)
+        c.add_argument("--prompt-file", default=None, metavar="F")
+        c.add_argument("--chat", action=argparse.BooleanOptionalAction, default=None, help="use the chat template")
+        c.add_argument("--max-new-tokens", default=64)
+        c.add_argument("--technique", action="append", default=[], metavar="NAME:knob=value,knob=value")
+        c.add_argument("--weights", default="dense-fp32", help="dense-fp32, dense-bf16, int8, int4 or nf4")
+        c.add_argument("--temperature", default=0.0)
+        c.add_argument("--top-k", default=0)
+        c.add_argument("--top-p", default=1.0)
+        c.add_argument("--seed", default=0)
+        c.add_argument("--device", default="auto")
+        c.add_argument("--json", default=None, metavar="OUT|-")
+        c.add_argument("--trace", default=None, metavar="OUT.jsonl")
+    for name, help in (("techniques", "every technique with its knobs"), ("models", "the catalogue, and what fits here")):
+        c = sub.add_parser(name, help=help)
+        c.add_argument("--json", action="store_true")
+    c = sub.add_parser("replay", help="the figures of a recorded run")
+    c.add_argument("trace", metavar="TRACE.jsonl")
+    c.add_argument("--json", default=None, metavar="OUT|-")
+    return p
+
+
+def settings_of(a: argparse.Namespace) -> Any:
+    from llmlab.experiment import Settings
+    from llmlab.stack import Stack
+
+    if a.prompt is not None and a.prompt_file is not None:
+        raise Refused("The command", "gives both --prompt and --prompt-file", "Give one of them")
+    prompt = a.prompt
+    if a.prompt_file is not None:
+        try:
+            prompt = Path(a.prompt_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise Refused(f"The prompt file {a.prompt_file}", f"cannot be read ({type(e).__name__})", "Check it") from e
+    return Settings(
+        model=a.model,
+        prompt=prompt or "",
+        chat=a.chat,
+        max_new_tokens=a.max_new_tokens,
+        weights=a.weights,
+        temperature=a.temperature,
+        top_k=a.top_k,
+        top_p=a.top_p,
+        seed=a.seed,
+        device=a.device,
+        stack=Stack.from_arguments(a.technique),
+    )
+
+
+def say(text: str = "") -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def report(what: str, done: int, total: int) -> None:
+    """Progress on one line of standard error, only where somebody is watching."""
+    if sys.stderr.isatty():
+        share = f" {done / total:4.0%} of {total / 1e6:.0f} MB" if total > 1 << 20 else f" {done}/{total}" if total else ""
+        print(f"\r\033[K{what}{share}", end="", file=sys.stderr, flush=True)
+        if total and done >= total:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def write(value: Any, where: str | None) -> None:
+    if where is None:
+        return
+    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    if where == "-":
+        sys.stdout.write(text)
+        return
+    save(where, text)
+
+
+def save(where: str, text: str) -> None:
+    try:
+        Path(where).write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise Refused(f"The file {where}", f"cannot be written ({e.strerror})", "Give another path") from e
+
+
+def figures(m: dict[str, Any]) -> str:
+    parts = [
+        f"{m['new_tokens']} tokens in {m['passes']} passes ({m['tokens_per_pass']:.2f} a pass)",
+        f"{m['decode_tokens_per_second']:.1f} tokens/s",
+        f"first token after {m['ttft_seconds'] or 0:.2f} s",
+        f"weights {m['weight_bytes'] / 1e6:.0f} MB",
+        f"KV at most {m['kv_bytes_peak'] / 1e6:.1f} MB in {m['kv_rows_peak']} rows",
+    ]
+    if m["drafted"]:
+        parts.insert(1, f"{m['accepted']} of {m['drafted']} drafted tokens accepted")
+    return " · ".join(parts)
+
+
+def one_run(lab: Any, prepared: Any, quiet: bool, lane: str = "") -> list[Any]:
+    from llmlab.events import Committed, WeightsChanged
+
+    events = []
+    for e in lab.run(prepared, lane=lane, report=report):
+        events.append(e)
+        if isinstance(e, WeightsChanged):
+            say(f"{e.technique}: {e.note}")
+        if isinstance(e, Committed) and not quiet:
+            print("".join(e.text), end="", flush=True)
+    if not quiet:
+        print(flush=True)
+    return events
+
+
+def run(a: argparse.Namespace) -> None:
+    from llmlab import trace
+    from llmlab.experiment import Lab
+
+    lab = Lab()
+    prepared = lab.prepare(settings_of(a), report)
+    events = one_run(lab, prepared, a.json == "-")
+    value = lab.record(prepared, events)
+    say(figures(value["metrics"]))
+    write(value, a.json)
+    if a.trace:
+        save(a.trace, trace.dumps(events))
+
+
+def compare(a: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from llmlab import trace
+    from llmlab.experiment import Lab, plain
+
+    lab = Lab()
+    prepared = lab.prepare(settings_of(a), report)
+    bare = replace(prepared, settings=plain(prepared.settings))
+    quiet = a.json == "-"
+    if not quiet:
+        print("--- baseline")
+    baseline = one_run(lab, bare, quiet, "baseline")
+    if not quiet:
+        print("--- with " + (" ".join(prepared.settings.stack.arguments()) or "nothing"))
+    events = one_run(lab, prepared, quiet, "stack")
+    q = lab.quality(prepared, baseline, events)
+    value = lab.record(prepared, events, q)
+    value["baseline"] = lab.record(bare, baseline)
+    say("baseline: " + figures(value["baseline"]["metrics"]))
+    say("stack:    " + figures(value["metrics"]))
+    old, new = (value[k]["metrics"] if k else value["metrics"] for k in ("baseline", ""))
+    faster = new["decode_tokens_per_second"] / max(old["decode_tokens_per_second"], 1e-9)
+    same = "the same text" if q["identical"] else f"another text from token {q['first_difference']} on"
+    say(f"{faster:.2f}× the baseline's tokens/s, {same}; KL {q['kl_mean']:.2g}, top-1 agreement {q['top1_agreement']:.1%}")
+    write(value, a.json)
+    if a.trace:
+        save(a.trace, trace.dumps([*baseline, *events]))
+
+
+def techniques(a: argparse.Namespace) -> None:
+    from llmlab.technique import registry, title
+
+    rows = [
+        {
+            "id": name,
+            "door": t.door,
+            "title": title(t),
+            "claim": t.claim,
+            "knobs": [
+                {"name": k.name, "kind": k.kind, "default": k.default, "low": k.low, "high": k.high, "help": k.help}
+                | ({"choices": list(k.choices)} if k.choices else {})
+                for k in t.knobs()
+            ],
+            "exact": t.exact,
+            "speed": t.speed,
+            "covers": list(t.covers),
+        }
+        for name, t in registry().items()
+    ]
+    if a.json:
+        write(rows, "-")
+        return
+    for r in rows:
+        print(f"{r['id']:18} {r['door']:16} {'exact' if r['exact'] else 'lossy':6} {r['speed']:10} {r['title']}")
+        for k in r["knobs"]:
+            span = " | ".join(k["choices"]) if "choices" in k else f"{k['low']}…{k['high']}" if k["low"] is not None else ""
+            print(f"{'':4}{k['name']} = {k['default']}  {span}  {k['help']}")
+
+
+def models(a: argparse.Namespace) -> None:
+    from llmlab.models import catalog
+
+    free = catalog.free_memory()
+    rows = []
+    for name, e in catalog.MODELS.items():
+        fits = {w: catalog.fit(e, w, 1024, free).fits for w in catalog.FORMATS}
+        rows.append(
+            {
+                "id": name,
+                "title": e.title,
+                "repo": e.repo,
+                "parameters": e.parameters,
+                "licence": e.licence,
+                "gated": e.gated,
+                "runs_on": e.runs_on,
+                "drafts": list(e.drafts),
+                "downloaded": catalog.downloaded(e),
+                "fits": fits,
+            }
+        )
+    if a.json:
+        write(rows, "-")
+        return
+    print(f"{free / 1e9:.1f} GB of memory are free; a model fits with 1024 tokens of keys and values.")
+    for r in rows:
+        fits = ", ".join(w for w, ok in r["fits"].items() if ok) or "nothing fits"
+        here = "here" if r["downloaded"] else "—"
+        print(f"{r['id']:24} {r['parameters'] / 1e6:6.0f} M  {r['licence']:14} {here:5} {fits}")
+
+
+def replay(a: argparse.Namespace) -> None:
+    from llmlab import trace
+    from llmlab.experiment import record
+
+    values = {}
+    for lane, events in trace.lanes(trace.load(a.trace)).items():
+        values[lane] = record(events)
+        if a.json != "-":
+            print(f"--- {lane}: {values[lane]['model']}\n{values[lane]['text']}")
+        say(f"{lane}: {figures(values[lane]['metrics'])}")
+    write(values, a.json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    a = parser().parse_args(arguments)
+    try:
+        globals()[a.command](a)
+    except Refused as e:
+        say(str(e))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
