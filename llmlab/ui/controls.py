@@ -1,0 +1,245 @@
+"""The page's controls, drawn from the registry: one group per family of techniques, one control per knob."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from llmlab.abilities import Refused, check
+from llmlab.doors import DOORS
+from llmlab.experiment import Settings
+from llmlab.models import catalog
+from llmlab.stack import Stack
+from llmlab.technique import Knob, Technique, make, registry, title
+from llmlab.ui import cards
+
+OFF = "off"
+Translate = Callable[[str], Any]
+
+
+@dataclass
+class Family:
+    """The techniques that open one door: a choice among them, and each one's box of knobs."""
+
+    door: str
+    many: bool
+    choice: gr.Radio | gr.CheckboxGroup
+    reason: gr.Markdown
+    boxes: dict[str, gr.Group]
+
+
+class Form:
+    """Every control of the page, in one order; `read` turns their values into Settings and `write` the other way round."""
+
+    def __init__(self) -> None:
+        self.fields: dict[str, Any] = {}
+        self.families: list[Family] = []
+        self.badge: gr.HTML | None = None
+        self.fit: gr.HTML | None = None
+
+    @property
+    def inputs(self) -> list[Any]:
+        return list(self.fields.values())
+
+    def add(self, name: str, component: Any) -> Any:
+        self.fields[name] = component
+        return component
+
+    # Drawing ---------------------------------------------------------------------------------------------------
+
+    def draw_model(self, _: Translate, default: str) -> None:
+        choices = [(f"{e.title} · {e.parameters / 1e6:.0f} M", name) for name, e in catalog.MODELS.items()]
+        self.add("model", gr.Dropdown(choices, value=default, label=_("model"), elem_id="model", filterable=True))
+        self.add(
+            "weights",
+            gr.Dropdown(
+                ["dense-fp32", "dense-bf16", "int8", "int4", "nf4"],
+                value="dense-fp32",
+                label=_("weights"),
+                info=_("weights_info"),
+                elem_id="weights",
+            ),
+        )
+        self.fit = gr.HTML("", elem_id="fit")
+
+    def draw_techniques(self, _: Translate, lang: str = "en") -> None:
+        known = registry()
+        for door in DOORS:
+            members = {n: t for n, t in known.items() if t.door == door}
+            if members:
+                self._family(door, members, _, lang)
+
+    def _family(self, door: str, members: dict[str, type[Technique]], _: Translate, lang: str) -> None:
+        many = next(iter(members.values())).slot == "chain"
+        choices = [(title(t), n) for n, t in members.items()]
+        with gr.Group(elem_classes="family", elem_id=f"family-{door}"):
+            if many:
+                control: Any = gr.CheckboxGroup(choices, value=[], label=_(door), info=_(f"{door}_info"), elem_id=door)
+            else:
+                control = gr.Radio(
+                    [(_("off"), OFF), *choices], value=OFF, label=_(door), info=_(f"{door}_info"), elem_id=door
+                )
+            self.add(door, control)
+            reason = gr.Markdown("", visible=False, elem_classes="reason", elem_id=f"reason-{door}")
+            boxes = {}
+            for name, technique in members.items():
+                with gr.Group(visible=False, elem_classes="box", elem_id=f"box-{name}") as box:
+                    gr.HTML(cards.summary(technique, lang), elem_id=f"claim-{name}")
+                    plain = [k for k in technique.knobs() if not k.advanced]
+                    rare = [k for k in technique.knobs() if k.advanced]
+                    for k in plain:
+                        self._knob(name, k)
+                    if rare:
+                        with gr.Accordion(_("more_knobs"), open=False):
+                            for k in rare:
+                                self._knob(name, k)
+                    with gr.Accordion(_("card"), open=False):
+                        gr.HTML(cards.body(technique))
+                boxes[name] = box
+        self.families.append(Family(door, many, control, reason, boxes))
+
+    def _knob(self, technique: str, k: Knob) -> None:
+        at = {"label": k.name, "info": k.help or None, "elem_id": f"knob-{technique}-{k.name}"}
+        if k.kind == "bool":
+            control: Any = gr.Checkbox(k.default, **at)
+        elif k.kind == "choice":
+            listed = [c for c in k.choices if c != "*"]
+            if "*" in k.choices:
+                listed += list(catalog.MODELS)
+            control = gr.Dropdown(listed, value=k.default, allow_custom_value="*" in k.choices, **at)
+        else:
+            # A slider over the whole range of a knob like 4…65536 is useless; its useful part is below a few thousand.
+            wide = k.high is not None and k.high > 4096
+            step = 1 if k.kind == "int" else 0.05 if k.high <= 1 else 0.1
+            control = gr.Number(k.default, precision=0, **at) if wide else gr.Slider(k.low, k.high, k.default, step=step, **at)
+        self.add(f"{technique}.{k.name}", control)
+
+    def draw_advanced(self, _: Translate) -> None:
+        self.add("max_new_tokens", gr.Slider(1, 512, 96, step=1, label=_("max_new_tokens"), elem_id="max_new_tokens"))
+        self.add("own", gr.Textbox("", label=_("own_model"), info=_("own_model_info"), max_lines=1, elem_id="own"))
+        self.add("chat", gr.Checkbox(True, label=_("chat"), elem_id="chat"))
+        info = _("temperature_info")
+        self.add("temperature", gr.Slider(0, 2, 0, step=0.05, label=_("temperature"), info=info, elem_id="temperature"))
+        self.add("top_k", gr.Number(0, precision=0, label=_("top_k"), elem_id="top_k"))
+        self.add("top_p", gr.Slider(0.05, 1, 1, step=0.05, label=_("top_p"), elem_id="top_p"))
+        self.add("seed", gr.Number(0, precision=0, label=_("seed"), elem_id="seed"))
+        self.add("device", gr.Dropdown(["auto", "cpu", "cuda"], value="auto", label=_("device"), elem_id="device"))
+
+    # Reading and writing -----------------------------------------------------------------------------------------
+
+    def stack(self, values: Mapping[str, Any]) -> Stack:
+        """The stack that the controls show. Raises Refused."""
+        known, chosen = registry(), []
+        for family in self.families:
+            picked = values[family.door] or []
+            names = picked if family.many else [n for n in [picked] if n != OFF]
+            for name in names:
+                chosen.append(make(name, **{k.name: values[f"{name}.{k.name}"] for k in known[name].knobs()}))
+        return Stack(chosen)
+
+    def read(self, values: Sequence[Any]) -> Settings:
+        """The Settings that the controls show, in the order of `inputs`. Raises Refused."""
+        v = dict(zip(self.fields, values, strict=True))
+        own = (v["own"] or "").strip()
+        entry = catalog.MODELS.get(v["model"])
+        chat = bool(v["chat"]) and (own != "" or entry is None or entry.chat)
+        return Settings(
+            model=own or v["model"],
+            prompt=v["prompt"] or "",
+            chat=(None if own else True) if chat else False,
+            max_new_tokens=v["max_new_tokens"],
+            weights=v["weights"],
+            temperature=v["temperature"],
+            top_k=v["top_k"],
+            top_p=v["top_p"],
+            seed=v["seed"],
+            device=v["device"],
+            stack=self.stack(v),
+        )
+
+    def write(self, settings: Settings) -> list[Any]:
+        """Updates for every input that make the controls show `settings`."""
+        listed = settings.model in catalog.MODELS
+        shown: dict[str, Any] = {
+            "model": settings.model if listed else gr.skip(),
+            "own": "" if listed else settings.model,
+            "prompt": settings.prompt,
+            "chat": settings.chat is not False,
+            "max_new_tokens": settings.max_new_tokens,
+            "weights": settings.weights,
+            "temperature": settings.temperature,
+            "top_k": settings.top_k,
+            "top_p": settings.top_p,
+            "seed": settings.seed,
+            "device": settings.device,
+        }
+        members = {t.id: t for t in settings.stack}
+        for family in self.families:
+            names = [n for n in family.boxes if n in members]
+            shown[family.door] = names if family.many else (names[0] if names else OFF)
+        for name, technique in members.items():
+            for key, value in technique.settings().items():
+                shown[f"{name}.{key}"] = value
+        return [shown.get(name, gr.skip()) for name in self.fields]
+
+    def write_family(self) -> list[Any]:
+        """The outputs that `refresh` updates: each family's choice, reason and boxes, then the badge and the fit."""
+        found: list[Any] = []
+        for family in self.families:
+            found += [family.choice, family.reason, *family.boxes.values()]
+        return [*found, self.badge, self.fit]
+
+    def refresh(self, values: Sequence[Any], abilities: frozenset[Any] | None, lang: str, fit: str) -> list[Any]:
+        """Updates for `write_family`: boxes of what is on, choices that have become impossible with their reason."""
+        v = dict(zip(self.fields, values, strict=True))
+        known = registry()
+        try:
+            stack, trouble = self.stack(v), ""
+        except Refused as e:
+            stack, trouble = Stack(), str(e)
+        updates: list[Any] = []
+        for family in self.families:
+            picked = v[family.door] or []
+            on = set(picked if family.many else [picked])
+            reasons = self._reasons(family, stack, abilities, known)
+            possible = [(title(known[n]), n) for n in family.boxes if n not in reasons or n in on]
+            if not family.many:
+                possible.insert(0, (_off(lang), OFF))
+            updates.append(gr.update(choices=possible, interactive=len(possible) > (0 if family.many else 1)))
+            told = "\n\n".join(dict.fromkeys(reasons.values()))
+            updates.append(gr.update(value=told, visible=bool(told)))
+            updates += [gr.update(visible=name in on) for name in family.boxes]
+        badge = f'<p class="refusal">{_escape(trouble)}</p>' if trouble else cards.stack_badge(stack, lang)
+        return [*updates, badge, fit]
+
+    @staticmethod
+    def _reasons(
+        family: Family, stack: Stack, abilities: frozenset[Any] | None, known: Mapping[str, type[Technique]]
+    ) -> dict[str, str]:
+        """Per technique of this family that could not be added to the stack now: why, and what to do."""
+        reasons: dict[str, str] = {}
+        if abilities is None:
+            return reasons
+        for name in family.boxes:
+            others = [t for t in stack if t.id != name and (family.many or t.door != family.door)]
+            here = next((t for t in stack if t.id == name), None) or make(name)
+            refusals = check(Stack([*others, here]), abilities)
+            mine = [r for r in refusals if r.who == title(known[name]) or title(known[name]) in r.why]
+            if mine:
+                reasons[name] = str(mine[0])
+        return reasons
+
+
+def _off(lang: str) -> str:
+    from llmlab.ui.words import word
+
+    return word("off", lang)
+
+
+def _escape(text: str) -> str:
+    from html import escape
+
+    return escape(text)

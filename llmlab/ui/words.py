@@ -1,0 +1,28 @@
+"""The page's words in English and Simplified Chinese: one catalogue for Gradio's labels and for sentences made here."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+LANGUAGES = ("en", "zh-CN")
+
+
+@cache
+def catalogue() -> dict[str, dict[str, str]]:
+    """Every word by language and key; both languages hold the same keys."""
+    return json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))
+
+
+def language(accept: str | None) -> str:
+    """The page's language for a browser's Accept-Language header."""
+    first = (accept or "").split(",")[0].strip().lower()
+    return "zh-CN" if first.startswith("zh") else "en"
+
+
+def word(key: str, lang: str = "en", **values: Any) -> str:
+    """The text called `key`, with its {placeholders} filled in."""
+    text = catalogue()[lang].get(key) or catalogue()["en"][key]
+    return text.format(**values) if values else text
