@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         c.add_argument("--device", default="auto")
         c.add_argument("--json", default=None, metavar="OUT|-")
         c.add_argument("--trace", default=None, metavar="OUT.jsonl")
-    for name, help in (("techniques", "every technique with its knobs"), ("models", "the catalogue, and what fits here")):
+    for name, help in (("techniques", "every technique with its knobs"), ("models", "the catalogue and what fits")):
         c = sub.add_parser(name, help=help)
         c.add_argument("--json", action="store_true")
     c = sub.add_parser("replay", help="the figures of a recorded run")
@@ -78,7 +78,9 @@ def say(text: str = "") -> None:
 def report(what: str, done: int, total: int) -> None:
     """Progress on one line of standard error, only where somebody is watching."""
     if sys.stderr.isatty():
-        share = f" {done / total:4.0%} of {total / 1e6:.0f} MB" if total > 1 << 20 else f" {done}/{total}" if total else ""
+        share = f" {done}/{total}" if total else ""
+        if total > 1 << 20:
+            share = f" {done / total:4.0%} of {total / 1e6:.0f} MB"
         print(f"\r\033[K{what}{share}", end="", file=sys.stderr, flush=True)
         if total and done >= total:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
@@ -167,7 +169,8 @@ def compare(a: argparse.Namespace) -> None:
     old, new = (value[k]["metrics"] if k else value["metrics"] for k in ("baseline", ""))
     faster = new["decode_tokens_per_second"] / max(old["decode_tokens_per_second"], 1e-9)
     same = "the same text" if q["identical"] else f"another text from token {q['first_difference']} on"
-    say(f"{faster:.2f}× the baseline's tokens/s, {same}; KL {q['kl_mean']:.2g}, top-1 agreement {q['top1_agreement']:.1%}")
+    cost = f"KL {q['kl_mean']:.2g}, top-1 agreement {q['top1_agreement']:.1%}"
+    say(f"{faster:.2f}× the baseline's tokens/s, {same}; {cost}")
     write(value, a.json)
     if a.trace:
         save(a.trace, trace.dumps([*baseline, *events]))
@@ -199,17 +202,17 @@ def techniques(a: argparse.Namespace) -> None:
     for r in rows:
         print(f"{r['id']:18} {r['door']:16} {'exact' if r['exact'] else 'lossy':6} {r['speed']:10} {r['title']}")
         for k in r["knobs"]:
-            span = " | ".join(k["choices"]) if "choices" in k else f"{k['low']}…{k['high']}" if k["low"] is not None else ""
+            span = " | ".join(k.get("choices", ())) or (f"{k['low']}…{k['high']}" if k["low"] is not None else "")
             print(f"{'':4}{k['name']} = {k['default']}  {span}  {k['help']}")
 
 
 def models(a: argparse.Namespace) -> None:
-    from llmlab.models import catalog
+    from llmlab.models import catalog, sources
 
     free = catalog.free_memory()
     rows = []
     for name, e in catalog.MODELS.items():
-        fits = {w: catalog.fit(e, w, 1024, free).fits for w in catalog.FORMATS}
+        fits = {w: catalog.fit(e, w, 1024, free).fits for w in e.formats}
         rows.append(
             {
                 "id": name,
@@ -220,7 +223,7 @@ def models(a: argparse.Namespace) -> None:
                 "gated": e.gated,
                 "runs_on": e.runs_on,
                 "drafts": list(e.drafts),
-                "downloaded": catalog.downloaded(e),
+                "downloaded": sources.downloaded(e),
                 "fits": fits,
             }
         )

@@ -1,4 +1,4 @@
-"""One run at a time, for many visitors: a fair queue, a thread that generates, and a tail of its events to draw from."""
+"""One run at a time, for many visitors: a fair queue, a thread that generates, and a tail of its events to draw."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Engine:
                 self._fail(run, "The GPU ran out of memory. Choose int4 weights, a smaller model or a shorter prompt.")
             else:
                 name = type(e).__name__
-                self._fail(run, f"The run broke off with an internal error ({name}). Try again, and report it if it stays.")
+                self._fail(run, f"The run broke off with an internal error ({name}). Try again; report it if it stays.")
         finally:
             self._turnstile.leave(ticket)
             run.ended.set()

@@ -52,7 +52,7 @@ class Settings:
                 number = None
             if number is None or number != float(value) or not low <= number <= high:
                 shown = name.replace("_", " ")
-                raise Refused(f"The setting {shown}", f"cannot be {str(value)[:20]}", f"Give a number from {low} to {high}")
+                raise Refused(f"The setting {shown}", f"cannot be {str(value)[:20]}", f"Give {low} to {high}")
             object.__setattr__(self, name, number)
 
     def to_json(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class Lab:
             return list(out["input_ids"])
         ids = list(tokenizer(settings.prompt)["input_ids"])
         if not ids:
-            raise Refused("The prompt", "holds nothing that this model's vocabulary can express", "Write something else")
+            raise Refused("The prompt", "holds nothing that this model's vocabulary knows", "Write something else")
         return ids
 
     def tools(self, prepared: Prepared) -> Tools:
@@ -170,7 +170,8 @@ class Lab:
 
         def partner(name: str) -> Any:
             low_bit = name in ("int4", "int8", "nf4")
-            other = self.shelf.load(settings.model if low_bit else name, name if low_bit else settings.weights, settings.device)
+            ref, weights = (settings.model, name) if low_bit else (name, settings.weights)
+            other = self.shelf.load(ref, weights, settings.device)
             mine, theirs = prepared.loaded.tokenizer.get_vocab(), other.tokenizer.get_vocab()
             if mine != theirs:
                 raise Refused(
@@ -249,7 +250,7 @@ class Lab:
 
 
 def record(events: Sequence[Event], tokenizer: Any = None, quality: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A run's events as the JSON of schema llmlab.run/1; without a tokenizer the text is put together from the events."""
+    """A run's events as JSON of schema llmlab.run/1; without a tokenizer the text is put together from the events."""
     started = next(e for e in events if isinstance(e, Started))
     ids = text_of(events)
     text = "".join(t for e in events if isinstance(e, Committed) for t in e.text)

@@ -91,7 +91,13 @@ def generate(
                 yield Exited(now, layer, len(session.memory.layers), confidence)
             path = path[: len(tokens)]
             yield Committed(
-                now, tokens, list(path), now - start, session.memory.rows(), session.memory.nbytes + tools.kv_bytes(), layers_run
+                now,
+                tokens,
+                list(path),
+                now - start,
+                session.memory.rows(),
+                session.memory.nbytes + tools.kv_bytes(),
+                layers_run,
             )
             if evicted:
                 yield Evicted(now, *evicted)

@@ -244,7 +244,13 @@ class Decoder(nn.Module):
     ) -> None:
         """rotations (D/2,) float32: the angle per position of each pair; see `families` for scaled variants."""
         super().__init__()
-        self.shape, self.tables, self.layers, self.norm, self.weights = shape, tables, nn.ModuleList(layers), norm, weights
+        self.shape, self.tables, self.layers, self.norm, self.weights = (
+            shape,
+            tables,
+            nn.ModuleList(layers),
+            norm,
+            weights,
+        )
         self.register_buffer("angles", rotations.float())
         self.turn_factor = 1.0
         self._table: Tensor | None = None
@@ -263,9 +269,7 @@ class Decoder(nn.Module):
 
     def private(self) -> Decoder:
         """A copy whose layers may be changed; embedding, head and final norm stay shared with this one."""
-        twin = Decoder(
-            self.shape, self.tables, copy.deepcopy(list(self.layers)), self.norm, self.angles, self.weights
-        )
+        twin = Decoder(self.shape, self.tables, copy.deepcopy(list(self.layers)), self.norm, self.angles, self.weights)
         twin.turn_factor = self.turn_factor
         return twin.eval()
 

@@ -83,7 +83,9 @@ def rotations(config: Any, factors: Tensor | None = None) -> tuple[Tensor, float
     kind = parameters.get("rope_type", "default")
     if kind in ROPE_INIT_FUNCTIONS:
         if kind in ("dynamic", "longrope"):
-            raise Refused("This model", f"scales its positions by the {kind} rule, which is not built", "Choose another")
+            raise Refused(
+                "This model", f"scales its positions by the {kind} rule, which is not built", "Choose another"
+            )
         angles, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
     elif kind == "default":
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -126,7 +128,9 @@ def build(
     """
     config = checkpoint.config
     if not ours(config):
-        raise Refused(f"The architecture {config.model_type}", "is not one that our decoder runs", "Use the wrapped path")
+        raise Refused(
+            f"The architecture {config.model_type}", "is not one that our decoder runs", "Use the wrapped path"
+        )
     family, s = FAMILIES[config.model_type], shape_of(config)
     names = set(checkpoint.names())
     order = {heads: interleave(heads * s.head_size, s.head_size) for heads in (s.heads, s.kv_heads)}
@@ -135,7 +139,9 @@ def build(
         value = checkpoint.get(name)
         if tuple(value.shape) != shape:
             raise Refused(
-                f"The tensor {name}", f"has the shape {tuple(value.shape)} where {shape} belongs", "Fetch the model again"
+                f"The tensor {name}",
+                f"has the shape {tuple(value.shape)} where {shape} belongs",
+                "Fetch the model again",
             )
         return value if isinstance(value, Codes) else value.to(device)
 

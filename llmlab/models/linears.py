@@ -241,7 +241,9 @@ def make_linear(weight: Tensor | Codes, weights: str, bias: Tensor | None = None
         raise Refused(f"No weight format is called {weights[:20]!r};", "it is unknown", f"Choose {', '.join(FORMATS)}")
     if weights in ("int4", "nf4") and weight.shape[1] % GROUP:
         raise Refused(
-            f"The {weights} format", f"packs groups of {GROUP} inputs and {weight.shape[1]} is no multiple", "Choose int8"
+            f"The {weights} format",
+            f"packs groups of {GROUP} inputs and {weight.shape[1]} is no multiple",
+            "Choose int8",
         )
     return FORMATS[weights](weight, bias)
 

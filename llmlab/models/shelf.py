@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +16,11 @@ from llmlab.models.decoder import Decoder
 from llmlab.models.families import build as build_decoder
 from llmlab.models.families import ours
 from llmlab.models.linears import FORMATS
+from llmlab.models.sources import Report
 from llmlab.models.wrapped import ABILITIES as WRAPPED
+from llmlab.models.wrapped import FORMATS as WRAPPED_FORMATS
 from llmlab.stack import Stack
 from llmlab.tools import Tools
-
-Report = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is (0 when unknown)."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,14 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Changed:
-    """A model with a stack's weight transforms applied, and what each of them did: (title, bytes before, after, note)."""
+    """A model with a stack's weight transforms applied, and what each did: (title, bytes before, after, note)."""
 
     model: Any
     changes: tuple[tuple[str, int, int, str], ...]
 
 
 class Shelf:
-    """Keeps at most `most` bytes of models. A run holds its model itself, so letting go never takes one from under it."""
+    """Keeps at most `most` bytes of models. A run holds its model itself, so it never loses the one it uses."""
 
     def __init__(self, most: int | None = None) -> None:
         self.most = most or catalog.total_memory() // 2
@@ -58,7 +56,12 @@ class Shelf:
         entry = catalog.MODELS.get(ref)
         if entry is not None:
             return Decoder.abilities if entry.runs_on == "decoder" else WRAPPED
-        return Decoder.abilities if ours(sources.read_config(sources.find(ref))) else WRAPPED
+        return Decoder.abilities if self._decodes(sources.find(ref)) else WRAPPED
+
+    @staticmethod
+    def _decodes(found: sources.Found) -> bool:
+        """Whether our own decoder runs it, rather than transformers."""
+        return found.entry.runs_on == "decoder" if found.entry else ours(sources.read_config(found))
 
     def load(self, ref: str, weights: str, device: str = "auto", rows: int = 0, report: Report | None = None) -> Loaded:
         """The model called `ref` (catalogue id, Hub id, folder or GGUF file) in a weight format.
@@ -66,7 +69,9 @@ class Shelf:
         `rows` of keys and values must fit beside it. Raises Refused, before loading, for whatever cannot work.
         """
         if weights not in FORMATS:
-            raise Refused(f"No weight format is called {weights[:20]!r};", "it is unknown", f"Choose {', '.join(FORMATS)}")
+            raise Refused(
+                f"No weight format is called {weights[:20]!r};", "it is unknown", f"Choose {', '.join(FORMATS)}"
+            )
         device = pick(device)
         key = ("loaded", ref, weights, device)
         with self._lock:
@@ -74,24 +79,29 @@ class Shelf:
                 self._held.move_to_end(key)
                 return self._held[key]
             tell = report or (lambda what, done, total: None)
-            found = sources.find(ref, progress=lambda p: tell(p.what, p.done, p.total))
-            config = sources.read_config(found)
-            shape = catalog.shape_of(config)
-            self._make_room(catalog.weight_bytes(shape, weights))
-            catalog.require_fit(shape, weights, rows, catalog.free_memory(device), who=found.name)
+            found = sources.find(ref)
+            size = found.entry.size if found.entry else catalog.size_of(sources.read_config(found))
+            self._make_room(catalog.weight_bytes(size, weights))
+            free, formats = catalog.free_memory(device), FORMATS if self._decodes(found) else WRAPPED_FORMATS
+            # What does not fit a GPU is spread over it and the processor's memory by accelerate.
+            spread = (
+                device.startswith("cuda") and found.kind != "gguf" and not catalog.fit(size, weights, rows, free).fits
+            )
+            if spread:
+                free += catalog.free_memory()
+            catalog.require_fit(size, weights, rows, free, found.name, formats)
+            found = sources.fetch(found, tell)
             tell("Loading the tokenizer", 0, 0)
-            tokenizer = sources.tokenizer(found)
-            if ours(config):
+            tokenizer, config = sources.tokenizer(found), sources.read_config(found)
+            if ours(config) and not spread:
                 source = sources.checkpoint(found)
                 model: Any = build_decoder(source, weights, device, lambda i, n: tell("Loading the weights", i, n))
                 origin = source.source
-            elif found.kind == "folder":
+            else:
                 from llmlab.models import wrapped
 
                 tell("Loading the weights", 0, 0)
-                model, origin = wrapped.build(str(found.path), weights, device), str(found.path)
-            else:
-                raise Refused(found.name, "is a GGUF file of a kind that our decoder does not run", "Choose another")
+                model, origin = wrapped.build(str(found.path), weights, device), f"transformers, {found.name}"
             loaded = Loaded(found.name, model, tokenizer, weights, stop_tokens(tokenizer, config), origin)
             self._held[key] = loaded
             return loaded
@@ -145,7 +155,7 @@ def pick(device: str) -> str:
 
 
 def stop_tokens(tokenizer: Any, config: Any) -> frozenset[int]:
-    """The ids at which an answer ends, from the config and the tokenizer, and the chat turn's end where there is one."""
+    """The ids at which an answer ends, from the config and the tokenizer, and a chat turn's end where there is one."""
     found: set[int] = set()
     for source in (getattr(config, "eos_token_id", None), tokenizer.eos_token_id):
         found.update(source if isinstance(source, list | tuple) else [source])

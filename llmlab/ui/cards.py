@@ -78,7 +78,8 @@ def _survey() -> dict[str, str]:
         for r in rows:
             label = escape(f"{r['title']} ({r['year']})" if r.get("year") else r["title"])
             if r.get("arxiv"):
-                label = f'<a href="https://arxiv.org/abs/{escape(r["arxiv"])}" target="_blank" rel="noopener">{label}</a>'
+                at = f"https://arxiv.org/abs/{escape(r['arxiv'])}"
+                label = f'<a href="{at}" target="_blank" rel="noopener">{label}</a>'
             _ROWS[r["id"]] = label
     return _ROWS
 

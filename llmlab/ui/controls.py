@@ -32,7 +32,7 @@ class Family:
 
 
 class Form:
-    """Every control of the page, in one order; `read` turns their values into Settings and `write` the other way round."""
+    """Every control of the page, in one order; `read` turns their values into Settings and `write` turns them back."""
 
     def __init__(self) -> None:
         self.fields: dict[str, Any] = {}
@@ -114,7 +114,10 @@ class Form:
             # A slider over the whole range of a knob like 4…65536 is useless; its useful part is below a few thousand.
             wide = k.high is not None and k.high > 4096
             step = 1 if k.kind == "int" else 0.05 if k.high <= 1 else 0.1
-            control = gr.Number(k.default, precision=0, **at) if wide else gr.Slider(k.low, k.high, k.default, step=step, **at)
+            if wide:
+                control = gr.Number(k.default, precision=0, **at)
+            else:
+                control = gr.Slider(k.low, k.high, k.default, step=step, **at)
         self.add(f"{technique}.{k.name}", control)
 
     def draw_advanced(self, _: Translate) -> None:

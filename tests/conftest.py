@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+from llmlab.models.decoder import Decoder
+from tests import tiny
+
+settings.register_profile("laws", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("laws")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small are slower on two threads than on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def llama() -> Decoder:
+    """Our decoder with the tiny Llama's weights; nobody may change it."""
+    return tiny.decoder("llama")
