@@ -125,7 +125,8 @@ def one_run(lab: Any, prepared: Any, quiet: bool, lane: str = "") -> list[Any]:
         if isinstance(e, WeightsChanged):
             say(f"{e.technique}: {e.note}")
         if isinstance(e, Committed) and not quiet:
-            print("".join(e.text), end="", flush=True)
+            ends = prepared.loaded.stop_tokens
+            print("".join(t for i, t in zip(e.tokens, e.text, strict=True) if i not in ends), end="", flush=True)
     if not quiet:
         print(flush=True)
     return events
@@ -149,6 +150,7 @@ def compare(a: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from llmlab import trace
+    from llmlab.events import Compared
     from llmlab.experiment import Lab, plain
 
     lab = Lab()
@@ -173,7 +175,7 @@ def compare(a: argparse.Namespace) -> None:
     say(f"{faster:.2f}× the baseline's tokens/s, {same}; {cost}")
     write(value, a.json)
     if a.trace:
-        save(a.trace, trace.dumps([*baseline, *events]))
+        save(a.trace, trace.dumps([*baseline, *events, Compared(events[-1].t, q)]))
 
 
 def techniques(a: argparse.Namespace) -> None:
@@ -207,9 +209,10 @@ def techniques(a: argparse.Namespace) -> None:
 
 
 def models(a: argparse.Namespace) -> None:
+    from llmlab.meter import free_memory
     from llmlab.models import catalog, sources
 
-    free = catalog.free_memory()
+    free = free_memory()
     rows = []
     for name, e in catalog.MODELS.items():
         fits = {w: catalog.fit(e, w, 1024, free).fits for w in e.formats}
@@ -239,11 +242,12 @@ def models(a: argparse.Namespace) -> None:
 
 def replay(a: argparse.Namespace) -> None:
     from llmlab import trace
+    from llmlab.events import Compared
     from llmlab.experiment import record
 
     values = {}
     for lane, events in trace.lanes(trace.load(a.trace)).items():
-        values[lane] = record(events)
+        values[lane] = record(events, quality=next((e.quality for e in events if isinstance(e, Compared)), None))
         if a.json != "-":
             print(f"--- {lane}: {values[lane]['model']}\n{values[lane]['text']}")
         say(f"{lane}: {figures(values[lane]['metrics'])}")

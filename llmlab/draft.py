@@ -97,6 +97,10 @@ class Dice:
         return int(torch.multinomial(p.float().cpu(), 1, generator=self.generator).item())
 
 
+COLDEST = 1e-6
+"""Below this temperature float32 cannot tell sampling from taking the best token."""
+
+
 @dataclass(frozen=True)
 class Sampler:
     """How logits become a distribution: greedy at temperature 0, else temperature, then top-k, then top-p (nucleus)."""
@@ -107,7 +111,7 @@ class Sampler:
 
     @property
     def greedy(self) -> bool:
-        return self.temperature <= 0
+        return self.temperature < COLDEST
 
     def distribution(self, logits: Tensor) -> Tensor:
         """(…, V) logits to (…, V) probabilities in float32; one-hot when greedy."""
@@ -168,6 +172,8 @@ def accept(draft: Draft, p: Tensor, chance: Chance) -> tuple[tuple[int, ...], in
                 left[x] = 0
             else:
                 left = (left - q.to(left)).clamp_min(0)
-            left = left / left.sum()
+            total = left.sum()
+            # A drafter that all but equals the model can leave nothing but rounding; then p itself is what is left.
+            left = left / total if total > 0 else p[node + 1].float()
         else:
             return tuple(path), chance.pick(left)

@@ -8,10 +8,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from llmlab.abilities import Refused
-from llmlab.events import Event, Failed, Started
+from llmlab.events import Compared, Event, Failed, Started
 from llmlab.experiment import Lab, Prepared, Settings, plain
 
 log = logging.getLogger(__name__)
@@ -61,7 +60,6 @@ class Run:
     events: list[Event] = field(default_factory=list)
     state: str = "queued"
     note: str = ""
-    quality: dict[str, Any] | None = None
     prepared: Prepared | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
@@ -102,6 +100,10 @@ class Engine:
 
     def find(self, run: str) -> Run | None:
         return self._runs.get(run)
+
+    def latest(self, owner: str) -> Run | None:
+        """A visitor's last run."""
+        return next((r for r in reversed(list(self._runs.values())) if r.owner == owner), None)
 
     def start(self, settings: Settings, compare: bool = False, owner: str = "") -> Run:
         """Queue a run and return at once. Raises Refused for what cannot work, before it takes a place in the queue."""
@@ -167,7 +169,8 @@ class Engine:
         if run.compare and not run.stop.is_set():
             run.note = "Measuring quality|0|0"
             split = next(i for i, e in enumerate(run.events) if isinstance(e, Started) and e.lane == "stack")
-            run.quality = self.lab.quality(prepared, run.events[:split], run.events[split:])
+            quality = self.lab.quality(prepared, run.events[:split], run.events[split:])
+            run.events.append(Compared(run.events[-1].t, quality))
             run.note = ""
 
     def _fail(self, run: Run, message: str) -> None:

@@ -107,6 +107,13 @@ class Finished(Event):
 
 
 @dataclass(frozen=True)
+class Compared(Event):
+    """After a baseline and a stack have run: what the stack cost in quality, with the keys of `quality.compare`."""
+
+    quality: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Failed(Event):
     """The run ended with an error, told in one sentence."""
 
@@ -114,7 +121,19 @@ class Failed(Event):
 
 
 KINDS: dict[str, type[Event]] = {
-    c.__name__: c for c in (Started, WeightsChanged, Prefilled, Drafted, Committed, Evicted, Exited, Finished, Failed)
+    c.__name__: c
+    for c in (
+        Started,
+        WeightsChanged,
+        Prefilled,
+        Drafted,
+        Committed,
+        Evicted,
+        Exited,
+        Finished,
+        Compared,
+        Failed,
+    )
 }
 
 

@@ -172,6 +172,8 @@ class Lab:
             low_bit = name in ("int4", "int8", "nf4")
             ref, weights = (settings.model, name) if low_bit else (name, settings.weights)
             other = self.shelf.load(ref, weights, settings.device)
+            if low_bit:
+                return other.model
             mine, theirs = prepared.loaded.tokenizer.get_vocab(), other.tokenizer.get_vocab()
             if mine != theirs:
                 raise Refused(
@@ -190,6 +192,8 @@ class Lab:
         settings, loaded, stack = prepared.settings, prepared.loaded, prepared.settings.stack
         tools = self.tools(prepared)
         changed = self.shelf.changed(loaded, stack, tools, report)
+        for technique in stack:
+            technique.prepare(changed.model, tools)
         labels = Labeller(loaded.tokenizer)
         prompt_text = labels.commit(prepared.prompt)
         started = Started(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 
@@ -67,3 +69,43 @@ def flops_per_token(shape: Any, rows: int) -> float:
     feed = 3 * shape.width * shape.feed_forward
     per_layer = 2 * (attention + feed) + 4 * rows * shape.heads * shape.head_size
     return shape.layers * per_layer + 2 * shape.vocab * shape.width
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run uses where nothing else is asked for. `total` bytes of memory, `cores` threads of the processor."""
+
+    device: str
+    name: str
+    cores: int
+    total: int
+
+
+def hardware() -> Hardware:
+    """CUDA where there is one, and the processor otherwise."""
+    if torch.cuda.is_available():
+        about = torch.cuda.get_device_properties(0)
+        return Hardware("cuda", about.name, torch.get_num_threads(), about.total_memory)
+    return Hardware("cpu", "CPU", torch.get_num_threads(), total_memory())
+
+
+def total_memory() -> int:
+    """Bytes that this process may use: the machine's, or its container's limit."""
+    return min(psutil.virtual_memory().total, _container("memory.max") or 1 << 62)
+
+
+def free_memory(device: str = "cpu") -> int:
+    """Bytes free on a device now."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info()[0]
+    limit, used = _container("memory.max"), _container("memory.current")
+    free = psutil.virtual_memory().available
+    # A container's count of used bytes includes files that the kernel would give back, so this errs on the safe side.
+    return free if limit is None or used is None else min(free, max(limit - used, 0))
+
+
+def _container(name: str) -> int | None:
+    try:
+        return int(Path("/sys/fs/cgroup", name).read_text())
+    except (OSError, ValueError):
+        return None

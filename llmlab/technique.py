@@ -131,6 +131,9 @@ class Technique:
     def title(self) -> str:
         return title(type(self))
 
+    def prepare(self, model: Any, tools: Any) -> None:
+        """Load or measure what a run will need, before its clock starts; `tools` keeps it. Called once per run."""
+
     def required(self) -> frozenset[Ability]:
         """The abilities that these knobs need; override where a knob adds or removes one."""
         return self.needs

@@ -29,12 +29,15 @@ class Tools:
         self._partner = partner
         self._calibration = calibration
         self.sessions: list[Any] = []
+        self._partners: dict[str, Any] = {}
 
     def partner(self, name: str) -> Any:
         """A second model that shares the vocabulary. Raises Refused where there is none."""
         if self._partner is None:
             raise Refused("This run", "has no second model at hand to draft with", "Choose another drafter")
-        return self._partner(name)
+        if name not in self._partners:
+            self._partners[name] = self._partner(name)
+        return self._partners[name]
 
     def calibration(self, length: int) -> list[int]:
         """The first `length` tokens of the calibration text, in this model's vocabulary."""

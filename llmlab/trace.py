@@ -11,7 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.abilities import Refused
-from llmlab.events import Committed, Drafted, Event, Evicted, Failed, Finished, Prefilled, Started, from_json, to_json
+from llmlab.events import (
+    Committed,
+    Compared,
+    Drafted,
+    Event,
+    Evicted,
+    Failed,
+    Finished,
+    Prefilled,
+    Started,
+    from_json,
+    to_json,
+)
 
 HEADER = {"schema": "llmlab.trace/1"}
 LARGEST = 8 << 20
@@ -44,7 +56,7 @@ def loads(text: str) -> list[Event]:
         events.append(from_json(value))
     if not events or not isinstance(events[0], Started):
         raise Refused("The trace", "holds no run: its first event is not Started", "Export it again")
-    if not isinstance(events[-1], Finished | Failed):
+    if not isinstance(events[-1], Finished | Compared | Failed):
         raise Refused("The trace", "breaks off before its run is finished", "Export it again")
     return events
 

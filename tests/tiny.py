@@ -56,6 +56,8 @@ def _config(name: str) -> Any:
     match name:
         case "llama":
             return LlamaConfig(**SIZES, rope_parameters=LLAMA3, tie_word_embeddings=False)
+        case "llama-small":
+            return LlamaConfig(**{**SIZES, "vocab_size": 5, "num_hidden_layers": 3})
         case "llama-plain":
             return LlamaConfig(**SIZES, tie_word_embeddings=True)
         case "llama-yarn":

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
-
-import psutil
-import torch
 
 from llmlab.abilities import Refused
 from llmlab.models.wrapped import FORMATS as WRAPPED
@@ -298,25 +294,3 @@ def require_fit(size: Size, weights: str, rows: int, free: int, who: str, format
 
 def gigabytes(n: float) -> str:
     return f"{n / 1e9:.1f} GB" if n >= 1e8 else f"{n / 1e6:.0f} MB"
-
-
-def total_memory() -> int:
-    """Bytes that this process may use: the machine's, or its container's limit."""
-    return min(psutil.virtual_memory().total, _container("memory.max") or 1 << 62)
-
-
-def free_memory(device: str = "cpu") -> int:
-    """Bytes free on a device now."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info()[0]
-    limit, used = _container("memory.max"), _container("memory.current")
-    free = psutil.virtual_memory().available
-    # A container's count of used bytes includes files that the kernel would give back, so this errs on the safe side.
-    return free if limit is None or used is None else min(free, max(limit - used, 0))
-
-
-def _container(name: str) -> int | None:
-    try:
-        return int(Path("/sys/fs/cgroup", name).read_text())
-    except (OSError, ValueError):
-        return None

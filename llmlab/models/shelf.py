@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from llmlab.abilities import Ability, Refused, check
+from llmlab.meter import free_memory, total_memory
 from llmlab.models import catalog, sources
 from llmlab.models.decoder import Decoder
 from llmlab.models.families import build as build_decoder
@@ -19,6 +20,7 @@ from llmlab.models.linears import FORMATS
 from llmlab.models.sources import Report
 from llmlab.models.wrapped import ABILITIES as WRAPPED
 from llmlab.models.wrapped import FORMATS as WRAPPED_FORMATS
+from llmlab.session import Session
 from llmlab.stack import Stack
 from llmlab.tools import Tools
 
@@ -47,7 +49,7 @@ class Shelf:
     """Keeps at most `most` bytes of models. A run holds its model itself, so it never loses the one it uses."""
 
     def __init__(self, most: int | None = None) -> None:
-        self.most = most or catalog.total_memory() // 2
+        self.most = most or total_memory() // 2
         self._held: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._lock = threading.RLock()
 
@@ -82,13 +84,13 @@ class Shelf:
             found = sources.find(ref)
             size = found.entry.size if found.entry else catalog.size_of(sources.read_config(found))
             self._make_room(catalog.weight_bytes(size, weights))
-            free, formats = catalog.free_memory(device), FORMATS if self._decodes(found) else WRAPPED_FORMATS
+            free, formats = free_memory(device), FORMATS if self._decodes(found) else WRAPPED_FORMATS
             # What does not fit a GPU is spread over it and the processor's memory by accelerate.
             spread = (
                 device.startswith("cuda") and found.kind != "gguf" and not catalog.fit(size, weights, rows, free).fits
             )
             if spread:
-                free += catalog.free_memory()
+                free += free_memory()
             catalog.require_fit(size, weights, rows, free, found.name, formats)
             found = sources.fetch(found, tell)
             tell("Loading the tokenizer", 0, 0)
@@ -103,6 +105,7 @@ class Shelf:
                 tell("Loading the weights", 0, 0)
                 model, origin = wrapped.build(str(found.path), weights, device), f"transformers, {found.name}"
             loaded = Loaded(found.name, model, tokenizer, weights, stop_tokens(tokenizer, config), origin)
+            warm(model)
             self._held[key] = loaded
             return loaded
 
@@ -141,6 +144,15 @@ class Shelf:
                     del self._held[k]
             del gone
             gc.collect()
+
+
+def warm(model: Any) -> None:
+    """A few passes of the widths that runs use, so that no run pays for what happens only once per process."""
+    for width in (32, 4, 1):
+        session = Session(model)
+        for _ in session.read([0] * (width + 1)):
+            pass
+        session.forward()
 
 
 def pick(device: str) -> str:

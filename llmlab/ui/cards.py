@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from html import escape
 
 from llmlab.stack import Stack
-from llmlab.technique import LABELS, Technique, card
-from llmlab.ui.words import word
+from llmlab.technique import LABELS, Technique, card, registry
+from llmlab.tools import ASSETS
+from llmlab.ui.words import both, both_words
 
 CLAIMS_ZH = {
     "prompt-lookup": "照抄前文中相同词语之后的内容作为猜测。",
@@ -23,31 +26,35 @@ CLAIMS_ZH = {
 """Claims in Chinese by technique id; a technique without one shows its English claim."""
 
 
-def claim(technique: type[Technique], lang: str) -> str:
-    return CLAIMS_ZH.get(technique._id(), technique.claim) if lang == "zh-CN" else technique.claim
+def badge(kind: str) -> str:
+    """A small label in both languages; `kind` is "lossless", "lossy", "plain" or "simulated"."""
+    return f'<span class="badge badge-{kind}">{both_words(kind)}</span>'
 
 
-def badge(kind: str, lang: str) -> str:
-    """A small label; `kind` is "lossless", "lossy", "plain" or "simulated"."""
-    return f'<span class="badge badge-{kind}">{escape(word(kind, lang))}</span>'
-
-
-def stack_badge(stack: Stack, lang: str) -> str:
+def stack_badge(stack: Stack) -> str:
     """The badges of a whole stack, computed from its members and their knobs."""
     if not len(stack):
-        return badge("plain", lang)
-    badges = [badge("lossless" if stack.lossless() else "lossy", lang)]
+        return badge("plain")
+    badges = [badge("lossless" if stack.lossless() else "lossy")]
     if stack.simulated():
-        badges.append(badge("simulated", lang))
+        badges.append(badge("simulated"))
     return " ".join(badges)
 
 
-def summary(technique: type[Technique], lang: str) -> str:
+def summary(technique: type[Technique]) -> str:
     """Badges and claim on one line."""
-    badges = badge("lossless" if technique.exact else "lossy", lang)
+    badges = badge("lossless" if technique.exact else "lossy")
     if technique.speed == "simulated":
-        badges += " " + badge("simulated", lang)
-    return f'<p class="claim">{badges} {escape(claim(technique, lang))}</p>'
+        badges += " " + badge("simulated")
+    claim = both(technique.claim, CLAIMS_ZH.get(technique._id(), technique.claim))
+    return f'<p class="claim">{badges} {claim}</p>'
+
+
+def switch_rules() -> str:
+    """CSS that greys a technique's switch where its family carries the class no-<id>."""
+    return "".join(
+        f'.no-{name} label:has(input[value="{name}"]) {{ opacity: .4; pointer-events: none; }}\n' for name in registry()
+    )
 
 
 def body(technique: type[Technique]) -> str:
@@ -66,22 +73,14 @@ def _source(cover: str) -> str:
     return _survey().get(cover, escape(cover))
 
 
+@cache
 def _survey() -> dict[str, str]:
-    global _ROWS
-    if _ROWS is None:
-        import json
-
-        from llmlab.tools import ASSETS
-
-        rows = json.loads((ASSETS / "survey.json").read_text(encoding="utf-8"))
-        _ROWS = {}
-        for r in rows:
-            label = escape(f"{r['title']} ({r['year']})" if r.get("year") else r["title"])
-            if r.get("arxiv"):
-                at = f"https://arxiv.org/abs/{escape(r['arxiv'])}"
-                label = f'<a href="{at}" target="_blank" rel="noopener">{label}</a>'
-            _ROWS[r["id"]] = label
-    return _ROWS
-
-
-_ROWS: dict[str, str] | None = None
+    """Each row of the survey as a link, by id."""
+    found = {}
+    for r in json.loads((ASSETS / "survey.json").read_text(encoding="utf-8")):
+        label = escape(f"{r['title']} ({r['year']})" if r.get("year") else r["title"])
+        if r.get("arxiv"):
+            at = f"https://arxiv.org/abs/{escape(r['arxiv'])}"
+            label = f'<a href="{at}" target="_blank" rel="noopener">{label}</a>'
+        found[r["id"]] = label
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -65,29 +66,28 @@ class Form:
         )
         self.fit = gr.HTML("", elem_id="fit")
 
-    def draw_techniques(self, _: Translate, lang: str = "en") -> None:
+    def draw_techniques(self, _: Translate) -> None:
         known = registry()
-        for door in DOORS:
+        for door in reversed(DOORS):  # drafts first: they show the most at the first glance
             members = {n: t for n, t in known.items() if t.door == door}
             if members:
-                self._family(door, members, _, lang)
+                self._family(door, members, _)
 
-    def _family(self, door: str, members: dict[str, type[Technique]], _: Translate, lang: str) -> None:
+    def _family(self, door: str, members: dict[str, type[Technique]], _: Translate) -> None:
         many = next(iter(members.values())).slot == "chain"
         choices = [(title(t), n) for n, t in members.items()]
+        at = {"label": _(door), "info": _(f"{door}_info"), "elem_id": door}
         with gr.Group(elem_classes="family", elem_id=f"family-{door}"):
             if many:
-                control: Any = gr.CheckboxGroup(choices, value=[], label=_(door), info=_(f"{door}_info"), elem_id=door)
+                control: Any = gr.CheckboxGroup(choices, value=[], **at)
             else:
-                control = gr.Radio(
-                    [(_("off"), OFF), *choices], value=OFF, label=_(door), info=_(f"{door}_info"), elem_id=door
-                )
+                control = gr.Radio([(_("off"), OFF), *choices], value=OFF, **at)
             self.add(door, control)
             reason = gr.Markdown("", visible=False, elem_classes="reason", elem_id=f"reason-{door}")
             boxes = {}
             for name, technique in members.items():
                 with gr.Group(visible=False, elem_classes="box", elem_id=f"box-{name}") as box:
-                    gr.HTML(cards.summary(technique, lang), elem_id=f"claim-{name}")
+                    gr.HTML(cards.summary(technique), elem_id=f"claim-{name}")
                     plain = [k for k in technique.knobs() if not k.advanced]
                     rare = [k for k in technique.knobs() if k.advanced]
                     for k in plain:
@@ -147,12 +147,10 @@ class Form:
         """The Settings that the controls show, in the order of `inputs`. Raises Refused."""
         v = dict(zip(self.fields, values, strict=True))
         own = (v["own"] or "").strip()
-        entry = catalog.MODELS.get(v["model"])
-        chat = bool(v["chat"]) and (own != "" or entry is None or entry.chat)
         return Settings(
             model=own or v["model"],
             prompt=v["prompt"] or "",
-            chat=(None if own else True) if chat else False,
+            chat=None if v["chat"] else False,
             max_new_tokens=v["max_new_tokens"],
             weights=v["weights"],
             temperature=v["temperature"],
@@ -188,15 +186,16 @@ class Form:
                 shown[f"{name}.{key}"] = value
         return [shown.get(name, gr.skip()) for name in self.fields]
 
-    def write_family(self) -> list[Any]:
-        """The outputs that `refresh` updates: each family's choice, reason and boxes, then the badge and the fit."""
+    @property
+    def watched(self) -> list[Any]:
+        """The outputs that `refresh` updates: each family's choice, reason and boxes, then the badge."""
         found: list[Any] = []
         for family in self.families:
             found += [family.choice, family.reason, *family.boxes.values()]
-        return [*found, self.badge, self.fit]
+        return [*found, self.badge]
 
-    def refresh(self, values: Sequence[Any], abilities: frozenset[Any] | None, lang: str, fit: str) -> list[Any]:
-        """Updates for `write_family`: boxes of what is on, choices that have become impossible with their reason."""
+    def refresh(self, values: Sequence[Any], abilities: frozenset[Any] | None) -> list[Any]:
+        """Updates for `watched`: boxes of what is on, impossible switches greyed with their reason, the badge."""
         v = dict(zip(self.fields, values, strict=True))
         known = registry()
         try:
@@ -208,15 +207,12 @@ class Form:
             picked = v[family.door] or []
             on = set(picked if family.many else [picked])
             reasons = self._reasons(family, stack, abilities, known)
-            possible = [(title(known[n]), n) for n in family.boxes if n not in reasons or n in on]
-            if not family.many:
-                possible.insert(0, (_off(lang), OFF))
-            updates.append(gr.update(choices=possible, interactive=len(possible) > (0 if family.many else 1)))
+            updates.append(gr.update(elem_classes=[f"no-{name}" for name in reasons if name not in on]))
             told = "\n\n".join(dict.fromkeys(reasons.values()))
             updates.append(gr.update(value=told, visible=bool(told)))
             updates += [gr.update(visible=name in on) for name in family.boxes]
-        badge = f'<p class="refusal">{_escape(trouble)}</p>' if trouble else cards.stack_badge(stack, lang)
-        return [*updates, badge, fit]
+        badge = f'<p class="refusal">{escape(trouble)}</p>' if trouble else cards.stack_badge(stack)
+        return [*updates, badge]
 
     @staticmethod
     def _reasons(
@@ -234,15 +230,3 @@ class Form:
             if mine:
                 reasons[name] = str(mine[0])
         return reasons
-
-
-def _off(lang: str) -> str:
-    from llmlab.ui.words import word
-
-    return word("off", lang)
-
-
-def _escape(text: str) -> str:
-    from html import escape
-
-    return escape(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -24,5 +25,14 @@ def language(accept: str | None) -> str:
 
 def word(key: str, lang: str = "en", **values: Any) -> str:
     """The text called `key`, with its {placeholders} filled in."""
-    text = catalogue()[lang].get(key) or catalogue()["en"][key]
+    text = catalogue()[lang][key]
     return text.format(**values) if values else text
+
+
+def both(en: str, zh: str) -> str:
+    """Two plain texts as HTML of which the page shows the visitor's: for HTML that is made before anyone visits."""
+    return f'<span class="en">{escape(en)}</span><span class="zh">{escape(zh)}</span>'
+
+
+def both_words(key: str) -> str:
+    return both(word(key, "en"), word(key, "zh-CN"))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 from llmlab.doors import Drafter
 from llmlab.draft import Draft, Verdict
@@ -31,6 +32,9 @@ class DraftModel(Drafter):
     model: str = knob("int4", choices=("int4", "int8", "nf4", "*"), help="a catalogue model, or this one at fewer bits")
     length: int = knob(4, 1, 16, "tokens drafted per pass")
     confidence: float = knob(0.4, 0.0, 1.0, "stop drafting below this probability", advanced=True)
+
+    def prepare(self, model: Any, tools: Tools) -> None:
+        tools.partner(self.model)
 
     def drafts(self, session: Session, tools: Tools) -> Generator[Draft, Verdict, None]:
         helper = Session(tools.partner(self.model))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -47,6 +48,9 @@ class SelfSpeculation(Drafter):
     skip: float = knob(0.2, 0.05, 0.8, "share of the layers left out while drafting")
     length: int = knob(3, 1, 16, "tokens drafted per pass")
     confidence: float = knob(0.5, 0.0, 1.0, "stop drafting below this probability", advanced=True)
+
+    def prepare(self, model: Any, tools: Tools) -> None:
+        tools.influence(model)
 
     def drafts(self, session: Session, tools: Tools) -> Generator[Draft, Verdict, None]:
         influence = tools.influence(session.model)

@@ -1,0 +1,95 @@
+"""A run's settings as a link's query, a command line and a Python script: three ways to repeat it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+from urllib.parse import urlencode
+
+from llmlab.experiment import Settings
+from llmlab.stack import Stack
+
+SHORT = {
+    "model": "m",
+    "prompt": "p",
+    "chat": "chat",
+    "max_new_tokens": "n",
+    "weights": "w",
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "seed": "seed",
+    "device": "device",
+}
+LONGEST = 6000
+"""Characters of a prompt that a link carries; browsers and servers cut longer ones."""
+DEFAULTS = {f.name: f.default for f in fields(Settings) if f.name in SHORT}
+
+
+def to_query(settings: Settings) -> str:
+    """`?m=…&p=…&t=…`: only what differs from the defaults. A prompt too long for a link is left out."""
+    pairs = []
+    for name, short in SHORT.items():
+        value = getattr(settings, name)
+        if value != DEFAULTS[name] and not (name == "prompt" and len(value) > LONGEST):
+            pairs.append((short, str(value).lower() if isinstance(value, bool) else value))
+    parts = [urlencode(pairs), settings.stack.to_query()]
+    return "?" + "&".join(p for p in parts if p)
+
+
+def from_query(parameters: Mapping[str, str], base: Settings) -> Settings:
+    """The inverse of `to_query`; what a link leaves out is as in `base`. Raises Refused for what cannot work."""
+    given: dict[str, Any] = {}
+    for name, short in SHORT.items():
+        if short in parameters:
+            value: Any = str(parameters[short])[: 10 * LONGEST]
+            if name == "chat":
+                value = {"true": True, "false": False}.get(value)
+            given[name] = value
+    start = {n: getattr(base, n) for n in SHORT} if not given.get("prompt") else DEFAULTS
+    return Settings(**{**start, **given}, stack=Stack.from_query(parameters))
+
+
+def command_line(settings: Settings, compare: bool = False) -> str:
+    """The command that repeats the run."""
+    parts = ["python", "-m", "llmlab", "compare" if compare else "run", "--model", settings.model]
+    parts += ["--prompt", settings.prompt]
+    for name in ("max_new_tokens", "weights", "temperature", "top_k", "top_p", "seed", "device"):
+        value = getattr(settings, name)
+        if value != DEFAULTS[name]:
+            parts += ["--" + name.replace("_", "-"), str(value)]
+    if settings.chat is not None:
+        parts.append("--chat" if settings.chat else "--no-chat")
+    for text in settings.stack.arguments():
+        parts += ["--technique", text]
+    return shlex.join(parts)
+
+
+def python(settings: Settings) -> str:
+    """A script that repeats the run and prints its text and its figures."""
+    changed = [f"    {n}={getattr(settings, n)!r}," for n in SHORT if getattr(settings, n) != DEFAULTS[n]]
+    if settings.stack:
+        changed.append(f"    stack=Stack.from_arguments({settings.stack.arguments()!r}),")
+    lines = [
+        "from llmlab.experiment import Lab, Settings",
+        "from llmlab.stack import Stack",
+        "",
+        "lab = Lab()",
+        "settings = Settings(",
+        *changed,
+        ")",
+        "prepared = lab.prepare(settings)",
+        "events = list(lab.run(prepared))",
+        "record = lab.record(prepared, events)",
+        'print(record["text"])',
+        'print(record["metrics"])',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def settings_of(started: Any) -> Settings:
+    """The Settings that a Started event tells of. Raises Refused for a trace whose settings are not ours."""
+    known = {n: started.settings[n] for n in SHORT if n in started.settings}
+    return Settings(**{**known, "model": started.model}, stack=Stack.from_json(started.stack))

@@ -1,0 +1,401 @@
+"""The page: controls on the left, the live panel on the right, and after a run its account in tabs."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from llmlab import trace
+from llmlab.abilities import Refused
+from llmlab.engine import Engine, Run
+from llmlab.events import Event, Started
+from llmlab.experiment import Settings, record
+from llmlab.meter import free_memory, hardware
+from llmlab.models import catalog, sources
+from llmlab.models.catalog import gigabytes
+from llmlab.tools import ASSETS
+from llmlab.ui import figures, links
+from llmlab.ui.cards import switch_rules
+from llmlab.ui.controls import Form
+from llmlab.ui.live.panel import LivePanel, message, recorded
+from llmlab.ui.story import quality_of, quality_table, story
+from llmlab.ui.words import both_words, catalogue, language, word
+
+HERE = Path(__file__).parent
+PERIOD = 0.1
+"""Seconds between messages to the live panel."""
+RUNS = ASSETS / "runs"
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+"""How the page's own small events are wired."""
+
+
+def recordings() -> list[dict[str, Any]]:
+    """The runs that ship with the lab: id, file and label in both languages, the first visit's run first."""
+    return json.loads((RUNS / "index.json").read_text(encoding="utf-8"))
+
+
+def examples() -> list[dict[str, Any]]:
+    return json.loads((ASSETS / "texts" / "prompts.json").read_text(encoding="utf-8"))
+
+
+def translations() -> dict[str, dict[str, str]]:
+    """Every label of the page by language and key, those of examples and recorded runs included."""
+    words = {lang: dict(known) for lang, known in catalogue().items()}
+    for kind, items in (("example", examples()), ("recorded", recordings())):
+        for item in items:
+            for lang, known in words.items():
+                known[f"{kind}-{item['id']}"] = item["label"][lang]
+    return words
+
+
+class Page:
+    """Builds the page over an engine; its methods are the handlers of the page's events."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.form = Form()
+        self.i18n = gr.I18n(**translations())
+        self.files = tempfile.TemporaryDirectory(prefix="llmlab-")
+
+    # Drawing ---------------------------------------------------------------------------------------------------------
+
+    def build(self) -> gr.Blocks:
+        _, form = self.i18n, self.form
+        with gr.Blocks(title="llmlab", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
+            with gr.Row(elem_id="header"):
+                gr.HTML(f'<h1>llmlab</h1><p class="tagline">{both_words("tagline")}</p>', elem_id="title")
+                self.machine = gr.HTML("", elem_id="machine")
+                copy = gr.Button(_("copy_link"), size="sm", elem_id="copy-link", scale=0, min_width=110)
+            with gr.Row(elem_id="body"):
+                with gr.Column(scale=0, min_width=330, elem_id="controls"):
+                    form.draw_model(_, "smollm2-135m")
+                    form.draw_techniques(_)
+                    form.badge = gr.HTML("", elem_id="stack-badge")
+                    with gr.Accordion(_("advanced"), open=False, elem_id="advanced"):
+                        form.draw_advanced(_)
+                with gr.Column(scale=1, min_width=320, elem_id="main"):
+                    self._draw_main()
+            self._wire(demo, copy)
+        return demo.queue(max_size=32, api_open=False, default_concurrency_limit=16)
+
+    def _draw_main(self) -> None:
+        _ = self.i18n
+        place = _("prompt_placeholder")
+        self.form.add(
+            "prompt", gr.Textbox("", label=_("prompt"), placeholder=place, lines=3, max_lines=8, elem_id="prompt")
+        )
+        with gr.Row(elem_id="buttons"):
+            self.run = gr.Button(_("run"), variant="primary", elem_id="run", min_width=90)
+            self.ab = gr.Button(_("ab"), elem_id="ab", min_width=90)
+            self.stop = gr.Button(_("stop"), variant="stop", elem_id="stop", min_width=90)
+        self.refusal = gr.HTML("", elem_id="refusal")
+        with gr.Accordion(_("examples"), open=False, elem_id="examples"), gr.Row(elem_classes="chips"):
+            self.examples = [
+                (gr.Button(_(f"example-{e['id']}"), size="sm", min_width=60, elem_id=f"example-{e['id']}"), e)
+                for e in examples()
+            ]
+        self.live = LivePanel(elem_id="live", snapshot=self.snapshot)
+        with gr.Accordion(_("recorded"), open=True, elem_id="recorded"):
+            with gr.Row(elem_classes="chips"):
+                self.recordings = [
+                    (gr.Button(_(f"recorded-{r['id']}"), size="sm", min_width=60, elem_id=f"recorded-{r['id']}"), r)
+                    for r in recordings()
+                ]
+                self.upload = gr.UploadButton(
+                    _("open_trace"), file_types=[".jsonl"], size="sm", min_width=60, elem_id="open-trace"
+                )
+            gr.HTML(f'<p class="hint">{both_words("recorded_info")}</p>')
+        with gr.Tabs(elem_id="after"):
+            with gr.Tab(_("happened"), id="happened"):
+                self.story = gr.Markdown(_("after"), elem_id="story", sanitize_html=True)
+            with gr.Tab(_("charts"), id="charts"), gr.Row(elem_id="figures"):
+                self.plots = [gr.Plot(show_label=False, min_width=300, elem_id=f"figure-{i}") for i in range(4)]
+            with gr.Tab(_("rounds"), id="rounds"):
+                self.rounds = gr.Dataframe(interactive=False, show_label=False, wrap=True, elem_id="rounds-table")
+            with gr.Tab(_("quality"), id="quality"):
+                self.quality = gr.Markdown("", elem_id="quality-table", sanitize_html=True)
+            with gr.Tab(_("reproduce"), id="reproduce"):
+                self.link = gr.Textbox("", label=_("link"), buttons=["copy"], interactive=False, elem_id="link")
+                self.command = gr.Code(
+                    "", language="shell", label=_("command_line"), interactive=False, wrap_lines=True, elem_id="command"
+                )
+                self.python = gr.Code(
+                    "", language="python", label="Python", interactive=False, wrap_lines=True, elem_id="python"
+                )
+            with gr.Tab(_("export"), id="export"), gr.Row(elem_classes="chips"):
+                self.exports = [
+                    gr.DownloadButton(_(f"export_{kind}"), size="sm", min_width=60, elem_id=f"export-{kind}")
+                    for kind in ("trace", "record", "rounds")
+                ]
+        gr.HTML(f'<p class="hint">{both_words("help")} {both_words("offline_note")}</p>', elem_id="help")
+        self.query = gr.Textbox("", visible="hidden", elem_id="query")
+
+    def _wire(self, demo: gr.Blocks, copy: gr.Button) -> None:
+        form = self.form
+        after = [
+            self.story,
+            *self.plots,
+            self.rounds,
+            self.quality,
+            self.query,
+            self.command,
+            self.python,
+            *self.exports,
+        ]
+        show_link = {"fn": None, "inputs": [self.query], "outputs": [self.link], "js": "(q) => llmlabLink(q)"}
+        for button, compare in ((self.run, False), (self.ab, True)):
+            ran = button.click(
+                self.starter(compare),
+                form.inputs,
+                [self.live, self.refusal],
+                show_progress="hidden",
+                concurrency_limit=16,
+                concurrency_id="engine",
+                api_name="compare" if compare else "run",
+                api_visibility="undocumented",
+            )
+            ran.then(self.finish, None, after, **PRIVATE).then(**show_link, show_progress="hidden")
+        self.stop.click(self.halt, None, None, **PRIVATE)
+        for button, example in self.examples:
+            button.click(lambda e=example: e["prompt"], None, form.fields["prompt"], **PRIVATE)
+        shown = [*form.inputs, self.live, self.refusal, *after]
+        for button, item in self.recordings:
+            button.click(self.player(item), None, shown, **PRIVATE).then(**show_link, show_progress="hidden")
+        opened = self.upload.upload(self.open_trace, self.upload, shown, **PRIVATE)
+        opened.then(**show_link, show_progress="hidden")
+        copy.click(self.share, form.inputs, self.query, **PRIVATE).then(
+            fn=None, inputs=[self.query], outputs=[self.link], js="(q) => llmlabCopy(q)", show_progress="hidden"
+        )
+        switches = [c.change for n, c in form.fields.items() if n not in ("prompt", "own")]
+        watched = [*form.watched, form.fit]
+        gr.on(switches, self.refresh, form.inputs, watched, trigger_mode="always_last", **PRIVATE)
+        demo.load(self.arrive, None, [self.machine, *shown], **PRIVATE).then(
+            self.refresh, form.inputs, watched, **PRIVATE
+        ).then(**show_link, show_progress="hidden")
+        demo.unload(self.leave)
+
+    # Handlers ----------------------------------------------------------------------------------------------------------
+
+    def arrive(self, request: gr.Request) -> list[Any]:
+        """The first view: what the link asks for, or a recorded run with its settings."""
+        lang = _language(request)
+        parameters = {k: v for k, v in dict(request.query_params or {}).items() if not k.startswith("__")}
+        first = recordings()[0]
+        item = next((r for r in recordings() if r["id"] == parameters.get("run")), first)
+        shown = self._replayed(trace.load(RUNS / item["file"]), item["label"][lang], lang)
+        if set(parameters) & {*links.SHORT.values(), "t"}:
+            try:
+                base = links.settings_of(next(iter(trace.load(RUNS / first["file"]))))
+                settings = links.from_query(parameters, base)
+                shown[: len(self.form.inputs)] = self.form.write(settings)
+            except Refused as e:
+                shown[len(self.form.inputs) + 1] = _refusal(str(e))
+        return [f'<p class="machine">{escape(hardware_line(lang))}</p>', *shown]
+
+    def refresh(self, *values: Any) -> list[Any]:
+        """What follows from a changed control: greyed switches, badge, and whether the model fits."""
+        v = dict(zip(self.form.fields, values, strict=True))
+        entry = catalog.MODELS.get(v["model"])
+        own = (v["own"] or "").strip()
+        abilities = self.engine.lab.shelf.abilities(v["model"]) if entry and not own else None
+        fit = "" if entry is None or own else fit_html(entry, v["weights"], int(v["max_new_tokens"] or 0) + 512)
+        return [*self.form.refresh(values, abilities), fit]
+
+    def starter(self, compare: bool) -> Callable[..., Iterator[tuple[Any, Any]]]:
+        """The handler of Run or of Run A/B."""
+
+        def start(request: gr.Request, *values: Any) -> Iterator[tuple[Any, Any]]:
+            yield from self.start(compare, values, _owner(request))
+
+        return start
+
+    def start(self, compare: bool, values: Sequence[Any], owner: str) -> Iterator[tuple[Any, Any]]:
+        """Run, and pass the run's events on to the panel about ten times a second."""
+        try:
+            run = self.engine.start(self.form.read(values), compare, owner)
+        except Refused as e:
+            yield gr.skip(), _refusal(str(e))
+            return
+        tail = run.tail(PERIOD)
+        try:
+            for seq, events in enumerate(tail):
+                yield message(run.id, seq, events, run.state, run.note, reset=seq == 0), "" if seq == 0 else gr.skip()
+        finally:
+            tail.close()  # a visitor who has left needs no more tokens
+
+    def snapshot(self, run_id: str) -> dict[str, Any] | None:
+        """All of a run so far, for a panel that has missed a message."""
+        run = self.engine.find(run_id)
+        if run is None:
+            return None
+        return message(run.id, 1 << 30 if run.over else 0, list(run.events), run.state, run.note, reset=True)
+
+    def halt(self, request: gr.Request) -> None:
+        self.engine.stop(_owner(request))
+
+    def leave(self, request: gr.Request) -> None:
+        self.engine.stop(_owner(request))
+
+    def finish(self, request: gr.Request) -> list[Any]:
+        """The account of the visitor's last run, whole or stopped."""
+        run: Run | None = self.engine.latest(_owner(request))
+        if run is None or not any(isinstance(e, Started) for e in run.events):
+            return [gr.skip()] * 12
+        return self._account(list(run.events), run.settings, run.compare, _language(request))
+
+    def player(self, item: dict[str, Any]) -> Callable[[gr.Request], list[Any]]:
+        """The handler of a recorded run's button."""
+
+        def play(request: gr.Request) -> list[Any]:
+            lang = _language(request)
+            return self._replayed(trace.load(RUNS / item["file"]), item["label"][lang], lang)
+
+        return play
+
+    def open_trace(self, path: str, request: gr.Request) -> list[Any]:
+        """A visitor's own trace; refused in a sentence, with what is on the page left as it was."""
+        try:
+            events = trace.load(path)
+            return self._replayed(events, Path(path).name[:60], _language(request))
+        except Refused as e:
+            nothing: list[Any] = [gr.skip()] * (len(self.form.inputs) + 14)
+            nothing[len(self.form.inputs) + 1] = _refusal(str(e))
+            return nothing
+
+    def share(self, *values: Any) -> str:
+        try:
+            return links.to_query(self.form.read(values))
+        except Refused as e:
+            raise gr.Error(str(e), print_exception=False) from e
+
+    # Accounts ------------------------------------------------------------------------------------------------------------
+
+    def _replayed(self, events: list[Event], name: str, lang: str) -> list[Any]:
+        """Controls, panel, refusal and account for a finished trace."""
+        last = [e for e in events if isinstance(e, Started)][-1]
+        settings = links.settings_of(last)
+        compare = len(trace.lanes(events)) > 1
+        account = self._account(events, settings, compare, lang)
+        return [*self.form.write(settings), recorded(events, name), "", *account]
+
+    def _account(self, events: list[Event], settings: Settings, compare: bool, lang: str) -> list[Any]:
+        table = {"headers": [word(k, lang) for k in ROUNDS], "data": _table(events, lang)}
+        return [
+            story(events, lang),
+            *figures.all_of(events, lang),
+            table,
+            quality_table(quality_of(events), lang),
+            links.to_query(settings),
+            links.command_line(settings, compare),
+            links.python(settings),
+            *self._files(events),
+        ]
+
+    def _files(self, events: list[Event]) -> list[str]:
+        folder = Path(tempfile.mkdtemp(dir=self.files.name))
+        lanes = trace.lanes(events)
+        value: Any = {lane: record(run, quality=quality_of(run)) for lane, run in lanes.items()}
+        if len(lanes) == 1:
+            value = next(iter(value.values()))
+        last = list(lanes.values())[-1]
+        texts = {
+            "llmlab-trace.jsonl": trace.dumps(events),
+            "llmlab-run.json": json.dumps(value, ensure_ascii=False, indent=2) + "\n",
+            "llmlab-rounds.csv": trace.rounds_csv(last),
+        }
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        return [str(folder / name) for name in texts]
+
+
+ROUNDS = ("r_lane", "r_round", "r_t", "r_ms", "r_drafted", "r_accepted", "r_tokens", "r_text", "r_rows", "r_layers")
+
+
+def _table(events: Sequence[Event], lang: str) -> list[list[Any]]:
+    rows = []
+    for lane, run in trace.lanes(events).items():
+        name = word(lane, lang) if lane in ("baseline", "stack") else lane
+        for n, t, seconds, drafted, accepted, tokens, text, kept, _, layers in trace.rounds(run):
+            shown = [name, n, round(t, 3), round(seconds * 1000, 1), drafted, accepted, tokens]
+            rows.append([*shown, text, kept, round(layers, 1)])
+    return rows
+
+
+def _refusal(text: str) -> str:
+    return f'<p class="refusal" role="alert">{escape(text)}</p>'
+
+
+def _owner(request: gr.Request) -> str:
+    return str(request.session_hash)
+
+
+def _language(request: gr.Request) -> str:
+    return language(request.headers.get("accept-language"))
+
+
+def hardware_line(lang: str) -> str:
+    """The machine in a few words, with what is free on it now."""
+    h = hardware()
+    sizes = {"free": gigabytes(free_memory(h.device)), "total": gigabytes(h.total)}
+    if h.device == "cpu":
+        return word("hardware_cpu", lang, cores=h.cores, **sizes)
+    return word("hardware_gpu", lang, name=h.name, **sizes)
+
+
+def fit_html(entry: catalog.Entry, weights: str, rows: int) -> str:
+    """Whether a catalogue model fits now: breakdown and a bar, or the refusal with its way out."""
+    h = hardware()
+    free = free_memory(h.device)
+    try:
+        catalog.require_fit(entry.size, weights, rows, free, entry.title, entry.formats)
+    except Refused as e:
+        return _refusal(str(e))
+    f = catalog.fit(entry, weights, rows, free)
+    shares = [100 * x / max(free, 1) for x in (f.weights, f.kv)]
+    bar = "".join(
+        f'<i class="{n}" style="width:{max(s, 0.5):.1f}%"></i>' for n, s in zip(("w", "kv"), shares, strict=True)
+    )
+    told = []
+    for lang, css in (("en", "en"), ("zh-CN", "zh")):
+        sizes = {"weights": gigabytes(f.weights), "kv": gigabytes(f.kv), "free": gigabytes(free)}
+        parts = [word("fits", lang, title=entry.title, **sizes)]
+        about = [word("fits_about", lang, licence=entry.licence, parameters=f"{entry.parameters / 1e6:.0f}")]
+        if entry.drafts:
+            about.append(word("drafts", lang, names=", ".join(entry.drafts)))
+        if entry.gated:
+            about.append(word("gated", lang))
+        if not sources.downloaded(entry):
+            about.append(word("not_here", lang))
+        parts.append(" · ".join(about))
+        told.append(f'<span class="{css}">{escape(parts[0])}<br>{escape(parts[1])}</span>')
+    return f'<div class="bar">{bar}</div><p class="hint">{"".join(told)}</p>'
+
+
+def launch_options(page: Page) -> dict[str, Any]:
+    """What `launch` needs besides host and port: looks, keyboard, languages, and nothing from any other host."""
+    css = (HERE / "page.css").read_text(encoding="utf-8") + switch_rules()
+    words = json.dumps({lang: {"copied": word("copied", lang)} for lang in catalogue()}, ensure_ascii=False)
+    script = (HERE / "page.js").read_text(encoding="utf-8").replace("WORDS", words)
+    return {
+        "theme": gr.themes.Default(primary_hue="blue", neutral_hue="slate"),
+        "css": css,
+        "head": f"<script>{script}</script>",
+        "i18n": page.i18n,
+        "pwa": True,
+        "favicon_path": str(ASSETS / "icon.png"),
+        "run_history": False,
+        "ssr_mode": False,
+        "footer_links": [],
+        "max_file_size": "8mb",
+        "show_error": True,
+        "state_session_capacity": 500,
+        "enable_monitoring": False,
+        "share": False,
+        "quiet": True,
+    }
