@@ -143,7 +143,7 @@ def to_json(event: Event) -> dict[str, Any]:
 
 def from_json(value: Any) -> Event:
     """The inverse of `to_json`. Raises Refused for anything that is not an event."""
-    if not isinstance(value, dict) or value.get("event") not in KINDS:
+    if not isinstance(value, dict) or str(value.get("event")) not in KINDS:
         raise Refused("The trace", "holds a line that is not an event", "Give a file that this lab exported")
     kind = KINDS[value["event"]]
     known = {f.name: f for f in fields(kind)}
@@ -152,15 +152,20 @@ def from_json(value: Any) -> Event:
         kinds = _types(str(f.type))
         if name in given:
             v = given[name]
-            if not isinstance(v, kinds) or (isinstance(v, bool) and bool not in kinds):
+            if not isinstance(v, kinds) or (isinstance(v, bool) and bool not in kinds) or not _sane(v):
                 raise Refused("The trace", f"holds a {value['event']} whose {name} is not {f.type}", "Export it again")
             inner = {"list[int]": (int,), "list[str]": (str,), "list[dict[str, Any]]": (dict,)}.get(str(f.type))
-            if inner and not all(isinstance(x, inner) for x in v):
+            if inner and not all(isinstance(x, inner) and _sane(x) for x in v):
                 raise Refused("The trace", f"holds a {value['event']} whose {name} is not {f.type}", "Export it again")
     try:
         return kind(**given)
     except TypeError as e:
         raise Refused("The trace", f"holds an incomplete {value['event']}", "Export it again") from e
+
+
+def _sane(value: Any) -> bool:
+    """Whether a number is one that a figure can be computed with; JSON admits NaN and integers of any length."""
+    return not isinstance(value, int | float) or abs(value) < 1e18
 
 
 def _types(annotation: str) -> tuple[type, ...]:

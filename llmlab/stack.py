@@ -72,8 +72,8 @@ class Stack:
         if isinstance(value, str):
             try:
                 value = json.loads(value[:LONGEST])
-            except json.JSONDecodeError as e:
-                raise Refused("The stack", f"is not valid JSON ({e.msg})", "Export it again") from e
+            except (ValueError, RecursionError) as e:
+                raise Refused("The stack", f"is not valid JSON ({getattr(e, 'msg', 'too deep')})", "Export it again") from e
         if not isinstance(value, list) or not all(
             isinstance(v, Mapping) and isinstance(v.get("id"), str) for v in value
         ):

@@ -185,7 +185,7 @@ def registry() -> dict[str, type[Technique]]:
     return dict(sorted(found.items()))
 
 
-def make(name: str, **settings: Any) -> Technique:
+def make(name: str, /, **settings: Any) -> Technique:
     """The technique called `name` with these knobs; Refused for an unknown name or knob, or a value out of range."""
     known = registry()
     if name not in known:

@@ -224,6 +224,7 @@ def size_of(config: Any) -> Size:
     try:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model.tie_weights()  # emptying gave the head a tensor of its own
     except Exception as e:  # a stranger's config can fail in as many ways as there are architectures
         raise Refused(
             f"The architecture {config.model_type}", "cannot be built from this config", "Choose another model"

@@ -76,7 +76,6 @@ class Page:
                 with gr.Column(scale=0, min_width=330, elem_id="controls"):
                     form.draw_model(_, "smollm2-135m")
                     form.draw_techniques(_)
-                    form.badge = gr.HTML("", elem_id="stack-badge")
                     with gr.Accordion(_("advanced"), open=False, elem_id="advanced"):
                         form.draw_advanced(_)
                 with gr.Column(scale=1, min_width=320, elem_id="main"):
@@ -94,6 +93,7 @@ class Page:
             self.run = gr.Button(_("run"), variant="primary", elem_id="run", min_width=90)
             self.ab = gr.Button(_("ab"), elem_id="ab", min_width=90)
             self.stop = gr.Button(_("stop"), variant="stop", elem_id="stop", min_width=90)
+        self.form.badge = gr.HTML("", elem_id="stack-badge")
         self.refusal = gr.HTML("", elem_id="refusal")
         with gr.Accordion(_("examples"), open=False, elem_id="examples"), gr.Row(elem_classes="chips"):
             self.examples = [
@@ -384,8 +384,8 @@ def launch_options(page: Page) -> dict[str, Any]:
     script = (HERE / "page.js").read_text(encoding="utf-8").replace("WORDS", words)
     return {
         "theme": gr.themes.Default(primary_hue="blue", neutral_hue="slate"),
-        "css": css,
-        "head": f"<script>{script}</script>",
+        # In the head rather than as `css`, which Gradio confines to what lies inside its container.
+        "head": f"<style>{css}</style><script>{script}</script>",
         "i18n": page.i18n,
         "pwa": True,
         "favicon_path": str(ASSETS / "icon.png"),

@@ -406,7 +406,7 @@ def repositioned_rows(model: Decoder, policy: Any, tokens: Tokens) -> float:
         want = model.forward(Batch(torch.tensor([token]), torch.tensor([slot]), [Span(0, 1, memory)]))[0]
         worst = max(worst, float((got - want).abs().max() / want.std()))
         for rows, old in zip(memory.layers, pure, strict=True):
-            back = model.turns(torch.tensor([slot])).conj()
+            back = 1 / model.turns(torch.tensor([slot]))
             pairs = torch.view_as_complex(rows.k[:, -1].clone().unflatten(-1, (-1, 2)))
             old.append((torch.view_as_real(pairs * back).flatten(-2), rows.v[:, -1].clone()))
         kept.append(t)

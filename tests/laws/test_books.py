@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 import math
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from llmlab.abilities import Refused, check
 from llmlab.draft import Sampler
 from llmlab.events import Committed, Drafted, Evicted, Failed, Finished, Prefilled, Started, WeightsChanged
 from llmlab.loop import bare_start, generate
-from llmlab.memory import Memory
+from llmlab.memory import Memory, Rows
 from llmlab.models.decoder import Decoder
 from llmlab.stack import Stack
 from llmlab.technique import make, registry
@@ -31,36 +32,44 @@ PAIRS = [s for a, b in itertools.combinations(STACKS[1:], 2) if not check(s := S
 PROMPT = tiny.prompts(1, 21)[0]
 
 
-def memories() -> Iterable[Memory]:
-    """Every key-value store alive; the garbage collector knows them all, the engine is not asked."""
-    return [o for o in gc.get_objects() if type(o) is Memory]
+Memories = Callable[[], list[Memory]]
+
+
+@pytest.fixture
+def memories(monkeypatch: pytest.MonkeyPatch) -> Memories:
+    """Every key-value store made during the test and still alive, partners' included; the engine is not asked."""
+    alive: weakref.WeakSet[Memory] = weakref.WeakSet()
+    original = Memory.__init__
+
+    def noted(self: Memory, layers: list[Rows]) -> None:
+        original(self, layers)
+        alive.add(self)
+
+    monkeypatch.setattr(Memory, "__init__", noted)
+    return lambda: list(alive)
 
 
 # Ledger ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stack", STACKS + PAIRS, ids=repr)
-def test_the_books_balance(llama: Decoder, stack: Stack) -> None:
+def test_the_books_balance(llama: Decoder, stack: Stack, memories: Memories) -> None:
     model = laws.changed(llama, stack, tiny.tools())
-    gc.collect()
-    assert memories() == []
     assert laws.books(model, PROMPT, 30, stack, memories) == []
 
 
 @pytest.mark.parametrize("stack", STACKS, ids=repr)
-def test_the_books_balance_when_sampling(llama: Decoder, stack: Stack) -> None:
+def test_the_books_balance_when_sampling(llama: Decoder, stack: Stack, memories: Memories) -> None:
     model = laws.changed(llama, stack, tiny.tools())
-    gc.collect()
     assert laws.books(model, PROMPT, 30, stack, memories, sampler=Sampler(1.0)) == []
 
 
 @pytest.mark.parametrize("id", [None, *registry()])
-def test_a_stop_token_ends_the_run_and_is_the_last_token(llama: Decoder, id: str | None) -> None:
+def test_a_stop_token_ends_the_run_and_is_the_last_token(llama: Decoder, id: str | None, memories: Memories) -> None:
     stack = Stack([laws.sharp(id)] if id else [])
     model = laws.changed(llama, stack, tiny.tools())
     whole = laws.text(model, PROMPT, 30, stack)
     stop = whole[11]
-    gc.collect()
     assert laws.books(model, PROMPT, 30, stack, memories, stop_tokens=[stop]) == []
     events = laws.run(model, PROMPT, 30, stack, stop_tokens=[stop])
     assert laws.text_of(events) == whole[: whole.index(stop) + 1]
@@ -69,10 +78,9 @@ def test_a_stop_token_ends_the_run_and_is_the_last_token(llama: Decoder, id: str
 
 @pytest.mark.parametrize("length", [1, 2, 17, 200])
 @pytest.mark.parametrize("id", [None, *registry()])
-def test_prompts_of_any_length(llama: Decoder, id: str | None, length: int) -> None:
+def test_prompts_of_any_length(llama: Decoder, id: str | None, length: int, memories: Memories) -> None:
     stack = Stack([laws.sharp(id)] if id else [])
     model = laws.changed(llama, stack, tiny.tools())
-    gc.collect()
     assert laws.books(model, tiny.text(length), 9, stack, memories) == []
 
 
@@ -147,6 +155,7 @@ def test_lanes_are_told_apart(llama: Decoder) -> None:
     assert trace.lanes(trace.loads(trace.dumps([*a, *b]))) == {"baseline": a, "stack": b}
 
 
+@cache
 def _lines() -> list[str]:
     model = tiny.decoder("llama")
     return trace.dumps(laws.run(model, PROMPT, 6, Stack([laws.sharp("h2o")]))).splitlines()
@@ -180,7 +189,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN)
-def test_a_broken_trace_is_refused(damage, tmp_path: Path) -> None:
+def test_a_broken_trace_is_refused(damage: Callable[[list[str]], list[str]]) -> None:
     lines = _lines()
     assert trace.loads("\n".join(lines))
     with pytest.raises(Refused):
@@ -198,7 +207,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 @given(st.data())
 def test_any_damage_is_refused_or_read(data: st.DataObject) -> None:
     """Change one value of one line: either the trace is refused, or what is read is of the right types throughout."""
-    lines = LINES
+    lines = _lines()
     at = data.draw(st.integers(1, len(lines) - 1))
     event = json.loads(lines[at])
     key = data.draw(st.sampled_from(sorted(event)))
@@ -215,9 +224,6 @@ def test_any_damage_is_refused_or_read(data: st.DataObject) -> None:
         return
     trace.ledger(events)
     trace.rounds_csv(events)
-
-
-LINES = _lines()
 
 
 def test_a_spreadsheet_gets_no_formulas(llama: Decoder) -> None:

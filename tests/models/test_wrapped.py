@@ -1,0 +1,122 @@
+"""Other architectures through transformers' seam: the same logits, with keys and values in our memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmlab.abilities import Ability, Refused
+from llmlab.models import wrapped
+from llmlab.models.decoder import Batch, Span
+from llmlab.models.wrapped import Wrapped
+from llmlab.stack import Stack
+from llmlab.technique import make, registry
+from llmlab.tools import Tools
+from tests import tiny
+from tests.laws import laws
+from tests.models.test_families import generated
+
+TOKENS = tiny.prompts(1, 50)[0]
+READINGS = {"at once": [len(TOKENS)], "step by step": [1] * len(TOKENS), "in pieces": [9, 1, 2, 20, 1, 17]}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("wrapped")
+    for family in (*tiny.WRAPPED, "llama"):
+        tiny.reference(family).save_pretrained(root / family)
+    return root
+
+
+@pytest.fixture(scope="session")
+def models(folders: Path) -> dict[str, Wrapped]:
+    return {family: wrapped.build(str(folders / family), "dense-fp32", "cpu") for family in (*tiny.WRAPPED, "llama")}
+
+
+@pytest.fixture(params=tiny.WRAPPED)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.mark.parametrize("pieces", READINGS.values(), ids=READINGS)
+def test_logits_equal_transformers(models: dict[str, Wrapped], family: str, pieces: list[int]) -> None:
+    assert laws.reference(models[family], tiny.reference(family), TOKENS, pieces) < 1e-4
+
+
+def test_text_equals_transformers(models: dict[str, Wrapped], family: str) -> None:
+    for prompt in tiny.prompts(2, 24, seed=3):
+        assert laws.text(models[family], prompt, 20) == generated(tiny.reference(family), prompt, 20)
+
+
+def test_a_wrapped_model_equals_our_decoder(models: dict[str, Wrapped]) -> None:
+    ours = laws.logits(tiny.decoder("llama"), TOKENS, [len(TOKENS)])
+    assert torch.allclose(laws.logits(models["llama"], TOKENS, [len(TOKENS)]), ours, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tree", [False, True], ids=["chain", "tree"])
+@pytest.mark.parametrize("policy", [None, "h2o", "streaming-llm"])
+def test_speculation_is_exact_with_and_without_eviction(
+    models: dict[str, Wrapped], family: str, policy: str | None, tree: bool
+) -> None:
+    lossy = Stack()
+    if policy:
+        free = {"reposition": False} if policy == "streaming-llm" else {}
+        lossy = Stack([make(policy, budget=12, every=5, **free)])
+    wrong, seen = laws.scripted(models[family], lossy, tiny.prompts(2, 21), 24, tree)
+    assert wrong == []
+    assert max(accepted for _, accepted in seen) >= 3
+
+
+def test_drafting_with_another_model(models: dict[str, Wrapped], family: str) -> None:
+    """The drafter may be a model of another kind, as long as it shares the vocabulary."""
+    helper = lambda: Tools(None, lambda name: models[name] if name in models else tiny.decoder(name))  # noqa: E731
+    for partner in (family, "llama"):
+        stack = Stack([make("draft-model", model=partner, confidence=0.0)])
+        for prompt in tiny.prompts(2, 21):
+            want = laws.text(models[family], prompt, 16)
+            assert laws.text(models[family], prompt, 16, stack, tools=helper()) == want
+
+
+def test_bytes_and_shapes(models: dict[str, Wrapped], family: str) -> None:
+    model = models[family]
+    want = sum(t.numel() * t.element_size() for t in {id(p): p for p in model.hf.parameters()}.values())
+    assert want <= model.nbytes < 1.2 * want
+    memory = model.memory()
+    assert len(memory.layers) == len(model.layers) == 4
+    assert memory.nbytes == 0
+    with torch.inference_mode():
+        out = model.forward(
+            Batch(torch.tensor(TOKENS), torch.arange(len(TOKENS)), [Span(0, len(TOKENS), memory)]), None, 0
+        )
+    assert out.shape == (0, tiny.VOCAB)
+    assert memory.rows() == [len(TOKENS)] * 4
+    assert memory.nbytes == laws.tensor_bytes(memory)
+
+
+@pytest.mark.parametrize("id", registry())
+def test_a_technique_runs_or_is_refused(models: dict[str, Wrapped], family: str, id: str) -> None:
+    model, stack = models[family], Stack([laws.sharp(id)])
+    tools = Tools(None, lambda name: model, tiny.text(100))
+    refused = [a for t in stack for a in t.required() if a not in wrapped.ABILITIES]
+    if refused:
+        with pytest.raises(Refused, match="needs"):
+            laws.text(model, TOKENS[:20], 6, stack, tools=tools)
+    else:
+        assert len(laws.text(model, TOKENS[:20], 6, stack, tools=tools)) == 6
+
+
+def test_abilities_are_what_they_say() -> None:
+    assert {Ability.LAYERS, Ability.WEIGHTS, Ability.ROTARY}.isdisjoint(wrapped.ABILITIES)
+
+
+def test_a_format_that_only_our_decoder_has_is_refused(folders: Path) -> None:
+    with pytest.raises(Refused, match="needs our own decoder"):
+        wrapped.build(str(folders / "gpt2"), "int4", "cpu")
+
+
+def test_skipping_layers_is_refused(models: dict[str, Wrapped]) -> None:
+    batch = Batch(torch.tensor([1]), torch.tensor([0]), [Span(0, 1, models["gpt2"].memory())])
+    with pytest.raises(Refused, match="cannot skip layers"):
+        models["gpt2"].forward(batch, lambda model, h, batch: (h, None))

@@ -1,0 +1,162 @@
+"""Pruning, by hand: which weights, neurons and layers go."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmlab.abilities import Refused
+from llmlab.models.decoder import Decoder
+from llmlab.technique import make
+from llmlab.techniques.weights.sparsity import influence, linears, lowest, walk
+from tests import tiny
+from tests.laws import laws
+
+CALIBRATION = tiny.text(300)
+
+
+def test_the_lowest_of_each_row() -> None:
+    scores = torch.tensor([[4.0, 1, 3, 2], [10, 40, 30, 20]])
+    assert lowest(scores, 0.5, "unstructured").tolist() == [[False, True, False, True], [True, False, False, True]]
+    assert lowest(scores, 0.25, "unstructured").sum(1).tolist() == [1, 1]
+    assert not lowest(scores, 0.0, "unstructured").any()
+
+
+def test_two_of_every_four_and_four_of_every_eight() -> None:
+    scores = torch.tensor([[9.0, 8, 7, 6, 1, 2, 3, 4]])
+    assert lowest(scores, 0.9, "2:4").int().tolist() == [[0, 0, 1, 1, 1, 1, 0, 0]]
+    assert lowest(scores, 0.0, "4:8").int().tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4:8"])
+def test_magnitude_keeps_the_large_ones_as_they_are(llama: Decoder, pattern: str) -> None:
+    model = llama.private()
+    note = make("magnitude", ratio=0.5, pattern=pattern).apply(model, tiny.tools())
+    for before, after in zip(llama.layers, model.layers, strict=True):
+        for (name, a), (_, b) in zip(linears(before), linears(after), strict=True):
+            old, new = a.dense(), b.dense()
+            assert (new == 0).float().mean() == pytest.approx(0.5), name
+            assert torch.equal(new[new != 0], old[new != 0])
+            if pattern == "unstructured":
+                gone, kept = old.abs().masked_fill(new != 0, 0), old.abs().masked_fill(new == 0, torch.inf)
+                assert (gone.amax(1) <= kept.amin(1)).all()
+            else:
+                n, m = map(int, pattern.split(":"))
+                assert ((new.view(len(new), -1, m) != 0).sum(-1) == n).all()
+    assert note.startswith("50% of 0.1 million weights are zero")
+
+
+def test_wanda_weighs_by_what_flows_in(llama: Decoder) -> None:
+    """The first matrix of the first layer: its inputs are the normalised embeddings of the calibration text."""
+    model = llama.private()
+    make("wanda", ratio=0.5, calibration=256).apply(model, tiny.tools(calibration=CALIBRATION))
+    x = llama.layers[0].norm_attention(llama.tables.look_up(torch.tensor(CALIBRATION[:256])))
+    score = llama.layers[0].qkv.dense().abs() * x.square().sum(0).sqrt()
+    new = model.layers[0].qkv.dense()
+    for row in (0, 17, 100):
+        want = set(score[row].argsort()[:32].tolist())
+        assert set((new[row] == 0).nonzero()[:, 0].tolist()) == want
+    magnitude = llama.private()
+    make("magnitude", ratio=0.5).apply(magnitude, tiny.tools())
+    assert not torch.equal(new == 0, magnitude.layers[0].qkv.dense() == 0)
+
+
+def test_wanda_calibrates_each_layer_on_the_pruned_ones_before_it(llama: Decoder) -> None:
+    """What reaches the second layer is what the pruned first layer puts out."""
+    model = llama.private()
+    norms = {}
+    for block, found in walk(model, CALIBRATION):
+        norms[block.index] = found["qkv"]
+        if block.index == 0:
+            for _, module in linears(block):
+                module.store(torch.zeros_like(module.dense()))
+    embedded = llama.tables.look_up(torch.tensor(CALIBRATION))
+    untouched = model.layers[1].norm_attention(embedded).square().sum(0).sqrt()  # a layer of zeros passes its input on
+    assert torch.allclose(norms[1], untouched, rtol=1e-4)
+
+
+def test_a_calibration_text_is_cut_into_sequences_that_do_not_see_each_other(llama: Decoder) -> None:
+    first, second = tiny.text(256, seed=1), tiny.text(44, seed=2)
+    together = [n["down"].square() for _, n in walk(llama, [*first, *second])]
+    apart = [
+        a["down"].square() + b["down"].square()
+        for (_, a), (_, b) in zip(walk(llama, first), walk(llama, second), strict=True)
+    ]
+    for got, want in zip(together, apart, strict=True):
+        assert torch.allclose(got, want, rtol=1e-3)
+
+
+def test_neuron_drop_removes_the_least_used_neurons_and_nothing_else(llama: Decoder) -> None:
+    model = llama.private()
+    note = make("neuron-drop", ratio=0.3, calibration=256).apply(model, tiny.tools(calibration=CALIBRATION))
+    assert note == "32 of 96 neurons removed in each of 4 layers"
+    (block, norms) = next(iter(walk(llama, CALIBRATION[:256])))
+    score = norms["down"] * block.down.dense().norm(dim=0)
+    rows = score.argsort(descending=True)[:64].sort().values
+    small = model.layers[0]
+    assert torch.equal(small.down.dense(), block.down.dense()[:, rows])
+    gate, up = block.gate_up.dense().chunk(2)
+    assert torch.equal(small.gate_up.dense(), torch.cat([gate[rows], up[rows]]))
+    assert llama.nbytes - model.nbytes == 4 * 32 * 3 * 64 * 4
+
+
+def test_a_neuron_that_does_nothing_is_the_first_to_go(llama: Decoder) -> None:
+    """Removing neurons whose column of down is zero changes no logit."""
+    model = llama.private()
+    for block in model.layers:
+        down = block.down.dense()
+        down[:, 5:37] = 0
+        block.down.store(down)
+    tokens = tiny.text(30)
+    want = laws.logits(model, tokens, [30])
+    make("neuron-drop", ratio=0.34).apply(model, tiny.tools())
+    assert model.layers[0].down.dense().shape == (64, 64)
+    assert torch.allclose(laws.logits(model, tokens, [30]), want, atol=1e-4)
+
+
+def test_influence_of_a_layer_that_passes_its_input_on_is_nought(llama: Decoder) -> None:
+    model = llama.private()
+    block = model.layers[2]
+    for module in (block.out, block.down):
+        module.store(torch.zeros_like(module.dense()))
+    scores = influence(model, CALIBRATION)
+    assert scores[2] == pytest.approx(0, abs=1e-5)
+    assert min(scores[:2] + scores[3:]) > 0.01
+
+
+def test_layer_drop_removes_the_layer_of_least_influence(llama: Decoder) -> None:
+    model = llama.private()
+    block = model.layers[2]
+    for module in (block.out, block.down):
+        module.store(torch.zeros_like(module.dense()))
+    tokens = tiny.text(30)
+    want, rest = laws.logits(model, tokens, [30]), [model.layers[i] for i in (0, 1, 3)]
+    note = make("layer-drop", count=1).apply(model, tiny.tools())
+    assert note == "1 of 4 layers removed (2)"
+    assert list(model.layers) == rest
+    assert [b.index for b in model.layers] == [0, 1, 2]
+    assert torch.allclose(laws.logits(model, tokens, [30]), want, atol=1e-4)
+    assert [b.index for b in llama.layers] == [0, 1, 2, 3]
+
+
+def test_a_windowed_layer_keeps_its_window() -> None:
+    model = tiny.decoder("qwen2-window").private()
+    make("layer-drop", count=1).apply(model, tiny.tools())
+    kept = {id(b): b.window for b in model.layers}
+    assert sorted(w or 0 for w in kept.values()) in ([0, 7, 7], [0, 0, 7])
+
+
+def test_removing_every_layer_is_refused(llama: Decoder) -> None:
+    with pytest.raises(Refused, match="cannot remove 4 of 4 layers"):
+        make("layer-drop", count=4).apply(llama.private(), tiny.tools())
+
+
+@pytest.mark.parametrize("id", ["magnitude", "wanda", "neuron-drop", "layer-drop"])
+@pytest.mark.parametrize("weights", ["dense-bf16", "int8", "int4", "nf4"])
+def test_transforms_work_in_every_format(id: str, weights: str) -> None:
+    stack = laws.Stack([laws.sharp(id)])
+    model = laws.changed(tiny.decoder("llama", weights), stack, tiny.tools())
+    assert model.weights == weights
+    assert laws.logits(model, tiny.text(20), [20]).isfinite().all()
+    before = tiny.decoder("llama", weights).nbytes
+    assert (model.nbytes < before) == (id in ("neuron-drop", "layer-drop"))

@@ -1,0 +1,208 @@
+"""The command line's contract: its JSON, its exit status, and one sentence for whatever cannot work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmlab import trace
+from llmlab.__main__ import main
+from llmlab.technique import registry
+from tests import made
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(made.folder(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+METRICS = [
+    "prompt_tokens",
+    "new_tokens",
+    "passes",
+    "tokens_per_pass",
+    "drafted",
+    "accepted",
+    "acceptance_rate",
+    "prefill_seconds",
+    "ttft_seconds",
+    "decode_seconds",
+    "decode_tokens_per_second",
+    "seconds_per_pass_median",
+    "weight_bytes",
+    "kv_bytes_peak",
+    "kv_rows_peak",
+    "layers_run_mean",
+]
+
+
+def test_run_writes_the_record(model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out, log = tmp_path / "run.json", tmp_path / "run.jsonl"
+    assert (
+        main(
+            [
+                "run",
+                "--model",
+                model,
+                "--prompt",
+                "hello",
+                "--max-new-tokens",
+                "8",
+                "--json",
+                str(out),
+                "--trace",
+                str(log),
+            ]
+        )
+        == 0
+    )
+    value = json.loads(out.read_text())
+    assert set(value) >= {"schema", "model", "stack", "settings", "device", "text", "token_ids", "metrics", "quality"}
+    assert value["schema"] == "llmlab.run/1"
+    assert set(METRICS) <= set(value["metrics"])
+    assert len(value["token_ids"]) == value["metrics"]["new_tokens"] == 8
+    assert capsys.readouterr().out.strip(), "the text goes to standard output"
+    assert trace.load(log)
+
+
+def test_json_on_standard_output_stands_alone(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--model", model, "--prompt", "hello", "--max-new-tokens", "4", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["new_tokens"] == 4
+
+
+def test_compare_measures_quality(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "--prompt",
+        "abc abc abc abc",
+        "--max-new-tokens",
+        "24",
+        "--technique",
+        "prompt-lookup:length=3,ngram=1",
+    ]
+    assert main(["compare", "--model", model, *arguments, "--json", "-"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    quality = value["quality"]
+    assert {"identical", "first_difference", "margin", "kl_mean", "top1_agreement", "perplexity_ratio"} <= set(quality)
+    assert quality["identical"] is True
+    assert quality["kl_mean"] == pytest.approx(0, abs=1e-6)
+    assert quality["perplexity_ratio"] == pytest.approx(1, abs=1e-4)
+    assert value["baseline"]["token_ids"] == value["token_ids"]
+    assert value["stack"][0]["knobs"]["length"] == 3
+
+
+def test_a_lossy_stack_costs_something(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--prompt", "abc abc abc abc", "--max-new-tokens", "16", "--technique", "magnitude:ratio=0.7"]
+    assert main(["compare", "--model", model, *arguments, "--json", "-"]) == 0
+    quality = json.loads(capsys.readouterr().out)["quality"]
+    assert quality["kl_mean"] > 0.01
+    assert quality["top1_agreement"] < 1
+
+
+def test_replay_gives_the_figures_of_the_run(model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    log = tmp_path / "run.jsonl"
+    arguments = ["--prompt", "hello", "--max-new-tokens", "6", "--technique", "prompt-lookup", "--trace", str(log)]
+    assert main(["compare", "--model", model, *arguments, "--json", "-"]) == 0
+    ran = json.loads(capsys.readouterr().out)
+    assert main(["replay", str(log), "--json", "-"]) == 0
+    replayed = json.loads(capsys.readouterr().out)
+    assert replayed["stack"]["metrics"] == ran["metrics"]
+    assert replayed["stack"]["token_ids"] == ran["token_ids"]
+    assert replayed["baseline"]["metrics"] == ran["baseline"]["metrics"]
+    assert replayed["stack"]["quality"] == ran["quality"]
+
+
+def test_techniques_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["techniques", "--json"]) == 0
+    rows = {r["id"]: r for r in json.loads(capsys.readouterr().out)}
+    assert set(rows) == set(registry())
+    for row in rows.values():
+        assert {"id", "door", "title", "knobs", "exact", "speed", "covers"} <= set(row)
+    assert main(["techniques"]) == 0
+    assert "prompt-lookup" in capsys.readouterr().out
+
+
+def test_models_says_what_is_here_and_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--json"]) == 0
+    rows = {r["id"]: r for r in json.loads(capsys.readouterr().out)}
+    assert isinstance(rows["smollm2-135m"]["downloaded"], bool)
+    assert set(rows["gpt2"]["fits"]) < set(rows["smollm2-135m"]["fits"])
+    assert main(["models"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--prompt", "  "], "The prompt is empty"),
+        (["--prompt", "x" * 600], r"The prompt has \d+ tokens .* reads at most 512"),
+        (["--prompt", "x" * 490, "--no-chat", "--max-new-tokens", "100"], "leaves room for 22 new tokens"),
+        (["--prompt", "hi", "--prompt-file", "f"], "gives both"),
+        (["--prompt-file", "/nowhere/at/all"], "cannot be read"),
+        (["--prompt", "hi", "--technique", "promt-lookup"], "Did you mean prompt-lookup"),
+        (["--prompt", "hi", "--technique", "prompt-lookup:lenght=3"], "Did you mean length"),
+        (["--prompt", "hi", "--technique", "prompt-lookup:length=9999"], "whole number from 1 to"),
+        (["--prompt", "hi", "--technique", "prompt-lookup:length=many"], "whole number from 1 to"),
+        (["--prompt", "hi", "--technique", "prompt-lookup:length"], "has no value"),
+        (["--prompt", "hi", "--technique", "prompt-lookup", "--technique", "early-exit"], "Switch one of them off"),
+        (["--prompt", "hi", "--technique", "prompt-lookup", "--technique", "draft-model"], "Switch one of them off"),
+        (["--prompt", "hi", "--max-new-tokens", "0"], "Give 1 to"),
+        (["--prompt", "hi", "--max-new-tokens", "a lot"], "Give 1 to"),
+        (["--prompt", "hi", "--temperature", "nan"], "Give 0.0 to"),
+        (["--prompt", "hi", "--seed", "-1"], "Give 0 to"),
+        (["--prompt", "hi", "--weights", "int3"], "Choose dense-fp32"),
+        (["--prompt", "hi", "--device", "tpu"], "Choose auto, cpu or cuda"),
+        (["--prompt", "hi", "--device", "cuda"], "not available on this machine"),
+    ],
+)
+def test_input_that_cannot_work(
+    model: str, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["run", "--model", model, *arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.strip().splitlines()) == 1
+    import re
+
+    assert re.search(says, shown.err), shown.err
+
+
+def test_an_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--model", "smolm2-135m", "--prompt", "hi"]) == 2
+    assert "Did you mean smollm2-135m" in capsys.readouterr().err
+
+
+def test_a_model_without_a_chat_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(made.folder(tmp_path / "plain", "gpt2", chat=False))
+    assert main(["run", "--model", folder, "--prompt", "hi", "--max-new-tokens", "2"]) == 0
+    assert main(["run", "--model", folder, "--prompt", "hi", "--chat"]) == 2
+    assert "has no chat template" in capsys.readouterr().err
+    assert main(["run", "--model", folder, "--prompt", "hi", "--technique", "layer-drop"]) == 2
+    assert "Choose another model" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["run", "--model", model, "--prompt", "hi", "--max-new-tokens", "2", "--json", "/nowhere/run.json"]) == 2
+    )
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "holds no run"),
+        ("hello", "damaged at line 1"),
+        ('{"a": 1}', "is not a trace"),
+        ('{"schema": "llmlab.trace/1"}\n{"event": "Started", "t": 0}', "incomplete Started"),
+        ('{"schema": "llmlab.trace/1"}\n{"event": "Exploded", "t": 0}', "not an event"),
+        ('{"schema": "llmlab.trace/1"}\n[1, 2', "damaged at line 2"),
+    ],
+)
+def test_a_broken_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str) -> None:
+    (tmp_path / "t.jsonl").write_text(text)
+    assert main(["replay", str(tmp_path / "t.jsonl")]) == 2
+    assert says in capsys.readouterr().err

@@ -1,0 +1,150 @@
+"""One run at a time for many visitors: the queue, stopping, leaving, failing, and models let go while they are used."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmlab.abilities import Refused
+from llmlab.engine import Engine, Run
+from llmlab.events import Compared, Failed, Finished, Started
+from llmlab.experiment import Lab, Settings
+from llmlab.models.shelf import Shelf
+from llmlab.stack import Stack
+from llmlab.trace import lanes
+from tests import made
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(made.folder(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+def wait(run: Run, seconds: float = 60) -> Run:
+    assert run.ended.wait(seconds), f"the run did not end: {run.state} {run.note}"
+    return run
+
+
+class Slow(Lab):
+    """A lab whose passes take their time, so that a test can act while a run is under way."""
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        for e in super().run(*args, **kwargs):
+            time.sleep(0.02)
+            yield e
+
+
+def test_a_comparison_runs_the_baseline_then_the_stack_then_compares(engine: Engine, model: str) -> None:
+    settings = Settings(model, "abc abc abc", max_new_tokens=12, stack=Stack.from_arguments(["prompt-lookup"]))
+    run = wait(engine.start(settings, compare=True, owner="a"))
+    assert run.state == "done"
+    assert list(lanes(run.events)) == ["baseline", "stack"]
+    assert isinstance(run.events[-1], Compared)
+    assert run.events[-1].quality["identical"] is True
+    assert engine.latest("a") is run
+    assert engine.find(run.id) is run
+
+
+def test_the_second_visitor_sees_a_place_in_the_queue_and_then_runs(model: str) -> None:
+    engine = Engine(Slow())
+    first = engine.start(Settings(model, "hello", max_new_tokens=60), owner="a")
+    second = engine.start(Settings(model, "hello", max_new_tokens=3), owner="b")
+    third = engine.start(Settings(model, "hello", max_new_tokens=3), owner="c")
+    time.sleep(0.6)
+    assert second.state == "queued"
+    assert second.note == "waiting:1"
+    assert third.note == "waiting:2"
+    engine.stop("a")
+    for run in (first, second, third):
+        assert wait(run).state == "done"
+    assert next(e for e in reversed(first.events) if isinstance(e, Finished)).reason == "stopped"
+    assert next(e for e in second.events if isinstance(e, Finished)).reason == "limit"
+    starts = [next(e for e in r.events if isinstance(e, Started)) for r in (second, third)]
+    assert len(starts) == 2
+
+
+def test_stopping_a_run_that_waits(model: str) -> None:
+    engine = Engine(Slow())
+    first = engine.start(Settings(model, "hello", max_new_tokens=60), owner="a")
+    second = engine.start(Settings(model, "hello", max_new_tokens=3), owner="b")
+    engine.stop("b")
+    assert wait(second).events == []
+    engine.stop("a")
+    wait(first)
+
+
+def test_a_visitor_who_leaves_stops_the_run(model: str) -> None:
+    engine = Engine(Slow())
+    run = engine.start(Settings(model, "hello", max_new_tokens=300), owner="a")
+    tail = run.tail(0.05)
+    while not next(tail):
+        pass
+    start = time.perf_counter()
+    tail.close()
+    wait(run, 5)
+    assert time.perf_counter() - start < 1
+    assert isinstance(run.events[-1], Finished)
+
+
+def test_the_tail_brings_every_event_once(engine: Engine, model: str) -> None:
+    run = engine.start(Settings(model, "hello", max_new_tokens=20), owner="a")
+    seen = [e for events in run.tail(0.01) for e in events]
+    assert seen == run.events
+    assert isinstance(seen[-1], Finished)
+
+
+def test_refusals_come_before_the_queue(engine: Engine, model: str) -> None:
+    with pytest.raises(Refused, match="is empty"):
+        engine.start(Settings(model, " "))
+    both = Stack.from_arguments(["prompt-lookup", "early-exit"])
+    with pytest.raises(Refused, match="Switch one of them off"):
+        engine.start(Settings(model, "hello", stack=both))
+    assert engine.latest("") is None
+
+
+def test_a_refusal_while_loading_ends_the_run_with_its_sentence(engine: Engine, model: str) -> None:
+    run = wait(engine.start(Settings(model, "x" * 600), owner="a"))
+    assert run.state == "error"
+    assert isinstance(run.events[-1], Failed)
+    assert "reads at most 512" in run.events[-1].message
+    assert wait(engine.start(Settings(model, "hello", max_new_tokens=2), owner="a")).state == "done"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"), [(MemoryError(), "out of memory"), (ZeroDivisionError("secret path /x"), "internal error")]
+)
+def test_an_error_within_a_run_leaves_the_engine_usable(
+    engine: Engine, model: str, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as m:
+        m.setattr(Lab, "run", broken)
+        run = wait(engine.start(Settings(model, "hello"), owner="a"))
+    assert run.state == "error"
+    assert says in run.note
+    assert "secret" not in run.note
+    assert wait(engine.start(Settings(model, "hello", max_new_tokens=2), owner="a")).state == "done"
+
+
+def test_a_model_let_go_while_a_run_uses_it(model: str, tmp_path: Path) -> None:
+    other = str(made.folder(tmp_path / "other", seed=1))
+    engine = Engine(Slow(Shelf(most=1)))  # room for nothing: each load lets all others go
+    first = engine.start(Settings(model, "hello", max_new_tokens=30), owner="a")
+    loader = threading.Thread(target=lambda: engine.lab.shelf.load(other, "dense-fp32", "cpu"))
+    loader.start()
+    assert wait(first).state == "done"
+    loader.join()
+    assert sum(len(e.tokens) for e in first.events if hasattr(e, "path")) == 30
+    again = wait(engine.start(Settings(model, "hello", max_new_tokens=30), owner="a"))
+    assert again.state == "done"
