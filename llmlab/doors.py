@@ -1,4 +1,4 @@
-"""The doors: what a technique may take part in. Each is a class with one verb; the core talks to doors, never to papers.
+"""The doors: what a technique may take part in. Each is a class with one verb; the core knows doors, not papers.
 
 Shapes: H heads, Q queries, S rows, D head size, E width, V vocabulary, L layers; no batch axis inside techniques.
 """
@@ -68,8 +68,8 @@ class CachePolicy(Technique):
     """Decides which rows of keys and values stay.
 
     The session asks for `keep` only when a layer has reached `budget + every` rows, and clips every draft so that it
-    never crosses that line. What a token attends to then depends on how many tokens are committed, never on how they were
-    grouped into passes, and that is why speculation stays exact under eviction.
+    never crosses that line. What a token attends to then depends on how many tokens are committed, never on how they
+    were grouped into passes, and that is why speculation stays exact under eviction.
     """
 
     door: ClassVar[str] = "CachePolicy"

@@ -59,7 +59,7 @@ class Draft:
         )
 
     def visible(self) -> Tensor:
-        """(T, T) bool with T = 1 + nodes: which of the root and the nodes each of them attends to (itself and ancestors)."""
+        """(T, T) bool with T = 1 + nodes: what each of the root and the nodes attends to: itself and its ancestors."""
         T = 1 + len(self)
         mask = torch.eye(T, dtype=torch.bool)
         for i, p in enumerate(self.parents):
@@ -69,7 +69,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a draft: the accepted nodes, and the tokens that were committed (the last one is the model's own)."""
+    """What became of a draft: the accepted nodes, and the tokens that were committed (the last is the model's own)."""
 
     path: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
@@ -151,8 +151,8 @@ def accept(draft: Draft, p: Tensor, chance: Chance) -> tuple[tuple[int, ...], in
     p (T, V) with T = 1 + nodes: the model's distribution after the root and after every node. Children of a node are
     tried in order; child x drawn from q is accepted with probability min(1, p(x) / q(x)), else p becomes the normalised
     max(p - q, 0) and the next child is tried. This is speculative sampling (Leviathan et al., arXiv 2211.17192,
-    section 2.3) for a chain, and multi-step speculative sampling (SpecInfer, arXiv 2305.09781, algorithm 2) for a tree. A
-    certain draft is the case of a one-hot q; greedy decoding the case of a one-hot p.
+    section 2.3) for a chain, and multi-step speculative sampling (SpecInfer, arXiv 2305.09781, algorithm 2) for a tree.
+    A certain draft is the case of a one-hot q; greedy decoding the case of a one-hot p.
 
     Returns the accepted nodes and one more token from what is left of p.
     """

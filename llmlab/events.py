@@ -66,7 +66,7 @@ class Drafted(Event):
 
 @dataclass(frozen=True)
 class Committed(Event):
-    """One pass of the model is over: `path` of the draft's nodes was accepted, then `tokens[-1]` came from the model itself.
+    """One pass of the model is over: `path` of the draft's nodes was accepted, then the model added `tokens[-1]`.
 
     `tokens` are the accepted tokens followed by the model's own one (fewer where a stop token or the limit cut them).
     `seconds` is the whole round: draft, forward, acceptance and eviction.

@@ -32,8 +32,8 @@ def generate(
     """Continue `prompt` (token ids) by at most `limit` tokens; the engine knows token ids and nothing of text.
 
     `model` already carries the stack's weight transforms (see `shelf`). `stop` is looked at once per pass.
-    `started` is a filled-in first event; without it a bare one is made. Raises Refused before anything is computed when the
-    stack cannot run on this model.
+    `started` is a filled-in first event; without it a bare one is made. Raises Refused before anything is computed when
+    the stack cannot run on this model.
     """
     stack, sampler, stop, tools = stack or Stack(), sampler or Sampler(), stop or threading.Event(), tools or Tools()
     for refusal in check(stack, model.abilities):

@@ -63,7 +63,7 @@ def machine(device: str = "cpu") -> Machine:
 
 
 def flops_per_token(shape: Any, rows: int) -> float:
-    """Multiplications and additions of one token's pass with `rows` rows in memory: every matrix twice, plus attention."""
+    """Multiplications and additions of one token's pass with `rows` rows in memory: all matrices, and attention."""
     attention = (shape.heads + 2 * shape.kv_heads) * shape.head_size * shape.width
     attention += shape.heads * shape.head_size * shape.width
     feed = 3 * shape.width * shape.feed_forward

@@ -25,8 +25,8 @@ CONTEXT = 32
 def score(model: Any, stack: Stack, tokens: Sequence[int], start: int) -> Tensor:
     """Log-probabilities (n, V), n = len(tokens) - start, of every token from `start` on as the stack computes them.
 
-    The tokens are forced, so that two stacks answer the same questions. Evictions, exits and changed weights take effect as
-    they would in a run.
+    The tokens are forced, so that two stacks answer the same questions. Evictions, exits and changed weights take
+    effect as they would in a run.
     """
     stack = stack.without("Drafter")
     session = Session(model, stack)
@@ -71,11 +71,11 @@ def compare(
     text: Sequence[int],
     tokenizer: Any = None,
 ) -> dict[str, Any]:
-    """Quality of a stack's run against the baseline's. `plain` and `changed` are the models without and with transforms.
+    """Quality of a stack's run against the baseline's. `plain` and `changed`: the models without and with transforms.
 
-    `identical, first_difference, margin` speak of the texts (margin: how far apart the baseline's two best tokens were there,
-    in nats). `kl_mean` and `top1_agreement` force the baseline's text through both. `perplexity_ratio` is on the project's own
-    evaluation text, changed over plain; None without a tokenizer.
+    `identical, first_difference, margin` speak of the texts (margin: how far apart the baseline's two best tokens were
+    there, in nats). `kl_mean` and `top1_agreement` force the baseline's text through both. `perplexity_ratio` is on the
+    project's own evaluation text, changed over plain; None without a tokenizer.
     """
     differs = first_difference(baseline, text)
     result: dict[str, Any] = {"identical": differs is None, "first_difference": differs, "margin": None}

@@ -1,7 +1,7 @@
 """A sequence under way: its tokens, its memory, and one pass of the model over a draft.
 
-The memory holds the keys and values of every committed token but the last ones (`unread`, at least one). A pass reads those
-and the draft's nodes together, so plain decoding is a pass with an empty draft.
+The memory holds the keys and values of every committed token but the last ones (`unread`, at least one). A pass reads
+those and the draft's nodes together, so plain decoding is a pass with an empty draft.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.abilities import Refused
@@ -21,14 +22,13 @@ from llmlab.stack import Stack
 
 PIECE = 512
 """Prompt tokens read in one pass, so that a stop is noticed and memory stays bounded."""
-UNBOUNDED = 1 << 30
 
 
 class Session:
     """One sequence on one model under one stack.
 
-    `model` is a Decoder or a Wrapped model. `exits` collects (layer, confidence) of the last pass where a patch ends tokens
-    early. Nothing here knows which technique is at work: policy and patterns come through their doors.
+    `model` is a Decoder or a Wrapped model. `exits` collects (layer, confidence) of the last pass where a patch ends
+    tokens early. Nothing here knows which technique is at work: policy and patterns come through their doors.
     """
 
     def __init__(self, model: Any, stack: Stack | None = None) -> None:
@@ -45,8 +45,7 @@ class Session:
         self.exits: list[tuple[int, float]] = []
         self.layers_run = float(len(self.memory.layers))
         self._held: list[int] = self.memory.rows()
-        self._seen: dict[int, Tensor] = {}
-        self._lowest: int = 0
+        self._seen: dict[int, list[Tensor]] = {}
 
     # Reading ---------------------------------------------------------------------------------------------------
 
@@ -140,10 +139,10 @@ class Session:
 
     def _hold_back(self, layer: int, attention: Tensor) -> None:
         # A rejected token must not count as having looked, so the policy sees the weights only at the commit.
-        self._seen[layer] = attention
+        self._seen.setdefault(layer, []).append(attention)
 
     def commit(self, path: Sequence[int], bonus: int, draft: Draft | None = None) -> tuple[list[int], list[int]] | None:
-        """Keep the accepted nodes' rows, drop the others', add the tokens. Returns (before, after) rows on an eviction."""
+        """Keep the accepted nodes' rows, drop the others', add the tokens. Returns (before, after) rows if evicted."""
         draft = draft or Draft()
         u = self.unread
         kept = list(range(u)) + [u + i for i in path]
@@ -153,7 +152,10 @@ class Session:
                     layer.keep(range(held + len(kept)))
                 else:
                     layer.keep(torch.cat([torch.arange(held), held + torch.tensor(kept)]))
-            for index, attention in self._seen.items():
+            for index, pieces in self._seen.items():
+                # A long draft is looked at in pieces, of which only the last sees every row.
+                S = pieces[-1].shape[2]
+                attention = torch.cat([F.pad(piece, (0, S - piece.shape[2])) for piece in pieces], 1)
                 columns = torch.cat([torch.arange(self._held[index]), self._held[index] + torch.tensor(kept)])
                 columns = columns.to(attention.device)
                 self.policy.observe(self.memory.layers[index], attention[:, kept].index_select(2, columns))
@@ -188,7 +190,7 @@ class Session:
         return before, self.memory.rows()
 
     def reposition(self, rows: Rows) -> None:
-        """Give the rows of a layer the positions 0, 1, 2, …, turning the keys accordingly; the next token follows on."""
+        """Give a layer's rows the positions 0, 1, 2, …, turning the keys accordingly; the next token follows on."""
         old = rows.positions
         new = torch.arange(rows.count, device=old.device)
         turn = (new - old).float()[..., None] * self.model.angles  # (H, S, D/2)
@@ -210,7 +212,7 @@ class Session:
             self.memory.next_position, self.tokens, self.unread = position, tokens, unread
 
     def guess(self, logits: Tensor) -> tuple[int, Tensor | None, float]:
-        """A draft token from logits (V,), as the run samples: (token, its distribution q or None when certain, its probability)."""
+        """A draft token from logits (V,), as the run samples: (token, its q or None when certain, its probability)."""
         if self.sampler.greedy:
             token = int(logits.argmax())
             return token, None, float(torch.softmax(logits.float(), -1)[token])

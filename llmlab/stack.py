@@ -73,7 +73,8 @@ class Stack:
             try:
                 value = json.loads(value[:LONGEST])
             except (ValueError, RecursionError) as e:
-                raise Refused("The stack", f"is not valid JSON ({getattr(e, 'msg', 'too deep')})", "Export it again") from e
+                reason = getattr(e, "msg", "too deep")
+                raise Refused("The stack", f"is not valid JSON ({reason})", "Export it again") from e
         if not isinstance(value, list) or not all(
             isinstance(v, Mapping) and isinstance(v.get("id"), str) for v in value
         ):
@@ -117,7 +118,7 @@ class Stack:
 
     @classmethod
     def from_query(cls, parameters: Mapping[str, str]) -> Stack:
-        """The inverse of `to_query`, from a link's decoded parameters; keys that are not ours are ignored. Raises Refused."""
+        """The inverse of `to_query`, from a link's decoded parameters; other keys are ignored. Raises Refused."""
         names = [n for n in str(parameters.get("t", ""))[:LONGEST].split(",") if n]
         known = registry()
         members = []

@@ -25,7 +25,8 @@ def knob(
 ) -> Any:
     """A technique's setting. Its metadata draws the control, validates the value and names the test sweep.
 
-    `low` and `high` are inclusive. `choices` are offered as a list; `("…", "*")` ends with `*` where any text is allowed.
+    `low` and `high` are inclusive. `choices` are offered as a list; `("…", "*")` ends with `*` where any text is
+    allowed.
     """
     return field(
         default=default, metadata={"low": low, "high": high, "help": help, "choices": choices, "advanced": advanced}
@@ -92,7 +93,8 @@ class Knob:
 
 @dataclass(frozen=True)
 class Technique:
-    """The base of every technique. Keeps no state: what a run remembers lives in the session or in a generator's locals."""
+    """The base of every technique. Keeps no state: what a run remembers lives in its session or a generator's
+    locals."""
 
     covers: ClassVar[tuple[str, ...]] = ()
     exact: ClassVar[bool] = False

@@ -8,6 +8,7 @@ from hypothesis import settings
 
 from llmlab.models.decoder import Decoder
 from tests import tiny
+from tests.laws.laws import fingerprint
 
 settings.register_profile("laws", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("laws")
@@ -23,6 +24,9 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def llama() -> Decoder:
-    """Our decoder with the tiny Llama's weights; nobody may change it."""
-    return tiny.decoder("llama")
+def llama() -> Iterator[Decoder]:
+    """Our decoder with the tiny Llama's weights; nobody may change it, and at the end nobody has."""
+    model = tiny.decoder("llama")
+    before = fingerprint(model)
+    yield model
+    assert fingerprint(model) == before

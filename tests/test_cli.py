@@ -40,24 +40,8 @@ METRICS = [
 
 def test_run_writes_the_record(model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out, log = tmp_path / "run.json", tmp_path / "run.jsonl"
-    assert (
-        main(
-            [
-                "run",
-                "--model",
-                model,
-                "--prompt",
-                "hello",
-                "--max-new-tokens",
-                "8",
-                "--json",
-                str(out),
-                "--trace",
-                str(log),
-            ]
-        )
-        == 0
-    )
+    places = ["--json", str(out), "--trace", str(log)]
+    assert main(["run", "--model", model, "--prompt", "hello", "--max-new-tokens", "8", *places]) == 0
     value = json.loads(out.read_text())
     assert set(value) >= {"schema", "model", "stack", "settings", "device", "text", "token_ids", "metrics", "quality"}
     assert value["schema"] == "llmlab.run/1"

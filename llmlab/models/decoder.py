@@ -1,6 +1,6 @@
 """Our decoder: a ragged batch in, logits out. Linears see (N, E); only attention knows where sequences begin.
 
-Shapes: N tokens of all sequences laid end to end, H query heads, G query heads per key-value head, D head size, E width.
+Shapes: N tokens of all sequences end to end, H query heads, G query heads per key-value head, D head size, E width.
 Query and key rows are stored in interleaved order, so that a rotation is one complex product.
 """
 
@@ -108,7 +108,7 @@ class Block(nn.Module):
         self.norm_q, self.norm_k = head_norms or (None, None)
 
     def forward(self, h: Tensor, batch: Batch, fill: bool = False) -> Tensor:
-        """h (N, E) to (N, E). With `fill`, only this layer's keys and values are made from h, which returns unchanged."""
+        """h (N, E) to (N, E). With `fill`, only this layer's keys and values are made; h returns unchanged."""
         s = self.shape
         N = h.shape[0]
         qkv = self.qkv(self.norm_attention(h)).view(N, s.heads + 2 * s.kv_heads, s.head_size)
@@ -156,7 +156,7 @@ def _window(width: int) -> Pattern:
 
 
 def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """x (N, heads, D) turned by rotation (N, 1, D/2): RoFormer (arXiv 2104.09864), equation 34, as a complex product."""
+    """x (N, heads, D) turned by rotation (N, 1, D/2): RoFormer (arXiv 2104.09864, eq. 34) as a complex product."""
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotation).flatten(-2)
 

@@ -73,7 +73,7 @@ def shape_of(config: Any) -> Shape:
 
 
 def rotations(config: Any, factors: Tensor | None = None) -> tuple[Tensor, float]:
-    """Angles per position (D/2,) and the factor on cosine and sine, with the config's own scaling (linear, llama3, yarn).
+    """Angles per position (D/2,) and the factor on cosine and sine, with the config's scaling (linear, llama3, yarn).
 
     `factors` (D/2,): divisors that a GGUF file carries in place of a scaling rule.
     """

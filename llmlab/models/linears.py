@@ -1,7 +1,7 @@
 """Weight formats behind one interface: float32 activations in, float32 out, the matrix stored in its own way.
 
-Every format is a module with `forward (N, K) -> (N, M)`, `dense() -> (M, K)` float32, `store(dense)` and its buffers as its
-only bytes. The fast lines of the engine live here.
+Every format is a module with `forward (N, K) -> (N, M)`, `dense() -> (M, K)` float32, `store(dense)` and its buffers as
+its only bytes. The fast lines of the engine live here.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ class Dense(Linear):
 
 
 class Int4(Linear):
-    """4-bit codes in groups of 32 with a scale and a minimum each (5 bits a weight), multiplied by PyTorch's CPU kernel.
+    """4-bit codes in groups of 32 with a scale and a minimum each (5 bits a weight), for PyTorch's CPU kernel.
 
-    The codes of a Q4_1 file are kept as they are; the kernel takes its scales in bfloat16. Off the CPU, and where a size
-    does not suit the kernel, the same codes are unpacked for each product: the plain path.
+    The codes of a Q4_1 file are kept as they are; the kernel takes its scales in bfloat16. Off the CPU, and where a
+    size does not suit the kernel, the same codes are unpacked for each product: the plain path.
     """
 
     def __init__(self, weight: Tensor | Codes, bias: Tensor | None = None) -> None:

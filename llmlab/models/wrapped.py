@@ -1,7 +1,7 @@
 """Any other Hugging Face causal model, run through transformers' own seam for attention: slower, still measured.
 
-transformers computes everything but attention; keys and values go to our memory, so eviction and speculation work as they do
-on our decoder. What needs single layers or weights is refused, because the layers belong to transformers.
+transformers computes everything but attention; keys and values go to our memory, so eviction and speculation work as
+they do on our decoder. What needs single layers or weights is refused, because the layers belong to transformers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _attention(
 
 
 class Wrapped:
-    """A transformers causal model behind the same `forward(batch, depth, last)` as our decoder; one sequence at a time."""
+    """A transformers causal model behind our decoder's `forward(batch, depth, last)`; one sequence at a time."""
 
     abilities = ABILITIES
 

@@ -161,11 +161,10 @@ class Form:
             stack=self.stack(v),
         )
 
-    def write(self, settings: Settings) -> list[Any]:
-        """Updates for every input that make the controls show `settings`."""
+    def write(self, settings: Settings) -> dict[Any, Any]:
+        """The new value of every control that has to change to show `settings`, by component."""
         listed = settings.model in catalog.MODELS
         shown: dict[str, Any] = {
-            "model": settings.model if listed else gr.skip(),
             "own": "" if listed else settings.model,
             "prompt": settings.prompt,
             "chat": settings.chat is not False,
@@ -177,6 +176,8 @@ class Form:
             "seed": settings.seed,
             "device": settings.device,
         }
+        if listed:
+            shown["model"] = settings.model
         members = {t.id: t for t in settings.stack}
         for family in self.families:
             names = [n for n in family.boxes if n in members]
@@ -184,7 +185,7 @@ class Form:
         for name, technique in members.items():
             for key, value in technique.settings().items():
                 shown[f"{name}.{key}"] = value
-        return [shown.get(name, gr.skip()) for name in self.fields]
+        return {self.fields[name]: value for name, value in shown.items()}
 
     @property
     def watched(self) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The finished run's figures, in Plotly: one function each, from events to a figure with the baseline as a grey ghost."""
+"""The finished run's figures, in Plotly: one function each, with the baseline as a grey ghost."""
 
 from __future__ import annotations
 

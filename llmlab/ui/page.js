@@ -20,6 +20,7 @@
 
   const whole = (query) => location.origin + location.pathname + (query || "");
   window.llmlabLink = (query) => {
+    window.llmlabReady = true;
     if (query) history.replaceState(null, "", location.pathname + query);
     return query ? whole(query) : "";
   };

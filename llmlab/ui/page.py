@@ -182,21 +182,21 @@ class Page:
 
     # Handlers ----------------------------------------------------------------------------------------------------------
 
-    def arrive(self, request: gr.Request) -> list[Any]:
-        """The first view: what the link asks for, or a recorded run with its settings."""
+    def arrive(self, request: gr.Request) -> dict[Any, Any]:
+        """The first view: a recorded run with its settings, or those that the link asks for."""
         lang = _language(request)
         parameters = {k: v for k, v in dict(request.query_params or {}).items() if not k.startswith("__")}
         first = recordings()[0]
         item = next((r for r in recordings() if r["id"] == parameters.get("run")), first)
-        shown = self._replayed(trace.load(RUNS / item["file"]), item["label"][lang], lang)
+        events = trace.load(RUNS / item["file"])
+        shown = self._replayed(events, item["label"][lang], lang)
         if set(parameters) & {*links.SHORT.values(), "t"}:
             try:
-                base = links.settings_of(next(iter(trace.load(RUNS / first["file"]))))
-                settings = links.from_query(parameters, base)
-                shown[: len(self.form.inputs)] = self.form.write(settings)
+                settings = links.from_query(parameters, links.settings_of(events[0]))
+                shown |= self.form.write(settings) | {self.query: links.to_query(settings)}
             except Refused as e:
-                shown[len(self.form.inputs) + 1] = _refusal(str(e))
-        return [f'<p class="machine">{escape(hardware_line(lang))}</p>', *shown]
+                shown[self.refusal] = _refusal(str(e))
+        return shown | {self.machine: f'<p class="machine">{escape(hardware_line(lang))}</p>'}
 
     def refresh(self, *values: Any) -> list[Any]:
         """What follows from a changed control: greyed switches, badge, and whether the model fits."""
@@ -242,31 +242,29 @@ class Page:
     def leave(self, request: gr.Request) -> None:
         self.engine.stop(_owner(request))
 
-    def finish(self, request: gr.Request) -> list[Any]:
+    def finish(self, request: gr.Request) -> dict[Any, Any]:
         """The account of the visitor's last run, whole or stopped."""
         run: Run | None = self.engine.latest(_owner(request))
         if run is None or not any(isinstance(e, Started) for e in run.events):
-            return [gr.skip()] * 12
+            return {self.story: gr.skip()}
         return self._account(list(run.events), run.settings, run.compare, _language(request))
 
-    def player(self, item: dict[str, Any]) -> Callable[[gr.Request], list[Any]]:
+    def player(self, item: dict[str, Any]) -> Callable[[gr.Request], dict[Any, Any]]:
         """The handler of a recorded run's button."""
 
-        def play(request: gr.Request) -> list[Any]:
+        def play(request: gr.Request) -> dict[Any, Any]:
             lang = _language(request)
             return self._replayed(trace.load(RUNS / item["file"]), item["label"][lang], lang)
 
         return play
 
-    def open_trace(self, path: str, request: gr.Request) -> list[Any]:
+    def open_trace(self, path: str, request: gr.Request) -> dict[Any, Any]:
         """A visitor's own trace; refused in a sentence, with what is on the page left as it was."""
         try:
             events = trace.load(path)
             return self._replayed(events, Path(path).name[:60], _language(request))
         except Refused as e:
-            nothing: list[Any] = [gr.skip()] * (len(self.form.inputs) + 14)
-            nothing[len(self.form.inputs) + 1] = _refusal(str(e))
-            return nothing
+            return {self.refusal: _refusal(str(e))}
 
     def share(self, *values: Any) -> str:
         try:
@@ -276,26 +274,23 @@ class Page:
 
     # Accounts ------------------------------------------------------------------------------------------------------------
 
-    def _replayed(self, events: list[Event], name: str, lang: str) -> list[Any]:
-        """Controls, panel, refusal and account for a finished trace."""
-        last = [e for e in events if isinstance(e, Started)][-1]
-        settings = links.settings_of(last)
-        compare = len(trace.lanes(events)) > 1
-        account = self._account(events, settings, compare, lang)
-        return [*self.form.write(settings), recorded(events, name), "", *account]
+    def _replayed(self, events: list[Event], name: str, lang: str) -> dict[Any, Any]:
+        """Controls, panel and account of a finished trace."""
+        settings = links.settings_of([e for e in events if isinstance(e, Started)][-1])
+        account = self._account(events, settings, len(trace.lanes(events)) > 1, lang)
+        return self.form.write(settings) | {self.live: recorded(events, name), self.refusal: ""} | account
 
-    def _account(self, events: list[Event], settings: Settings, compare: bool, lang: str) -> list[Any]:
-        table = {"headers": [word(k, lang) for k in ROUNDS], "data": _table(events, lang)}
-        return [
-            story(events, lang),
-            *figures.all_of(events, lang),
-            table,
-            quality_table(quality_of(events), lang),
-            links.to_query(settings),
-            links.command_line(settings, compare),
-            links.python(settings),
-            *self._files(events),
-        ]
+    def _account(self, events: list[Event], settings: Settings, compare: bool, lang: str) -> dict[Any, Any]:
+        return {
+            self.story: story(events, lang),
+            **dict(zip(self.plots, figures.all_of(events, lang), strict=True)),
+            self.rounds: {"headers": [word(k, lang) for k in ROUNDS], "data": _table(events, lang)},
+            self.quality: quality_table(quality_of(events), lang),
+            self.query: links.to_query(settings),
+            self.command: links.command_line(settings, compare),
+            self.python: links.python(settings),
+            **dict(zip(self.exports, self._files(events), strict=True)),
+        }
 
     def _files(self, events: list[Event]) -> list[str]:
         folder = Path(tempfile.mkdtemp(dir=self.files.name))

@@ -48,7 +48,7 @@ EAGER: dict[str, dict[str, Any]] = {
 
 
 def sharp(id: str) -> Technique:
-    """A technique at a setting that shows on a tiny model. A new one needs no entry when its defaults, or a small `budget`, do."""
+    """A technique at a setting that shows on a tiny model: its defaults, a small `budget`, or what is noted above."""
     known = {k.name for k in registry()[id].knobs()}
     small = {k: v for k, v in {"budget": 12, "every": 5}.items() if k in known}
     return make(id, **{**small, **BITING.get(id, {}), **EAGER.get(id, {})})
@@ -70,7 +70,7 @@ def lossy_stacks() -> list[Stack]:
 
 
 def ends(id: str) -> list[Technique]:
-    """The technique with each knob at each end of its range, or at each of its choices, the others at their defaults."""
+    """The technique with each knob at each end of its range, or at each of its choices, the others at defaults."""
     made = []
     for k in registry()[id].knobs():
         values = {"bool": (False, True), "choice": k.choices}.get(k.kind, (k.low, k.high))
@@ -105,7 +105,9 @@ def text(model: Any, prompt: Tokens, limit: int, stack: Stack | None = None, **r
 # Exactness ------------------------------------------------------------------------------------------------------
 
 
-def texts(model: Any, stack: Stack, prompts: Iterable[Tokens], limit: int, tools: Callable[[], Tools]) -> list[list[int]]:
+def texts(
+    model: Any, stack: Stack, prompts: Iterable[Tokens], limit: int, tools: Callable[[], Tools]
+) -> list[list[int]]:
     """What `stack` writes after each prompt, greedy; `model` carries the stack's transforms already."""
     return [text(model, prompt, limit, stack, tools=tools()) for prompt in prompts]
 
@@ -127,7 +129,7 @@ def exactness(
 class Script(Drafter):
     """A drafter that knows the truth.
 
-    It drafts up to `most` steps of it, corrupted at a random place, as chains or as random trees; it asks nobody for room.
+    It drafts up to `most` steps of it, corrupted at a random place, as chains or random trees; it asks nobody for room.
     """
 
     truth: tuple[int, ...] = ()
@@ -149,7 +151,7 @@ class Script(Drafter):
         return Draft.chain([self._wrong(dice, t) if i == at else t for i, t in enumerate(ahead)])
 
     def _tree(self, dice: random.Random, ahead: Tokens) -> Draft:
-        """The true path as deep as the dice say, grown in between wrong branches, some of which hold true tokens too."""
+        """The true path as deep as the dice say, grown among wrong branches, some of which hold true tokens too."""
         tokens: list[int] = []
         parents: list[int] = []
         tip, depth = -1, 0
@@ -358,10 +360,10 @@ class Ledgered(Rows):
 
 @torch.inference_mode()
 def hidden_rows(model: Decoder, referee: Any, policy: Technique, tokens: Tokens) -> tuple[float, int]:
-    """Evict with `policy` along forced tokens; then hide from transformers what had been dropped when each token looked.
+    """Evict with `policy` along forced tokens; then hide from transformers what was dropped when each token looked.
 
-    Returns the largest difference of the logits in units of their spread, and how many rows were dropped. Wants a policy
-    that leaves positions alone.
+    Returns the largest difference of the logits in units of their spread, and how many rows were dropped. Wants a
+    policy that leaves positions alone.
     """
     session = Session(model, Stack([policy]))
     s = model.shape
@@ -384,14 +386,16 @@ def hidden_rows(model: Decoder, referee: Any, policy: Technique, tokens: Tokens)
 
 @torch.inference_mode()
 def repositioned_rows(model: Decoder, policy: Any, tokens: Tokens) -> float:
-    """As `hidden_rows` for a policy that counts positions inside the cache: against keys kept unrotated and turned afresh.
+    """As `hidden_rows` where positions are counted inside the cache: against keys kept unrotated and turned afresh.
 
     `policy` has `sinks`, `budget` and `every`; the rule is written out again here.
     """
     session = Session(model, Stack([policy]))
     list(session.read(tokens[:1]))
     kept: list[int] = []
-    pure: list[list[tuple[Tensor, Tensor]]] = [[] for _ in model.layers]  # per layer and token: k before rotation, and v
+    pure: list[list[tuple[Tensor, Tensor]]] = [
+        [] for _ in model.layers
+    ]  # per layer and token: k before rotation, and v
     worst = 0.0
     for t, token in enumerate(tokens):
         got = session.forward()[0]
@@ -421,7 +425,7 @@ def repositioned_rows(model: Decoder, policy: Any, tokens: Tokens) -> float:
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Everything about a model that a run could leave changed: every tensor's bytes, every hook, every attribute's name."""
+    """Everything that a run could leave changed: every tensor's bytes, every hook, every attribute's name."""
     found: dict[str, Any] = {}
     for path, module in model.named_modules():
         hooks = [len(v) for k, v in vars(module).items() if k.endswith("_hooks") and isinstance(v, dict)]

@@ -1,9 +1,10 @@
-"""Cards and controls: every technique explains itself and its knobs, and survives the page's link, the shell and JSON."""
+"""Cards and controls: every technique explains itself and its knobs, and survives links, the shell and JSON."""
 
 from __future__ import annotations
 
 import inspect
 import json
+from contextlib import suppress
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,9 @@ def _values(k: Knob) -> st.SearchStrategy[Any]:
 def stacks(draw: st.DrawFn) -> Stack:
     """Any techniques at any settings, in any order; whether they go together is another question."""
     ids = draw(st.lists(st.sampled_from(sorted(registry())), unique=True))
-    return Stack(make(id, **{k.name: draw(_values(k)) for k in registry()[id].knobs() if draw(st.booleans())}) for id in ids)
+    return Stack(
+        make(id, **{k.name: draw(_values(k)) for k in registry()[id].knobs() if draw(st.booleans())}) for id in ids
+    )
 
 
 @settings(max_examples=150)
@@ -187,10 +190,8 @@ def test_any_text_is_a_stack_or_refused(text: str) -> None:
         lambda: Stack.from_query({"t": text}),
         lambda: Stack.from_arguments([f"h2o:{text}"]),
     ):
-        try:
+        with suppress(Refused):
             assert isinstance(read(), Stack)
-        except Refused as e:
-            assert str(e)
 
 
 def test_a_near_miss_gets_a_hint() -> None:

@@ -17,7 +17,12 @@ from tests import tiny
 from tests.laws import laws
 
 LIMIT = 24
-LOSSY = laws.lossy_stacks()
+COMPOSED = [
+    (lossy, laws.sharp(exact))
+    for exact in laws.exact_ids()
+    for lossy in laws.lossy_stacks()
+    if not check(Stack([*lossy, laws.sharp(exact)]), Decoder.abilities)  # what is refused is in test_refusal.py
+]
 
 
 @cache
@@ -28,18 +33,16 @@ def without(lossy: Stack) -> tuple[Decoder, list[list[int]], list[list[int]]]:
     return model, prompts, laws.texts(model, lossy, prompts, LIMIT, tiny.tools)
 
 
-@pytest.mark.parametrize("lossy", LOSSY, ids=repr)
-@pytest.mark.parametrize("exact", laws.exact_ids())
-def test_text_is_the_same_with_and_without(lossy: Stack, exact: str) -> None:
-    technique = laws.sharp(exact)
-    if check(Stack([*lossy, technique]), Decoder.abilities):
-        pytest.skip("refused: see test_refusal.py")
+@pytest.mark.parametrize(("lossy", "technique"), COMPOSED, ids=lambda x: x.id if isinstance(x, Technique) else repr(x))
+def test_text_is_the_same_with_and_without(lossy: Stack, technique: Technique) -> None:
     model, prompts, want = without(lossy)
     got = laws.texts(model, Stack([*lossy, technique]), prompts, LIMIT, tiny.tools)
     assert laws.differences(want, got) == []
 
 
-@pytest.mark.parametrize("technique", [t for id in laws.exact_ids() for t in laws.ends(id)], ids=lambda t: repr(Stack([t])))
+@pytest.mark.parametrize(
+    "technique", [t for id in laws.exact_ids() for t in laws.ends(id)], ids=lambda t: repr(Stack([t]))
+)
 @pytest.mark.parametrize("lossy", [[], ["h2o"]], ids=["alone", "h2o"])
 def test_at_the_ends_of_every_knob(technique: Technique, lossy: list[str]) -> None:
     stack = Stack([laws.sharp(id) for id in lossy])
@@ -75,7 +78,9 @@ def test_a_stranger_drafts_mostly_in_vain_and_changes_nothing(llama: Decoder) ->
 @pytest.mark.parametrize("id", laws.lossy_ids())
 def test_lossy_settings_bite(id: str) -> None:
     """The settings under which exactness is tested really change the text; else the law above would say nothing."""
-    assert laws.differences(without(Stack())[2], without(Stack([laws.sharp(id)]))[2]), f"give {id} a setting in laws.BITING at which it changes a tiny model's text"
+    assert laws.differences(without(Stack())[2], without(Stack([laws.sharp(id)]))[2]), (
+        f"give {id} a setting in laws.BITING at which it changes a tiny model's text"
+    )
 
 
 # Every accept length --------------------------------------------------------------------------------------------
@@ -116,6 +121,16 @@ def test_any_prompt_any_line(prompt: list[int], seed: int, budget: int, every: i
     stack = Stack([make(policy, budget=budget, every=every)])
     wrong, _ = laws.scripted(tiny.decoder("llama"), stack, [prompt], 24, tree, seed)
     assert wrong == []
+
+
+@pytest.mark.parametrize("tree", [False, True], ids=["chain", "tree"])
+def test_a_draft_of_more_than_a_hundred_tokens(llama: Decoder, tree: bool) -> None:
+    """Attention that is watched comes in chunks of 128 queries; a draft may be longer than one."""
+    wrong, seen = laws.scripted(
+        llama, Stack([make("h2o", budget=12, every=150)]), tiny.prompts(6, 21), 180, tree, most=200
+    )
+    assert wrong == []
+    assert max(drafted for drafted, _ in seen) > 128
 
 
 def test_a_draft_never_outruns_the_limit_or_the_context(llama: Decoder) -> None:

@@ -55,10 +55,12 @@ def test_every_pair_runs_or_is_refused(llama: Decoder, pair: tuple[str, str]) ->
 def test_every_end_of_every_knob_runs_or_is_refused(technique: Technique) -> None:
     stack = Stack([technique])
     assert check(stack, Decoder.abilities) == []
+    refusals = []
     try:
         runs(stack)
     except Refused as e:
-        assert well_said(e.refusal) == []
+        refusals.append(e.refusal)
+    assert [wrong for r in refusals for wrong in well_said(r)] == []
 
 
 @pytest.mark.parametrize("id", registry())

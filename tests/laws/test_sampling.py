@@ -101,6 +101,7 @@ def test_greedy_is_sampling_from_a_one_hot(data: st.DataObject) -> None:
 
 # The whole loop -------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def small() -> laws.Decoder:
     return build(tiny.StateDict(tiny.reference("llama-small")), "dense-fp32")

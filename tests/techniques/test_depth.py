@@ -12,6 +12,7 @@ from llmlab.models.decoder import Decoder
 from llmlab.session import Session
 from llmlab.stack import Stack
 from llmlab.technique import make
+from llmlab.techniques.depth import early_exit
 from llmlab.techniques.depth.early_exit import confidence
 from tests import tiny
 from tests.laws import laws
@@ -32,7 +33,7 @@ def test_confidence_by_hand() -> None:
 
 @torch.inference_mode()
 def by_hand(model: Decoder, prompt: list[int], limit: int, after: int) -> list[int]:
-    """Text when every token leaves after `after` layers, and the layers above get keys and values from its hidden state."""
+    """Text when every token leaves after `after` layers; those above get keys and values from its hidden state."""
     session = Session(model)
     list(session.read(prompt))
     out = []
@@ -99,7 +100,16 @@ def test_a_token_leaves_at_the_first_layer_that_is_sure(llama: Decoder, rule: st
     assert session.depth is None
 
 
-def test_checks_come_at_their_steps(llama: Decoder) -> None:
-    for first, step, allowed in ((1, 2, {1, 3}), (2, 1, {2, 3}), (3, 4, {3}), (4, 1, set()), (9, 1, set())):
-        events = laws.run(llama, PROMPT, 10, Stack([make("early-exit", threshold=0.0, first=first, step=step)]))
-        assert {e.layer for e in events if isinstance(e, Exited)} == set(sorted(allowed)[:1])
+@pytest.mark.parametrize(
+    ("first", "step", "checked"),
+    [(1, 1, [1, 2, 3]), (1, 2, [1, 3]), (2, 1, [2, 3]), (3, 4, [3]), (4, 1, []), (9, 1, [])],
+)
+def test_checks_come_at_their_steps(
+    llama: Decoder, monkeypatch: pytest.MonkeyPatch, first: int, step: int, checked: list[int]
+) -> None:
+    """Sure only at the n-th check: the token leaves at the n-th of the layers that are checked."""
+    for n, layer in enumerate([*checked, 4]):
+        answers = iter([0.0] * n + [1.0] * 9)
+        monkeypatch.setattr(early_exit, "confidence", lambda logits, rule, answers=answers: next(answers))
+        events = laws.run(llama, PROMPT, 1, Stack([make("early-exit", threshold=0.5, first=first, step=step)]))
+        assert [e.layers_run for e in events if isinstance(e, Committed)] == [layer]

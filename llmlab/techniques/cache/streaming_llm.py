@@ -18,8 +18,8 @@ UNBOUNDED = 65536
 class StreamingLLM(CachePolicy):
     """StreamingLLM.
 
-    Idea: Models park surplus attention on the first few tokens, the sinks. Keep those and a window of the latest tokens:
-    memory stops growing, and the model stays fluent for as long as it runs. What lies between is forgotten.
+    Idea: Models park surplus attention on the first few tokens, the sinks. Keep those and a window of the latest
+    tokens: memory stops growing, and the model stays fluent for as long as it runs. What lies between is forgotten.
     Rule: Keep rows {0…sinks−1} and the last budget − sinks. Positions are counted inside the cache, so keys are rotated
     again when their rows move.
     Watch: KV memory goes flat. Set the sinks to 0 and watch the text fall apart; ask about something that has left the

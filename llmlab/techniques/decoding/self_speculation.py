@@ -57,10 +57,11 @@ class SelfSpeculation(Drafter):
         order = sorted(range(1, len(influence) - 1), key=influence.__getitem__)
         depth = skipping(frozenset(order[: round(self.skip * len(influence))]))
         while True:
+            k = min(self.length, session.room())
             tokens: list[int] = []
             q = []
             with session.scratch() as ahead:
-                while len(tokens) < min(self.length, session.room()):
+                while len(tokens) < k:
                     token, qi, sure = session.guess(ahead.forward(depth=depth)[0])
                     if session.sampler.greedy and sure < self.confidence:
                         break

@@ -30,12 +30,12 @@ class EarlyExit(ForwardPatch):
 
     Idea: Easy tokens are decided before the last layer. After some layers, ask the head what it would say; when it is
     sure enough, say it and skip the rest.
-    Rule: After layer l ≥ `first`, every `step` layers: confidence c(head(norm(h_l))) with c the top probability, the lead of
-    the first over the second, or 1 − entropy / log V. Exit when c > `threshold`. The skipped layers get keys and values made
-    from the exit's hidden state (state propagation), so that later tokens find rows in every layer.
-    Watch: Layers run per token, and time per pass. On a model without trained exits the intermediate layers agree little
-    with the last one, and one check on the whole vocabulary costs as much as several layers of a small model: expect a
-    small gain, none, or a loss.
+    Rule: After layer l ≥ `first`, every `step` layers: confidence c(head(norm(h_l))) with c the top probability, the
+    lead of the first over the second, or 1 − entropy / log V. Exit when c > `threshold`. The skipped layers get keys
+    and values made from the exit's hidden state (state propagation), so that later tokens find rows in every layer.
+    Watch: Layers run per token, and time per pass. On a model without trained exits the intermediate layers agree
+    little with the last one, and one check on the whole vocabulary costs as much as several layers of a small model:
+    expect a small gain, none, or a loss.
     Differs: CALM trains its exits and calibrates the threshold to a promise about the output; this is its rule on the
     plain model.
     """

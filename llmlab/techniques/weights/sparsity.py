@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ SEQUENCE = 256
 
 
 def lowest(scores: Tensor, ratio: float, pattern: str) -> Tensor:
-    """(M, K) bool: the weights to remove. Unstructured: the lowest `ratio` of each row; N:M: all but the best N of each M."""
+    """(M, K) bool: what to remove. Unstructured: the lowest `ratio` of each row; N:M: all but the best N of each M."""
     if pattern == "unstructured":
         n = int(ratio * scores.shape[1])
         index = scores.topk(n, 1, largest=False).indices if n else scores.new_empty(len(scores), 0, dtype=torch.long)
@@ -38,10 +39,10 @@ def batches(model: Decoder, tokens: Sequence[int]) -> Callable[[], Batch]:
     n = len(tokens)
     cuts = [*range(0, n, SEQUENCE), n] if n % SEQUENCE or not n else list(range(0, n + 1, SEQUENCE))
     ids = torch.tensor(list(tokens), device=model.device)
-    positions = torch.cat([torch.arange(b - a) for a, b in zip(cuts, cuts[1:], strict=False)]).to(model.device)
+    positions = torch.cat([torch.arange(b - a) for a, b in pairwise(cuts)]).to(model.device)
 
     def fresh() -> Batch:
-        spans = [Span(a, b, model.memory()) for a, b in zip(cuts, cuts[1:], strict=False)]
+        spans = [Span(a, b, model.memory()) for a, b in pairwise(cuts)]
         batch = Batch(ids, positions, spans)
         batch.rotation = model.turns(positions)[:, None, :]
         return batch
@@ -70,15 +71,15 @@ def walk(model: Decoder, tokens: Sequence[int]) -> Iterator[tuple[Block, dict[st
         try:
             block(h, fresh())
         finally:
-            for hook in hooks:
-                hook.remove()
+            for handle in hooks:
+                handle.remove()
         yield block, {name: s.sqrt() for name, s in squares.items()}
         h = block(h, fresh())
 
 
 @torch.inference_mode()
 def influence(model: Decoder, tokens: Sequence[int]) -> list[float]:
-    """Per layer, how much it turns its input: 1 - mean cos(h_in, h_out) (block influence, ShortGPT, arXiv 2403.03853)."""
+    """Per layer, how much it turns its input: 1 - mean cos(h_in, h_out) (ShortGPT, arXiv 2403.03853)."""
     batch = batches(model, tokens)()
     h = model.tables.look_up(batch.tokens)
     scores = []

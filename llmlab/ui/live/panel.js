@@ -368,7 +368,7 @@ function buildTransport() {
   };
   ui.detail = el("div", "detail");
   ui.detailText = el("span");
-  ui.detail.append(ui.detailText, el("span", "hint", say("keys")));
+  ui.detail.append(ui.detailText, el("span", "tip", say("keys")));
   ui.transport.append(keys, ui.scrub, ui.position, ui.rate, ui.race, ui.live, ui.detail);
 }
 
@@ -554,7 +554,7 @@ function onKey(e) {
   if (e.defaultPrevented || e.ctrlKey || e.metaKey || e.altKey || e.shiftKey || !S.order.length) return;
   const at = document.activeElement;
   const busy = "input, textarea, select, button, summary, a[href], [contenteditable]:not([contenteditable='false'])";
-  const roles = ["slider", "spinbutton", "textbox", "combobox", "listbox", "option", "radio", "tab", "menuitem", "switch", "button"];
+  const roles = "slider spinbutton textbox combobox listbox option radio tab menuitem switch button".split(" ");
   const inside = at && at !== document.body && (at.closest(busy) || roles.includes(at.getAttribute("role")));
   // On the panel's own buttons the arrows still step; Space presses the button.
   const own = at && at.tagName === "BUTTON" && ui.transport.contains(at);
@@ -693,7 +693,8 @@ function drawFigures() {
   figure("per_pass", ...ms(own.median), ratio(own.median, base?.median) || (own.pass ? say("median") : ""));
   figure("accepted", own.accepted === undefined || own.accepted === null ? "—" : fixed(100 * own.accepted, 0),
     own.accepted === undefined || own.accepted === null ? "" : "%",
-    own.pass ? (own.pass.sumDrafted ? say("of_drafted", { a: own.pass.sumAccepted, d: own.pass.sumDrafted }) : say("no_drafts")) : "");
+    !own.pass ? "" : own.pass.sumDrafted
+      ? say("of_drafted", { a: own.pass.sumAccepted, d: own.pass.sumDrafted }) : say("no_drafts"));
   figure("tokens_pass", own.pass ? fixed(own.perPass, 2) : "—", "",
     own.pass ? say("in_passes", { t: own.pass.sumTokens, p: own.pass.number }) : "");
   const kv = own.pass ? own.pass.kv : l?.prefill ? l.prefill.kv : 0;
@@ -706,7 +707,8 @@ function drawFigures() {
 function drawSame() {
   const q = S.quality;
   const c = q && typeof q.identical === "boolean" ? { same: q.identical, at: q.first_difference, final: true } : compare();
-  if (!c || (pair() && !main().ids.length)) return figure("same", "—", "", !pair() && S.lanes.length && over() ? say("needs_baseline") : "");
+  const alone = !pair() && S.lanes.length && over();
+  if (!c || (pair() && !main().ids.length)) return figure("same", "—", "", alone ? say("needs_baseline") : "");
   if (c.same) return figure("same", say("yes"), "", c.final ? "" : say("so_far"), "good");
   figure("same", say("no"), "", Number.isInteger(c.at) ? say("same_for", { n: c.at }) : "", "bad");
 }
@@ -841,7 +843,8 @@ function ticks(low, high, count, whole) {
   return out;
 }
 
-const label = (v) => (Math.abs(v) >= 10000 ? `${short(v / 1000)}k` : (v || 0).toLocaleString(lang, { maximumSignificantDigits: 3 }));
+const label = (v) =>
+  Math.abs(v) >= 10000 ? `${short(v / 1000)}k` : (v || 0).toLocaleString(lang, { maximumSignificantDigits: 3 });
 
 // Clears a chart and draws its axes. Gives its context and the functions from values to pixels and back.
 function axes(chart, { x, y, unitX, unitY, log, whole, top = ROOM.top }) {
@@ -1104,7 +1107,10 @@ const DRAW = {
     const a = axes(chart, { x: [1, x1], y: [0, y1], unitX: say("x_pass"), unitY: say("y_layers"), whole: true });
     for (const s of list) line(a, s.passes.map((p) => [p.number, p.layers]), s.colour, s.dashed, true);
     chart.probe = (pixel) => at(list, a.back(pixel), (p) => `${short(p.layers)} / ${p.lane.layers}`);
-    return told(list, (s) => say("say_layers", { a: short(sum(s.passes.map((p) => p.layers)) / s.passes.length), b: s.lane.layers }));
+    return told(list, (s) => {
+      const mean = sum(s.passes.map((p) => p.layers)) / s.passes.length;
+      return say("say_layers", { a: short(mean), b: s.lane.layers });
+    });
   },
 };
 
@@ -1178,7 +1184,7 @@ function drawCharts() {
 // Start ------------------------------------------------------------------------------------------------------------------
 
 root.before(el("style", "", `.llmlab-panel { ${STYLE} }`));
-element.closest(".block")?.style.setProperty("padding", "0"); // Gradio 6.31 pads it in spite of padding=False
+element.closest(".html-container")?.style.setProperty("padding", "0"); // Gradio 6.31 pads in spite of padding=False
 build();
 readColours();
 new MutationObserver(readColours).observe(document.body, { attributes: true, attributeFilter: ["class"] });

@@ -59,7 +59,7 @@ class LivePanel(gr.HTML):
         # Gradio makes it an attribute by its name, and sends along every attribute named like a constructor argument:
         # so it must not be called `snapshot`.
         words = json.dumps(labels(), ensure_ascii=False).replace("</", "<\\/")
-        # Not as css_template: Gradio evaluates and replaces that style sheet at every message, a third of its cost here.
+        # Not as css_template: Gradio replaces that style sheet at every message, a third of what a message costs.
         style = json.dumps((HERE / "panel.css").read_text(encoding="utf-8"))
         script = (HERE / "panel.js").read_text(encoding="utf-8")
         super().__init__(
@@ -76,8 +76,8 @@ class LivePanel(gr.HTML):
     def postprocess(self, value: dict[str, Any] | None) -> dict[str, Any] | None:
         """The message as it travels: its events are one string, because Gradio sends the difference to the last value.
 
-        Those patches go wrong for nested lists that shrink (the indices of inner deletions are shifted once per level), and
-        the browser applies them in place, to objects that the panel may still hold.
+        Those patches go wrong for nested lists that shrink (inner deletions are shifted once per level), and the
+        browser applies them in place, to objects that the panel may still hold.
         """
         return value and {**value, "ev": json.dumps(value["ev"], ensure_ascii=False, separators=(",", ":"))}
 

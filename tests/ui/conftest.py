@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import pytest
+
+from llmlab.engine import Engine
+from llmlab.ui.page import Page, launch_options
+from tests import made
+
+CHROMIUM = shutil.which("chromium")
+PANEL = "[data-testid=live-panel]"
+
+
+@dataclass
+class Site:
+    """A running page with a tiny model beside the catalogue."""
+
+    url: str
+    model: str
+    engine: Engine
+
+    def link(self, **parameters: Any) -> str:
+        return f"{self.url}?{urlencode({'m': self.model, 'n': 24} | parameters)}"
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = made.folder(tmp_path_factory.mktemp("models") / "tiny")
+    engine = Engine()
+    page = Page(engine)
+    demo = page.build()
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    demo.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, **launch_options(page))
+    yield Site(f"http://127.0.0.1:{port}/", str(folder), engine)
+    demo.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("needs Debian's chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        launched = p.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def visit(browser: Any, site: Site) -> Iterator[Any]:
+    """visit(url, **context options) -> a page; console errors, page errors and foreign requests fail the test."""
+    contexts, troubles = [], []
+
+    def open_page(url: str, width: int = 1280, **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 900}, **{"locale": "en-US"} | options)
+        contexts.append(context)
+        context.set_default_timeout(30_000)
+        page = context.new_page()
+        page.on("console", lambda m: m.type == "error" and troubles.append(f"console: {m.text}"))
+        page.on("pageerror", lambda e: troubles.append(f"page error: {e}"))
+        home = urlsplit(site.url).netloc
+        page.on(
+            "request",
+            lambda r: (
+                urlsplit(r.url).scheme.startswith("http")
+                and urlsplit(r.url).netloc != home
+                and troubles.append(f"foreign request: {r.url}")
+            ),
+        )
+        page.goto(url)
+        page.wait_for_selector(f'{PANEL}[data-state="recorded"]')
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert troubles == []

@@ -1,0 +1,324 @@
+"""The page in Chromium, as its visitors use it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmlab import trace
+from llmlab.events import Started
+from llmlab.ui.page import RUNS, recordings
+from tests.ui.conftest import PANEL, Site
+
+pytestmark = pytest.mark.browser
+
+
+def state(page: Any) -> dict[str, str]:
+    return page.eval_on_selector(PANEL, "e => ({...e.dataset})")
+
+
+def until(page: Any, condition: str, timeout: int = 60_000) -> dict[str, str]:
+    """Wait until `condition` holds of d, the panel's data attributes."""
+    page.wait_for_function(
+        f"(() => {{ const d = document.querySelector('{PANEL}').dataset; return {condition}; }})()", timeout=timeout
+    )
+    return state(page)
+
+
+def open_trace(page: Any, path: Path) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.click("#open-trace")
+    chooser.value.set_files(str(path))
+
+
+def settled(page: Any) -> None:
+    """Wait until the page has taken its link in: it then writes the link anew, without what is as by default."""
+    page.wait_for_function("window.llmlabReady")
+
+
+def test_the_first_visit_has_a_recorded_run_that_replays(visit: Any, site: Site) -> None:
+    page = visit(site.url)
+    first = state(page)
+    assert int(first["passes"]) > 3
+    assert first["cursor"] == first["passes"]
+    assert page.locator("#recorded button").count() >= 3
+    page.locator("h1").click()
+    page.keyboard.press("Home")
+    until(page, "d.cursor == '0'")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    until(page, "d.cursor == '2'")
+    page.keyboard.press("ArrowLeft")
+    until(page, "d.cursor == '1'")
+    page.keyboard.press("End")
+    until(page, "d.cursor == d.passes")
+    page.keyboard.press("Home")
+    page.keyboard.press("Space")
+    until(page, "+d.cursor > 2")
+    assert "What happened" in page.inner_text("#after")
+    assert "tokens per second" in page.inner_text("#story")
+
+
+def test_every_recorded_run_opens_and_sets_the_controls(visit: Any, site: Site) -> None:
+    page = visit(site.url)
+    for item in recordings():
+        last = [e for e in trace.load(RUNS / item["file"]) if isinstance(e, Started)][-1]
+        page.click(f"#recorded-{item['id']}")
+        page.wait_for_function(
+            "p => document.querySelector('#prompt textarea').value === p", arg=last.settings["prompt"]
+        )
+        names = [t["id"] for t in last.stack]
+        page.wait_for_function("names => names.every(n => location.search.includes(n))", arg=names)
+        assert state(page)["state"] == "recorded"
+
+
+def test_run_streams_tokens_and_leaves_an_account(visit: Any, site: Site) -> None:
+    page = visit(site.link(p="hello hello hello", t="prompt-lookup"))
+    settled(page)
+    page.click("#run")
+    d = until(page, "d.state == 'done'")
+    assert d["tokensStack"] == "24"
+    page.wait_for_selector("#story:has-text('24 tokens')")
+    page.get_by_role("tab", name="Charts").click()
+    page.wait_for_selector("#figures .js-plotly-plot")
+    assert page.locator("#figures .js-plotly-plot").count() == 4
+    page.get_by_role("tab", name="Rounds").click()
+    page.wait_for_selector("#rounds-table:has-text('Drafted')")
+    page.get_by_role("tab", name="Reproduce").click()
+    page.wait_for_selector("#command")
+    assert "--technique prompt-lookup" in page.inner_text("#command")
+    assert "Lab()" in page.inner_text("#python")
+    page.get_by_role("tab", name="Export").click()
+    with page.expect_download() as download:
+        page.click("#export-trace")
+    assert trace.load(download.value.path())
+    with page.expect_download() as download:
+        page.click("#export-record")
+    assert json.loads(download.value.path().read_text())["schema"] == "llmlab.run/1"
+    with page.expect_download() as download:
+        page.click("#export-rounds")
+    assert download.value.path().read_text().startswith("round,t,seconds")
+
+
+def test_a_b_shows_both_and_measures_quality(visit: Any, site: Site) -> None:
+    page = visit(site.link(p="hello hello hello", t="prompt-lookup"))
+    settled(page)
+    page.click("#ab")
+    d = until(page, "d.state == 'done'")
+    assert d["tokensBaseline"] == d["tokensStack"] == "24"
+    page.wait_for_selector("#story:has-text('the same as the baseline')")
+    page.get_by_role("tab", name="Quality").click()
+    page.wait_for_selector("#quality-table:has-text('KL divergence')")
+
+
+def test_stop_keeps_what_there_is(visit: Any, site: Site) -> None:
+    page = visit(site.link(p="hello", n=480))
+    settled(page)
+    page.click("#run")
+    until(page, "+d.tokensBaseline > 3 || d.state == 'done'")
+    page.keyboard.press("Escape")
+    d = until(page, "d.state == 'done'")
+    assert 3 < int(d["tokensBaseline"]) <= 480
+    page.wait_for_selector("#story h3")
+
+
+def test_ctrl_enter_runs_what_has_just_been_typed(visit: Any, site: Site) -> None:
+    page = visit(site.link(p="first"))
+    settled(page)
+    page.fill("#prompt textarea", "second words")
+    page.focus("#prompt textarea")
+    page.keyboard.press("Control+Enter")
+    until(page, "d.state == 'done'")
+    assert site.engine.latest is not None
+    page.wait_for_function("location.search.includes('second+words')")
+
+
+def test_a_link_restores_the_state(visit: Any, site: Site) -> None:
+    query = {
+        "p": "from a link",
+        "t": "h2o,magnitude",
+        "magnitude.ratio": 0.45,
+        "h2o.budget": 64,
+        "seed": 7,
+        "temp": 0.5,
+    }
+    page = visit(site.link(**query))
+    settled(page)
+    assert page.input_value("#prompt textarea") == "from a link"
+    page.wait_for_selector("#box-h2o")
+    assert page.is_checked('#CachePolicy input[value="h2o"]')
+    assert page.input_value("#knob-magnitude-ratio input[type=number]") == "0.45"
+    page.click("#copy-link")
+    page.wait_for_function("location.search.includes('magnitude.ratio=0.45')")
+    for part in ("seed=7", "temp=0.5", "h2o.budget=64", "p=from+a+link"):
+        assert part in page.url
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ({"t": "no-such-thing"}, "No technique is called"),
+        ({"t": "h2o", "h2o.budget": "-5"}, "whole number from"),
+        ({"n": "1e99"}, "New|new"),
+    ],
+)
+def test_a_link_that_cannot_work_is_explained(visit: Any, site: Site, query: dict[str, str], says: str) -> None:
+    page = visit(site.link(p="hi", **query))
+    page.wait_for_selector("#refusal [role=alert]")
+    assert re.search(says, page.inner_text("#refusal"))
+
+
+def test_an_impossible_switch_is_greyed_with_its_reason(visit: Any, site: Site) -> None:
+    page = visit(f"{site.url}?m=smollm2-135m&p=hi&t=prompt-lookup")
+    page.wait_for_selector("#reason-ForwardPatch:has-text('Switch one of them off')")
+    label = page.locator('#ForwardPatch label:has(input[value="early-exit"])')
+    assert float(label.evaluate("e => getComputedStyle(e).opacity")) < 0.6
+    assert "lossless" in page.inner_text("#stack-badge")
+    page.check('#Drafter input[value="off"]', force=True)
+    page.wait_for_selector("#reason-ForwardPatch", state="detached")
+    page.wait_for_function(
+        "getComputedStyle(document.querySelector('#ForwardPatch label:has(input[value=early-exit])')).opacity === '1'"
+    )
+
+
+def test_at_most_seven_controls_before_advanced(visit: Any, site: Site) -> None:
+    page = visit(f"{site.url}?m=smollm2-135m&p=hi")
+    settled(page)
+    page.wait_for_selector("#prompt")
+    shown = page.evaluate(
+        """() => [...document.querySelectorAll('#controls .block, #main > .form .block')]
+            .filter(b => b.offsetParent && b.querySelector('input, textarea') && !b.closest('#advanced'))
+            .map(b => b.id)"""
+    )
+    assert 5 <= len(shown) <= 7, shown
+
+
+def test_a_refusal_loses_nothing(visit: Any, site: Site) -> None:
+    page = visit(site.link(p="something", n=24))
+    settled(page)
+    before = state(page)["passes"]
+    page.fill("#prompt textarea", "   ")
+    page.click("#run")
+    page.wait_for_selector("#refusal [role=alert]:has-text('The prompt is empty')")
+    assert state(page)["passes"] == before
+    page.fill("#prompt textarea", "x" * 600)
+    page.click("#run")
+    until(page, "d.state == 'error'")
+    assert "reads at most 512" in page.inner_text(PANEL)
+    assert page.input_value("#prompt textarea") == "x" * 600
+
+
+ATTACK = '<img src=x onerror="window.pwned=1"> ${7*7} {{7*7}} <script>window.pwned=2</script> `${window.pwned=3}`'
+
+
+def test_hostile_text_is_only_text(visit: Any, site: Site) -> None:
+    page = visit(site.link(p=ATTACK, t="prompt-lookup"))
+    settled(page)
+    page.click("#ab")
+    until(page, "d.state == 'done'")
+    page.wait_for_selector("#story:has-text('baseline')")
+    show = page.locator(f"{PANEL} button:has-text('prompt')").first
+    show.click()
+    assert "${7*7}" in page.inner_text(PANEL)
+    assert "onerror" in page.inner_text(PANEL)
+    for tab in ("Rounds", "Reproduce"):
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_timeout(500)
+    assert page.evaluate("window.pwned") is None
+    assert page.locator("img[src=x]").count() == 0
+
+
+def test_a_hostile_trace_is_only_text(visit: Any, site: Site, tmp_path: Any) -> None:
+    lines = (RUNS / recordings()[0]["file"]).read_text(encoding="utf-8").splitlines()
+    poisoned = []
+    for line in lines:
+        value = json.loads(line)
+        if "text" in value:
+            value["text"] = [ATTACK for _ in value["text"]]
+        for key in ("model", "device", "reason", "technique", "note"):
+            if key in value:
+                value[key] = ATTACK
+        poisoned.append(json.dumps(value))
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("\n".join(poisoned), encoding="utf-8")
+    page = visit(site.url)
+    open_trace(page, bad)
+    page.wait_for_function(f"document.querySelector('{PANEL}').innerText.includes('onerror')")
+    page.wait_for_timeout(1000)
+    assert page.evaluate("window.pwned") is None
+    assert page.locator("img[src=x]").count() == 0
+
+
+def test_a_broken_trace_is_refused_in_a_sentence(visit: Any, site: Site, tmp_path: Any) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"schema": "llmlab.trace/1"}\n{"event": "Star', encoding="utf-8")
+    page = visit(site.url)
+    before = state(page)["passes"]
+    open_trace(page, broken)
+    page.wait_for_selector("#refusal [role=alert]:has-text('damaged at line 2')")
+    assert state(page)["passes"] == before
+
+
+def test_two_visitors_at_once(visit: Any, site: Site) -> None:
+    first, second = visit(site.link(p="hello", n=480)), visit(site.link(p="hello", n=8))
+    settled(first)
+    settled(second)
+    first.click("#ab")
+    until(first, "d.state == 'running' || d.state == 'queued'")
+    second.click("#run")
+    until(second, "d.state == 'queued' || d.state == 'done'")
+    for page in (first, second):
+        until(page, "d.state == 'done'")
+    assert state(second)["tokensBaseline"] == "8"
+
+
+def test_closing_the_tab_stops_the_engine(visit: Any, site: Site) -> None:
+    page = visit(site.link(p="hello", n=480))
+    settled(page)
+    page.click("#ab")
+    until(page, "d.state == 'running'")
+    run = next(r for r in reversed(list(site.engine._runs.values())) if not r.over)
+    page.close()
+    assert run.ended.wait(5)
+    assert run.stop.is_set()
+
+
+def test_chinese(visit: Any, site: Site) -> None:
+    page = visit(site.url, locale="zh-CN")
+    page.wait_for_selector("#run:has-text('运行')")
+    assert "基线" in page.inner_text("#story")
+    assert "看清大模型" in page.inner_text("#title")
+    assert "See how" not in page.inner_text("#title")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark(visit: Any, site: Site, scheme: str) -> None:
+    page = visit(f"{site.url}?__theme={scheme}", color_scheme=scheme)
+    rgb = page.evaluate(
+        "getComputedStyle(document.body).backgroundColor + '|' + getComputedStyle(document.querySelector('h1')).color"
+    )
+    back, ink = ([int(x) for x in re.findall(r"\d+", c)[:3]] for c in rgb.split("|"))
+    assert (sum(back) > sum(ink)) == (scheme == "light")
+
+
+def test_the_phone_shows_everything_without_sideways_scrolling(visit: Any, site: Site) -> None:
+    page = visit(site.url, width=390)
+    page.wait_for_selector("#story h3")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for name in ("#run", "#ab", "#stop", PANEL, "#model"):
+        box = page.locator(name).first.bounding_box()
+        assert box
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 391
+
+
+def test_it_can_be_installed(visit: Any, site: Site) -> None:
+    page = visit(site.url)
+    href = page.get_attribute('link[rel="manifest"]', "href")
+    manifest = page.evaluate("h => fetch(h).then(r => r.json())", href)
+    assert manifest["icons"]
+    assert page.evaluate("u => fetch(u).then(r => r.ok)", manifest["icons"][0]["src"])

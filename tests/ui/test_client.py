@@ -1,0 +1,118 @@
+"""The page's endpoints as a program calls them, and that only those are open."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from gradio_client import Client
+
+from llmlab.events import Committed
+from llmlab.stack import Stack
+from llmlab.technique import registry
+from llmlab.ui.cards import CLAIMS_ZH
+from llmlab.ui.live.panel import LivePanel, message
+from llmlab.ui.page import Page
+from llmlab.ui.words import catalogue
+from tests.ui.conftest import Site
+
+
+@pytest.fixture
+def client(site: Site) -> Client:
+    return Client(site.url, verbose=False)
+
+
+def values(site: Site, **changes: Any) -> list[Any]:
+    """What a visitor's controls would send."""
+    page = Page(site.engine)
+    page.build()
+    given = {n: c.value for n, c in page.form.fields.items()}
+    return list((given | {"own": site.model, "prompt": "hello hello", "max_new_tokens": 24} | changes).values())
+
+
+def messages(client: Client, name: str, sent: list[Any]) -> list[dict[str, Any]]:
+    job = client.submit(*sent, api_name=name)
+    job.result(timeout=60)
+    got = [m[0] for m in job.outputs() if isinstance(m[0], dict) and "seq" in m[0]]
+    return [m | {"ev": json.loads(m["ev"])} for m in got]
+
+
+def test_a_run_streams_every_message_in_order(client: Client, site: Site) -> None:
+    got = messages(client, "/run", values(site))
+    numbers = sorted({m["seq"] for m in got})
+    assert numbers == list(range(len(numbers)))
+    assert got[0]["reset"] is True
+    assert got[-1]["state"] == "done"
+    kinds = [e[0] for m in {m["seq"]: m for m in got}.values() for e in m["ev"]]
+    assert kinds.count("S") == 1
+    assert kinds.count("F") == 1
+
+
+def test_a_comparison_has_two_lanes(client: Client, site: Site) -> None:
+    got = messages(client, "/compare", values(site, Drafter="prompt-lookup"))
+    kinds = [e[0] for m in {m["seq"]: m for m in got}.values() for e in m["ev"]]
+    assert kinds.count("S") == kinds.count("F") == 2
+
+
+def test_cancelling_stops_the_engine(client: Client, site: Site) -> None:
+    job = client.submit(*values(site, max_new_tokens=400, prompt="hello"), api_name="/compare")
+    while not job.outputs():
+        time.sleep(0.02)
+    run = list(site.engine._runs.values())[-1]
+    job.cancel()
+    assert run.ended.wait(10)
+
+
+def test_the_short_way_past_the_queue_is_closed(site: Site) -> None:
+    for name in ("run", "compare"):
+        assert httpx.post(f"{site.url}gradio_api/run/{name}", json={"data": []}).status_code == 404
+
+
+def test_the_form_reads_what_it_writes(site: Site) -> None:
+    page = Page(site.engine)
+    page.build()
+    form = page.form
+    stacks = [[n] for n in registry()] + [["prompt-lookup", "h2o", "neuron-drop", "layer-drop"]]
+    for names in stacks:
+        settings = form.read(values(site, temperature=0.5, seed=3))
+        settings = replace(settings, stack=Stack.from_arguments(names))
+        written = form.write(settings)
+        shown = [written.get(c, old) for c, old in zip(form.inputs, values(site), strict=True)]
+        assert form.read(shown) == settings
+
+
+def test_every_technique_has_one_control_per_knob(site: Site) -> None:
+    page = Page(site.engine)
+    page.build()
+    for name, technique in registry().items():
+        for k in technique.knobs():
+            assert f"{name}.{k.name}" in page.form.fields
+        family = next(f for f in page.form.families if f.door == technique.door)
+        assert name in family.boxes
+
+
+def test_both_languages_hold_the_same_words() -> None:
+    english, chinese = catalogue()["en"], catalogue()["zh-CN"]
+    assert set(english) == set(chinese)
+    for key, text in english.items():
+        assert sorted(re.findall(r"\{(\w+)\}", text)) == sorted(re.findall(r"\{(\w+)\}", chinese[key])), key
+
+
+def test_every_technique_has_a_claim_in_both_languages() -> None:
+    assert set(CLAIMS_ZH) == set(registry())
+    assert all(t.claim for t in registry().values())
+
+
+def test_a_message_survives_absurd_numbers() -> None:
+    """Gradio patches nested lists wrongly between messages, so events travel as one string; JSON knows no infinity."""
+    e = Committed(float("inf"), [10**30], [0], float("nan"), [10**30] * 5000, 10**30, -float("inf"), ["x"])
+    sent = LivePanel().postprocess(message("r", 0, [e], "running"))
+    assert isinstance(sent["ev"], str)
+    (got,) = json.loads(sent["ev"], parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
+    assert got[0] == "C"
+    assert len(sent["ev"]) < 20_000
