@@ -63,7 +63,7 @@ class Page:
         self.i18n = gr.I18n(**translations())
         self.files = tempfile.TemporaryDirectory(prefix="llmlab-")
 
-    # Drawing ---------------------------------------------------------------------------------------------------------
+    # Drawing ------------------------------------------------------------------------------------------------------
 
     def build(self) -> gr.Blocks:
         _, form = self.i18n, self.form
@@ -180,7 +180,7 @@ class Page:
         ).then(**show_link, show_progress="hidden")
         demo.unload(self.leave)
 
-    # Handlers ----------------------------------------------------------------------------------------------------------
+    # Handlers -----------------------------------------------------------------------------------------------------
 
     def arrive(self, request: gr.Request) -> dict[Any, Any]:
         """The first view: a recorded run with its settings, or those that the link asks for."""
@@ -272,7 +272,7 @@ class Page:
         except Refused as e:
             raise gr.Error(str(e), print_exception=False) from e
 
-    # Accounts ------------------------------------------------------------------------------------------------------------
+    # Accounts -----------------------------------------------------------------------------------------------------
 
     def _replayed(self, events: list[Event], name: str, lang: str) -> dict[Any, Any]:
         """Controls, panel and account of a finished trace."""
