@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from llmlab.abilities import Refused
 from llmlab.events import Committed, Exited
 from llmlab.models.decoder import Decoder
 from llmlab.session import Session
@@ -100,9 +101,14 @@ def test_a_token_leaves_at_the_first_layer_that_is_sure(llama: Decoder, rule: st
     assert session.depth is None
 
 
+def test_a_first_layer_beyond_the_last_is_refused(llama: Decoder) -> None:
+    with pytest.raises(Refused, match=r"layer 4 of 4.*smaller number"):
+        laws.run(llama, PROMPT, 3, Stack([make("early-exit", first=4)]))
+
+
 @pytest.mark.parametrize(
     ("first", "step", "checked"),
-    [(1, 1, [1, 2, 3]), (1, 2, [1, 3]), (2, 1, [2, 3]), (3, 4, [3]), (4, 1, []), (9, 1, [])],
+    [(1, 1, [1, 2, 3]), (1, 2, [1, 3]), (2, 1, [2, 3]), (3, 4, [3]), (0, 1, [3])],
 )
 def test_checks_come_at_their_steps(
     llama: Decoder, monkeypatch: pytest.MonkeyPatch, first: int, step: int, checked: list[int]

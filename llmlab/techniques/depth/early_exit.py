@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmlab.abilities import Ability
+from llmlab.abilities import Ability, Refused
 from llmlab.doors import ForwardPatch
 from llmlab.models.decoder import Batch, Decoder
 from llmlab.session import Session
@@ -47,17 +47,24 @@ class EarlyExit(ForwardPatch):
     identity = {"threshold": 1.0}  # noqa: RUF012 - a class-level constant
 
     rule: str = knob("probability", choices=("probability", "margin", "entropy"), help="what counts as sure")
-    threshold: float = knob(0.8, 0.0, 1.0, "how sure is sure enough; 1 never exits")
-    first: int = knob(20, 1, 64, "layers that every token goes through")
-    step: int = knob(4, 1, 32, "layers between two checks", advanced=True)
+    threshold: float = knob(0.95, 0.0, 1.0, "how sure is sure enough; 1 never exits")
+    first: int = knob(0, 0, 64, "layers that every token goes through; 0: seven of eight")
+    step: int = knob(2, 1, 32, "layers between two checks", advanced=True)
 
     @contextmanager
     def installed(self, session: Session) -> Iterator[None]:
+        count = len(session.model.layers)
+        first = self.first or count * 7 // 8
+        if self.threshold < 1 and first >= count:
+            raise Refused(
+                self.title, f"would never exit: it waits for layer {first} of {count}", "Give a smaller number as first"
+            )
+
         def depth(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
             layers = list(model.layers)
             for ran, block in enumerate(layers, 1):
                 h = block(h, batch)
-                if self.threshold < 1 and self.first <= ran < len(layers) and (ran - self.first) % self.step == 0:
+                if self.threshold < 1 and first <= ran < len(layers) and (ran - first) % self.step == 0:
                     logits = model.head(h)
                     sure = confidence(logits[-1], self.rule)
                     if sure > self.threshold:

@@ -33,7 +33,7 @@ class NeuronDrop(WeightTransform):
     claim = "Removes whole neurons: smaller matrices, real savings."
     identity = {"ratio": 0.0}  # noqa: RUF012 - a class-level constant
 
-    ratio: float = knob(0.15, 0.0, 0.9, "share of feed-forward neurons removed per layer")
+    ratio: float = knob(0.1, 0.0, 0.9, "share of feed-forward neurons removed per layer")
     calibration: int = knob(1024, 64, 8192, "calibration tokens", advanced=True)
 
     def apply(self, model: Any, tools: Tools) -> str:

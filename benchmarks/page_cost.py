@@ -1,0 +1,92 @@
+"""What the page costs the engine: the same run from the command line and through the page, in turn.
+
+    python -m benchmarks.page_cost [--pairs 7] [--weights dense-fp32] [--tokens 256]
+
+The page's visitor is a client that only receives the stream, so that no browser takes part of the processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+PROMPT = "Tell me a long story about a lighthouse keeper and her dog."
+
+
+def from_command_line(weights: str, tokens: int) -> float:
+    """Tokens per second of one run in a fresh process."""
+    command = [sys.executable, "-m", "llmlab", "run", "--prompt", PROMPT, "--weights", weights]
+    command += ["--max-new-tokens", str(tokens), "--json", "-"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return float(json.loads(out)["metrics"]["decode_tokens_per_second"])
+
+
+def through_the_page(client: Any, values: list[Any]) -> tuple[float, float]:
+    """Tokens per second by the engine's own clock, and messages per second while tokens came."""
+    job = client.submit(*values, api_name="/run")
+    arrived, events = [], []
+    for message, _ in job:
+        if isinstance(message, dict) and message["seq"] == len(arrived):
+            fresh = json.loads(message["ev"])
+            arrived.append((time.perf_counter(), any(e[0] == "C" for e in fresh)))
+            events += fresh
+    read = max(e[1] for e in events if e[0] == "P")
+    commits = [e for e in events if e[0] == "C"]
+    live = [t for t, has in arrived if has]
+    speed = sum(len(e[2]) for e in commits) / (commits[-1][1] - read)
+    return speed, (len(live) - 1) / (live[-1] - live[0])
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--pairs", type=int, default=7)
+    p.add_argument("--weights", default="dense-fp32")
+    p.add_argument("--tokens", type=int, default=256)
+    a = p.parse_args()
+
+    from gradio_client import Client
+
+    from llmlab.engine import Engine
+    from llmlab.ui.page import Page
+
+    page = Page(Engine())
+    page.build()
+    changed = {"prompt": PROMPT, "weights": a.weights, "max_new_tokens": a.tokens}
+    values = [changed.get(n, c.value) for n, c in page.form.fields.items()]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "app.py", "--port", str(port), "--no-browser"], env=os.environ)
+    try:
+        for _ in range(240):
+            time.sleep(0.5)
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+        client = Client(f"http://127.0.0.1:{port}/", verbose=False)
+        through_the_page(client, values)  # loads the model
+        ratios, beats = [], []
+        for i in range(a.pairs):
+            plain = from_command_line(a.weights, a.tokens)
+            paged, beat = through_the_page(client, values)
+            ratios.append(paged / plain)
+            beats.append(beat)
+            print(
+                f"pair {i + 1}: {plain:.1f} and {paged:.1f} tokens/s, ratio {ratios[-1]:.3f}, {beat:.1f} messages/s",
+                flush=True,
+            )
+        print(f"median ratio {statistics.median(ratios):.3f}, {statistics.median(beats):.1f} messages/s")
+    finally:
+        server.terminate()
+        server.wait()
+
+
+if __name__ == "__main__":
+    main()
