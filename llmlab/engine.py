@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -17,36 +17,6 @@ log = logging.getLogger(__name__)
 
 REMEMBERED = 64
 """Finished runs whose events are kept for exports and for panels that missed a message."""
-
-
-class Turnstile:
-    """Lets one holder in at a time, first come first served, and tells those who wait how many are before them."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._waiting: list[object] = []
-
-    def join(self) -> object:
-        ticket = object()
-        with self._condition:
-            self._waiting.append(ticket)
-        return ticket
-
-    def place(self, ticket: object) -> int:
-        """How many are before this ticket; 0 means: it is your turn."""
-        with self._condition:
-            return self._waiting.index(ticket)
-
-    def wait(self, ticket: object, seconds: float) -> bool:
-        """Wait up to `seconds` for this ticket's turn; whether it has come."""
-        with self._condition:
-            return self._condition.wait_for(lambda: self._waiting[0] is ticket, seconds)
-
-    def leave(self, ticket: object) -> None:
-        with self._condition:
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
-            self._condition.notify_all()
 
 
 @dataclass
@@ -67,6 +37,10 @@ class Run:
     @property
     def over(self) -> bool:
         return self.state in ("done", "error")
+
+    def end(self, state: str, note: str) -> None:
+        self.note, self.state = note, state
+        self.ended.set()
 
     def tail(self, period: float) -> Iterator[list[Event]]:
         """What has happened since the last call, at most every `period` seconds, until the run is over.
@@ -89,14 +63,20 @@ class Run:
 
 
 class Engine:
-    """Owns the lab. Every run goes through its turnstile, whatever door of the web server it came in by."""
+    """Owns the lab and the one thread that computes. Every run waits its turn, by whatever door of the server it came.
+
+    One thread for good, because OpenMP keeps a team of workers for every thread that has computed, and as soon as there
+    are more workers than processors it lets all of them sleep between products: half the speed, for all later runs.
+    """
 
     def __init__(self, lab: Lab | None = None) -> None:
         self.lab = lab or Lab()
-        self._turnstile = Turnstile()
         self._runs: OrderedDict[str, Run] = OrderedDict()
+        self._waiting: deque[Run] = deque()
+        self._current: Run | None = None
         self._count = itertools.count(1)
-        self._lock = threading.Lock()
+        self._change = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def find(self, run: str) -> Run | None:
         return self._runs.get(run)
@@ -109,31 +89,50 @@ class Engine:
         """Queue a run and return at once. Raises Refused for what cannot work, before it takes a place in the queue."""
         self.lab.check(settings)
         run = Run(f"{owner[:8]}{next(self._count)}", settings, compare, owner)
-        with self._lock:
+        with self._change:
             self._runs[run.id] = run
             for old in [k for k, r in self._runs.items() if r.over][: max(0, len(self._runs) - REMEMBERED)]:
                 del self._runs[old]
-        ticket = self._turnstile.join()
-        threading.Thread(target=self._work, args=(run, ticket), name=f"run-{run.id}", daemon=True).start()
+            self._waiting.append(run)
+            self._number()
+            if not self._thread.is_alive():
+                self._thread.start()
+            self._change.notify()
         return run
 
     def stop(self, owner: str) -> None:
         """Stop whatever this visitor has running or waiting."""
-        for run in list(self._runs.values()):
-            if run.owner == owner and not run.over:
+        with self._change:
+            for run in [r for r in self._runs.values() if r.owner == owner and not r.over]:
                 run.stop.set()
+                if run in self._waiting:
+                    self._waiting.remove(run)
+                    run.end("done", "stopped")
+            self._number()
 
-    def _work(self, run: Run, ticket: object) -> None:
+    def _number(self) -> None:
+        """Tell each waiting run how many are before it."""
+        for place, run in enumerate(self._waiting, 1 if self._current else 0):
+            run.note = f"waiting:{place}"
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                self._current = None
+                self._number()
+                self._change.wait_for(lambda: self._waiting)
+                run = self._current = self._waiting.popleft()
+                self._number()
+            self._carry_out(run)
+
+    def _carry_out(self, run: Run) -> None:
+        if run.stop.is_set():
+            run.end("done", "stopped")
+            return
+        run.state, run.note = "running", ""
         try:
-            while not self._turnstile.wait(ticket, 0.2):
-                before = self._turnstile.place(ticket)
-                run.note = f"waiting:{before}"
-                if run.stop.is_set():
-                    run.state, run.note = "done", "stopped"
-                    return
-            run.state = "running"
             self._generate(run)
-            run.state = "done"
+            run.end("done", run.note)
         except Refused as e:
             self._fail(run, str(e))
         except MemoryError:
@@ -145,9 +144,6 @@ class Engine:
             else:
                 name = type(e).__name__
                 self._fail(run, f"The run broke off with an internal error ({name}). Try again; report it if it stays.")
-        finally:
-            self._turnstile.leave(ticket)
-            run.ended.set()
 
     def _generate(self, run: Run) -> None:
         def report(what: str, done: int, total: int) -> None:
@@ -176,4 +172,4 @@ class Engine:
     def _fail(self, run: Run, message: str) -> None:
         last = run.events[-1].t if run.events else 0.0
         run.events.append(Failed(last, message))
-        run.state, run.note = "error", message
+        run.end("error", message)

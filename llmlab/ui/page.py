@@ -28,7 +28,7 @@ from llmlab.ui.story import quality_of, quality_table, story
 from llmlab.ui.words import both_words, catalogue, language, word
 
 HERE = Path(__file__).parent
-PERIOD = 0.1
+PERIOD = 0.11
 """Seconds between messages to the live panel."""
 RUNS = ASSETS / "runs"
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
@@ -61,6 +61,7 @@ class Page:
         self.engine = engine
         self.form = Form()
         self.i18n = gr.I18n(**translations())
+        self.refused: dict[str, str] = {}
         self.files = tempfile.TemporaryDirectory(prefix="llmlab-")
 
     # Drawing ------------------------------------------------------------------------------------------------------
@@ -81,7 +82,10 @@ class Page:
                 with gr.Column(scale=1, min_width=320, elem_id="main"):
                     self._draw_main()
             self._wire(demo, copy)
-        return demo.queue(max_size=32, api_open=False, default_concurrency_limit=16)
+        demo.queue(max_size=32, api_open=False, default_concurrency_limit=16)
+        # Gradio looks for new events a thousand times a second, each time taking the interpreter from the engine.
+        demo._queue.sleep_when_free = 0.02
+        return demo
 
     def _draw_main(self) -> None:
         _ = self.i18n
@@ -150,17 +154,18 @@ class Page:
         ]
         show_link = {"fn": None, "inputs": [self.query], "outputs": [self.link], "js": "(q) => llmlabLink(q)"}
         for button, compare in ((self.run, False), (self.ab, True)):
+            button.click(lambda: "", None, self.refusal, **PRIVATE)
             ran = button.click(
                 self.starter(compare),
                 form.inputs,
-                [self.live, self.refusal],
+                self.live,  # alone: Gradio makes every other output of a stream anew with each message
                 show_progress="hidden",
                 concurrency_limit=16,
                 concurrency_id="engine",
                 api_name="compare" if compare else "run",
                 api_visibility="undocumented",
             )
-            ran.then(self.finish, None, after, **PRIVATE).then(**show_link, show_progress="hidden")
+            ran.then(self.finish, None, [self.refusal, *after], **PRIVATE).then(**show_link, show_progress="hidden")
         self.stop.click(self.halt, None, None, **PRIVATE)
         for button, example in self.examples:
             button.click(lambda e=example: e["prompt"], None, form.fields["prompt"], **PRIVATE)
@@ -207,25 +212,26 @@ class Page:
         fit = "" if entry is None or own else fit_html(entry, v["weights"], int(v["max_new_tokens"] or 0) + 512)
         return [*self.form.refresh(values, abilities), fit]
 
-    def starter(self, compare: bool) -> Callable[..., Iterator[tuple[Any, Any]]]:
+    def starter(self, compare: bool) -> Callable[..., Iterator[dict[str, Any]]]:
         """The handler of Run or of Run A/B."""
 
-        def start(request: gr.Request, *values: Any) -> Iterator[tuple[Any, Any]]:
+        def start(request: gr.Request, *values: Any) -> Iterator[dict[str, Any]]:
             yield from self.start(compare, values, _owner(request))
 
         return start
 
-    def start(self, compare: bool, values: Sequence[Any], owner: str) -> Iterator[tuple[Any, Any]]:
+    def start(self, compare: bool, values: Sequence[Any], owner: str) -> Iterator[dict[str, Any]]:
         """Run, and pass the run's events on to the panel about ten times a second."""
         try:
             run = self.engine.start(self.form.read(values), compare, owner)
         except Refused as e:
-            yield gr.skip(), _refusal(str(e))
+            self.refused[owner] = str(e)
+            yield gr.skip()
             return
         tail = run.tail(PERIOD)
         try:
             for seq, events in enumerate(tail):
-                yield message(run.id, seq, events, run.state, run.note, reset=seq == 0), "" if seq == 0 else gr.skip()
+                yield message(run.id, seq, events, run.state, run.note, reset=seq == 0)
         finally:
             tail.close()  # a visitor who has left needs no more tokens
 
@@ -243,7 +249,9 @@ class Page:
         self.engine.stop(_owner(request))
 
     def finish(self, request: gr.Request) -> dict[Any, Any]:
-        """The account of the visitor's last run, whole or stopped."""
+        """The account of the visitor's last run, whole or stopped; or why there was none."""
+        if _owner(request) in self.refused:
+            return {self.refusal: _refusal(self.refused.pop(_owner(request)))}
         run: Run | None = self.engine.latest(_owner(request))
         if run is None or not any(isinstance(e, Started) for e in run.events):
             return {self.story: gr.skip()}

@@ -38,7 +38,7 @@ def values(site: Site, **changes: Any) -> list[Any]:
 def messages(client: Client, name: str, sent: list[Any]) -> list[dict[str, Any]]:
     job = client.submit(*sent, api_name=name)
     job.result(timeout=60)
-    got = [m[0] for m in job.outputs() if isinstance(m[0], dict) and "seq" in m[0]]
+    got = [m for m in job.outputs() if isinstance(m, dict) and "seq" in m]
     return [m | {"ev": json.loads(m["ev"])} for m in got]
 
 
