@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from llmlab.session import Session
     from llmlab.tools import Tools
 
+UNBOUNDED = 65536
+"""A budget that no text reaches, so that a cache policy with it changes nothing."""
 DOORS = ("WeightTransform", "ForwardPatch", "AttentionPattern", "CachePolicy", "Drafter")
 """Canonical order: a stack runs in this order whatever order it was given in."""
 

@@ -45,8 +45,11 @@ def generate(
     with ExitStack() as undo:
         for patch in stack.through("ForwardPatch"):
             undo.enter_context(patch.installed(session))
-        for done in session.read(prompt):
-            yield Prefilled(clock(), done, len(prompt) - 1, session.memory.nbytes, session.memory.rows())
+        for done, evicted in session.read(prompt):
+            if evicted:
+                yield Evicted(clock(), *evicted)
+            else:
+                yield Prefilled(clock(), done, len(prompt) - 1, session.memory.nbytes, session.memory.rows())
             if stop.is_set():
                 yield Finished(clock(), "stopped")
                 return

@@ -20,7 +20,7 @@ from llmlab.memory import Rows
 from llmlab.models.decoder import Batch, Depth, Span
 from llmlab.stack import Stack
 
-PIECE = 512
+PIECE = 128
 """Prompt tokens read in one pass, so that a stop is noticed and memory stays bounded."""
 
 
@@ -49,8 +49,11 @@ class Session:
 
     # Reading ---------------------------------------------------------------------------------------------------
 
-    def read(self, prompt: Sequence[int]) -> Iterator[int]:
-        """Take the prompt in, all but its last token, in pieces; yields how many tokens are in memory or have been.
+    def read(self, prompt: Sequence[int]) -> Iterator[tuple[int, tuple[list[int], list[int]] | None]]:
+        """Take the prompt in, all but its last token, in pieces.
+
+        Yields how many tokens have been read after each piece, and once more, with the rows per layer before and after,
+        where that made the policy evict.
 
         Raises Refused for an empty prompt and for one longer than the model's context.
         """
@@ -68,11 +71,10 @@ class Session:
             if self.policy and self.policy.during_prompt:
                 n = min(n, self.room() + 1)
             self._forward(prompt[done : done + n], None, 0, observed=True)
-            self._evict(prompt_over=False)
             done += n
-            yield done
-        if self.policy and not self.policy.during_prompt:
-            self._evict(prompt_over=True)
+            yield done, None
+            if evicted := self._evict(prompt_over=done == len(prompt) - 1):
+                yield done, evicted
         self.unread = 1
 
     def follow(self, tokens: Sequence[int]) -> None:

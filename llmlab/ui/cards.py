@@ -33,12 +33,10 @@ def badge(kind: str) -> str:
 
 def stack_badge(stack: Stack) -> str:
     """The badges of a whole stack, computed from its members and their knobs."""
-    if not len(stack):
-        return badge("plain")
-    badges = [badge("lossless" if stack.lossless() else "lossy")]
+    badges = [badge(("lossless" if stack.lossless() else "lossy") if len(stack) else "plain")]
     if stack.simulated():
         badges.append(badge("simulated"))
-    return " ".join(badges)
+    return f'<p class="hint">{both_words("stack_is")} {" ".join(badges)}</p>'
 
 
 def summary(technique: type[Technique]) -> str:

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from llmlab.abilities import Ability
-from llmlab.doors import CachePolicy
+from llmlab.doors import UNBOUNDED, CachePolicy
 from llmlab.memory import Rows
 from llmlab.technique import knob
-
-UNBOUNDED = 65536
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class H2O(CachePolicy):
     covers = ("h2o",)
     needs = CachePolicy.needs | {Ability.ATTENTION}
     claim = "Keeps the tokens that have drawn the most attention, and the latest ones."
-    identity = {"budget": UNBOUNDED}  # noqa: RUF012 - a class-level constant
+    identity = {"budget": UNBOUNDED}
     observes = True
     during_prompt = False
 

@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 from llmlab.abilities import Ability
-from llmlab.doors import CachePolicy
+from llmlab.doors import UNBOUNDED, CachePolicy
 from llmlab.memory import Rows
 from llmlab.session import Session
 from llmlab.technique import knob
-
-UNBOUNDED = 65536
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class StreamingLLM(CachePolicy):
 
     covers = ("streaming-llm",)
     claim = "Keeps the first few tokens and a window of the latest; forgets the middle."
-    identity = {"budget": UNBOUNDED}  # noqa: RUF012 - a class-level constant
+    identity = {"budget": UNBOUNDED}
 
     budget: int = knob(128, 4, UNBOUNDED, "rows kept per layer")
     sinks: int = knob(4, 0, 64, "first tokens that always stay")

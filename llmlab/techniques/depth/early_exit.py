@@ -44,7 +44,7 @@ class EarlyExit(ForwardPatch):
     needs = frozenset({Ability.LAYERS})
     spoils = frozenset({Ability.MANY_ROWS})
     claim = "Stops at a middle layer when the model is already sure."
-    identity = {"threshold": 1.0}  # noqa: RUF012 - a class-level constant
+    identity = {"threshold": 1.0}
 
     rule: str = knob("probability", choices=("probability", "margin", "entropy"), help="what counts as sure")
     threshold: float = knob(0.95, 0.0, 1.0, "how sure is sure enough; 1 never exits")

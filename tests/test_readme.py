@@ -1,0 +1,102 @@
+"""What the README says is so: its example runs, its commands are those of CI, its figures those of the traces."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import yaml
+
+from llmlab import trace
+from llmlab.stack import Stack
+from llmlab.technique import LABELS, card, make
+from llmlab.ui.page import RUNS, examples, recordings
+from tests import tiny
+from tests.laws import laws
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_example_technique_works_as_it_stands() -> None:
+    (code,) = blocks("python")
+    name = "llmlab.techniques.cache.recent_only"
+    module = sys.modules[name] = ModuleType(name)
+    try:
+        exec(compile(code, "README.md", "exec"), module.__dict__)
+        policy = module.RecentOnly(budget=16)
+        assert set(card(type(policy))) == set(LABELS)
+        model, prompt = tiny.decoder(), tiny.prompts(1, 40)[0]
+        events = laws.run(model, prompt, 40, Stack([policy]))
+        assert trace.ledger(events)["evicted_rows"] > 0
+        both = laws.run(model, prompt, 40, Stack([policy, make("prompt-lookup")]))
+        assert laws.text_of(both) == laws.text_of(events)
+        idle = laws.run(model, prompt, 40, Stack([module.RecentOnly(**policy.identity)]))
+        assert laws.text_of(idle) == laws.text_of(laws.run(model, prompt, 40, Stack()))
+    finally:
+        del sys.modules[name]
+
+
+def test_ci_calls_the_readme_s_test_command() -> None:
+    commands = [line for b in blocks("bash") for line in b.splitlines() if "venv" in line]
+    assert len(commands) == 2
+    assert commands[1] in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_front_matter_is_a_space_s() -> None:
+    values = yaml.safe_load(README.split("---")[1])
+    assert values["sdk"] == "gradio"
+    assert (ROOT / values["app_file"]).exists()
+    floor = re.search(r"gradio>=([\d.]+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"))
+    assert floor
+    assert str(values["sdk_version"]).startswith(floor.group(1))
+    assert len(values["short_description"]) <= 60
+
+
+def test_the_architecture_names_every_module() -> None:
+    tree = README.split("## Architecture")[1].split("##")[0]
+    for path in (ROOT / "llmlab").glob("**/*.py"):
+        if path.name != "__init__.py" and "techniques" not in path.parts:
+            assert path.name in tree, path
+
+
+def test_the_recorded_figures_are_those_of_the_recorded_runs() -> None:
+    rows = [line for line in README.splitlines() if line.startswith("|") and "×)" in line]
+    for item, row in zip(recordings(), rows, strict=False):
+        runs = trace.lanes(trace.load(RUNS / item["file"]))
+        plain, stack = (trace.ledger(runs[lane]) for lane in ("baseline", "stack"))
+        a, b = plain["decode_tokens_per_second"], stack["decode_tokens_per_second"]
+        assert f"{a:.1f} → {b:.1f} ({b / a:.2f}×)" in row, f"{item['id']}: {a:.1f} → {b:.1f} ({b / a:.2f}×)"
+        assert f"| {stack['tokens_per_pass']:.2f} |" in row or stack["tokens_per_pass"] == 1
+
+
+def test_recorded_runs_are_of_the_examples_and_as_asked() -> None:
+    prompts = {e["id"]: e["prompt"] for e in examples()}
+    assert len(recordings()) >= 3
+    for item in recordings():
+        events = trace.load(RUNS / item["file"])
+        asked = [v for k, v in zip(item["arguments"], item["arguments"][1:], strict=False) if k == "--technique"]
+        started = [e for e in events if hasattr(e, "stack")]
+        assert started[-1].settings["prompt"] == prompts[item["example"]]
+        assert Stack.from_json(started[-1].stack) == Stack.from_arguments(asked)
+
+
+def test_the_project_speaks_of_itself_alone() -> None:
+    forbidden = re.compile(r"/work/|/tmp/dev|\.library|\.\./shared|pypi\.org|files\.pythonhosted", re.IGNORECASE)
+    for path in ROOT.glob("**/*"):
+        parts = path.relative_to(ROOT).parts
+        if (
+            (parts[0].startswith(".") and parts[0] != ".ci")
+            or not path.is_file()
+            or "__pycache__" in parts
+            or path == Path(__file__)
+        ):
+            continue
+        if path.suffix in (".py", ".md", ".json", ".jsonl", ".txt", ".js", ".css", ".toml", ""):
+            assert not forbidden.search(path.read_text(encoding="utf-8")), path
