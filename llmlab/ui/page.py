@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -30,6 +32,8 @@ from llmlab.ui.words import both_words, catalogue, language, word
 HERE = Path(__file__).parent
 PERIOD = 0.11
 """Seconds between messages to the live panel."""
+KEPT = 32
+"""Accounts whose export files are kept."""
 RUNS = ASSETS / "runs"
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 """How the page's own small events are wired."""
@@ -62,6 +66,7 @@ class Page:
         self.form = Form()
         self.i18n = gr.I18n(**translations())
         self.refused: dict[str, str] = {}
+        self.folders: deque[Path] = deque()
         self.files = tempfile.TemporaryDirectory(prefix="llmlab-")
 
     # Drawing ------------------------------------------------------------------------------------------------------
@@ -302,6 +307,9 @@ class Page:
 
     def _files(self, events: list[Event]) -> list[str]:
         folder = Path(tempfile.mkdtemp(dir=self.files.name))
+        self.folders.append(folder)
+        if len(self.folders) > KEPT:  # Gradio has its own copies by then
+            shutil.rmtree(self.folders.popleft(), ignore_errors=True)
         lanes = trace.lanes(events)
         value: Any = {lane: record(run, quality=quality_of(run)) for lane, run in lanes.items()}
         if len(lanes) == 1:
@@ -374,7 +382,8 @@ def fit_html(entry: catalog.Entry, weights: str, rows: int) -> str:
         if entry.gated:
             about.append(word("gated", lang))
         if not sources.downloaded(entry):
-            about.append(word("not_here", lang))
+            size = f" ({gigabytes(entry.mirror.nbytes)})" if entry.mirror else ""
+            about.append(word("missing", lang) if sources.offline() else word("not_here", lang, size=size))
         parts.append(" · ".join(about))
         told.append(f'<span class="{css}">{escape(parts[0])}<br>{escape(parts[1])}</span>')
     return f'<div class="bar">{bar}</div><p class="hint">{"".join(told)}</p>'

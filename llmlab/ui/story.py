@@ -70,7 +70,7 @@ def _run(name: str, events: Sequence[Event], base: Sequence[Event] | None, lang:
     if stack.simulated():
         lines.append(word("s_simulated", lang, names=", ".join(t.title for t in stack.simulated())))
     if base and len(stack):
-        lines += _against(value, started, stack, base, lang)
+        lines += _against(value, started, stack, base, quality_of(events), lang)
     for e in events:
         if isinstance(e, Finished) and e.reason == "stopped":
             lines.append(word("s_stopped", lang))
@@ -80,7 +80,14 @@ def _run(name: str, events: Sequence[Event], base: Sequence[Event] | None, lang:
     return f"### {title[:1].upper()}{title[1:]}\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _against(value: dict[str, Any], started: Started, stack: Stack, base: Sequence[Event], lang: str) -> list[str]:
+def _against(
+    value: dict[str, Any],
+    started: Started,
+    stack: Stack,
+    base: Sequence[Event],
+    quality: dict[str, Any] | None,
+    lang: str,
+) -> list[str]:
     """How the run compares with its baseline: speed, text, and why it was no faster where it was not."""
     other = record(base)
     m, b = value["metrics"], other["metrics"]
@@ -93,6 +100,9 @@ def _against(value: dict[str, Any], started: Started, stack: Stack, base: Sequen
     at = min(len(ids), len(theirs)) if at is None and len(ids) != len(theirs) else at
     sampled = bool(started.settings.get("temperature"))
     lines.append(word("s_same", lang) if at is None else word("s_differs", lang, at=at))
+    margin = (quality or {}).get("margin")
+    if at is not None and not sampled and isinstance(margin, int | float):
+        lines[-1] += " " + word("s_margin", lang, margin=f"{margin:.3f}")
     if at is not None:
         if sampled:
             lines.append(word("s_sampled", lang, t=started.settings["temperature"]))

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,11 +14,13 @@ import pytest
 from gradio_client import Client
 
 from llmlab.events import Committed
+from llmlab.models.catalog import MODELS
 from llmlab.stack import Stack
 from llmlab.technique import registry
+from llmlab.ui import page as page_module
 from llmlab.ui.cards import CLAIMS_ZH
 from llmlab.ui.live.panel import LivePanel, message
-from llmlab.ui.page import Page
+from llmlab.ui.page import Page, fit_html
 from llmlab.ui.words import catalogue
 from tests.ui.conftest import Site
 
@@ -57,6 +60,32 @@ def test_a_comparison_has_two_lanes(client: Client, site: Site) -> None:
     got = messages(client, "/compare", values(site, Drafter="prompt-lookup"))
     kinds = [e[0] for m in {m["seq"]: m for m in got}.values() for e in m["ev"]]
     assert kinds.count("S") == kinds.count("F") == 2
+
+
+def test_without_network_and_model_the_page_says_what_is_missing(
+    client: Client, site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("LLMLAB_OFFLINE", "1")
+    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    got = messages(client, "/run", values(site, own="", model="smollm2-360m"))
+    assert got[-1]["state"] == "error"
+    (failed,) = [e for m in {m["seq"]: m for m in got}.values() for e in m["ev"]]
+    assert "replay a recorded run" in failed[2]
+    entry = MODELS["smollm2-135m"]
+    assert "only recorded runs play" in fit_html(entry, "int4", 512)
+    monkeypatch.delenv("LLMLAB_OFFLINE")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert "downloaded at the first run (93 MB)" in fit_html(entry, "int4", 512)
+
+
+def test_a_model_that_does_not_fit_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "free_memory", lambda device="cpu": int(1.5e9))
+    shown = fit_html(MODELS["qwen2.5-0.5b"], "dense-fp32", 512)
+    assert "needs 2.0 GB for its weights" in shown
+    assert "int4 weights" in shown
 
 
 def test_cancelling_stops_the_engine(client: Client, site: Site) -> None:
