@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from html import escape
 
@@ -58,7 +59,8 @@ def switch_rules() -> str:
 def body(technique: type[Technique]) -> str:
     """The card's four paragraphs and the papers it covers, as escaped HTML."""
     parts = card(technique)
-    rows = "".join(f"<dt>{label}</dt><dd>{escape(parts.get(label, ''))}</dd>" for label in LABELS)
+    texts = {label: re.sub(r"`(.+?)`", r"<code>\1</code>", escape(parts.get(label, ""))) for label in LABELS}
+    rows = "".join(f"<dt>{label}</dt><dd>{text}</dd>" for label, text in texts.items())
     sources = [_source(c) for c in technique.covers]
     return f'<dl class="card">{rows}<dt>Source</dt><dd>{", ".join(sources)}</dd></dl>'
 

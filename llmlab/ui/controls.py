@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from llmlab.abilities import Refused, check
+from llmlab.abilities import Refusal, Refused, check
 from llmlab.doors import DOORS
 from llmlab.experiment import Settings
 from llmlab.models import catalog
@@ -209,7 +209,7 @@ class Form:
             on = set(picked if family.many else [picked])
             reasons = self._reasons(family, stack, abilities, known)
             updates.append(gr.update(elem_classes=[f"no-{name}" for name in reasons if name not in on]))
-            told = "\n\n".join(dict.fromkeys(reasons.values()))
+            told = _together(list(reasons.values()))
             updates.append(gr.update(value=told, visible=bool(told)))
             updates += [gr.update(visible=name in on) for name in family.boxes]
         badge = f'<p class="refusal">{escape(trouble)}</p>' if trouble else cards.stack_badge(stack)
@@ -218,9 +218,9 @@ class Form:
     @staticmethod
     def _reasons(
         family: Family, stack: Stack, abilities: frozenset[Any] | None, known: Mapping[str, type[Technique]]
-    ) -> dict[str, str]:
+    ) -> dict[str, Refusal]:
         """Per technique of this family that could not be added to the stack now: why, and what to do."""
-        reasons: dict[str, str] = {}
+        reasons: dict[str, Refusal] = {}
         if abilities is None:
             return reasons
         for name in family.boxes:
@@ -229,5 +229,17 @@ class Form:
             refusals = check(Stack([*others, here]), abilities)
             mine = [r for r in refusals if r.who == title(known[name]) or title(known[name]) in r.why]
             if mine:
-                reasons[name] = str(mine[0])
+                reasons[name] = mine[0]
         return reasons
+
+
+def _together(refusals: Sequence[Refusal]) -> str:
+    """Refusals as Markdown, those with one reason in one sentence."""
+    who: dict[tuple[str, str], list[str]] = {}
+    for r in refusals:
+        who.setdefault((r.why, r.now), []).append(r.who)
+    told = [
+        str(Refusal(", ".join(dict.fromkeys(names)) + (":" if len(names) > 1 else ""), *rest))
+        for rest, names in who.items()
+    ]
+    return "\n\n".join(told)

@@ -55,7 +55,7 @@ def from_query(parameters: Mapping[str, str], base: Settings) -> Settings:
 def command_line(settings: Settings, compare: bool = False) -> str:
     """The command that repeats the run."""
     parts = ["python", "-m", "llmlab", "compare" if compare else "run", "--model", settings.model]
-    parts += ["--prompt", settings.prompt]
+    parts.append(f"--prompt={settings.prompt}")  # one word, or a prompt that begins with a dash would read as an option
     for name in ("max_new_tokens", "weights", "temperature", "top_k", "top_p", "seed", "device"):
         value = getattr(settings, name)
         if value != DEFAULTS[name]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def test_run_streams_tokens_and_leaves_an_account(visit: Any, site: Site) -> Non
     page.get_by_role("tab", name="Charts").click()
     page.wait_for_selector("#figures .js-plotly-plot")
     assert page.locator("#figures .js-plotly-plot").count() == 4
+    assert page.locator('#figures [data-title*="Download plot as a PNG"]').count() == 4
     page.get_by_role("tab", name="Rounds").click()
     page.wait_for_selector("#rounds-table:has-text('Drafted')")
     page.get_by_role("tab", name="Reproduce").click()
@@ -263,17 +265,26 @@ def test_a_broken_trace_is_refused_in_a_sentence(visit: Any, site: Site, tmp_pat
     assert state(page)["passes"] == before
 
 
-def test_two_visitors_at_once(visit: Any, site: Site) -> None:
-    first, second = visit(site.link(p="hello", n=480)), visit(site.link(p="hello", n=8))
+def test_two_visitors_at_once(visit: Any, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second sees its place in the queue, and runs when the first is done."""
+    quick = site.engine.lab.run
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        for e in quick(*args, **kwargs):
+            time.sleep(0.05)
+            yield e
+
+    first, second = visit(site.link(p="hello", n=60)), visit(site.link(p="hello", n=8))
     settled(first)
     settled(second)
-    first.click("#ab")
-    until(first, "d.state == 'running' || d.state == 'queued'")
+    monkeypatch.setattr(site.engine.lab, "run", slow)
+    first.click("#run")
+    until(first, "d.state == 'running'")
     second.click("#run")
-    until(second, "d.state == 'queued' || d.state == 'done'")
-    for page in (first, second):
-        until(page, "d.state == 'done'")
-    assert state(second)["tokensBaseline"] == "8"
+    until(second, "d.state == 'queued'")
+    second.wait_for_function(f"/1 run .*before/i.test(document.querySelector('{PANEL}').innerText)")
+    for page, tokens in ((first, "60"), (second, "8")):
+        assert until(page, "d.state == 'done'")["tokensBaseline"] == tokens
 
 
 def test_closing_the_tab_stops_the_engine(visit: Any, site: Site) -> None:

@@ -34,8 +34,9 @@ class EarlyExit(ForwardPatch):
     lead of the first over the second, or 1 − entropy / log V. Exit when c > `threshold`. The skipped layers get keys
     and values made from the exit's hidden state (state propagation), so that later tokens find rows in every layer.
     Watch: Layers run per token, and time per pass. On a model without trained exits the intermediate layers agree
-    little with the last one, and one check on the whole vocabulary costs as much as several layers of a small model:
-    expect a small gain, none, or a loss.
+    little with the last one (SmolLM2-135M: the same best token for 14 % of positions after layer 15 of 30, 34 % after
+    23, 58 % after 29), and one check on the whole vocabulary costs as much as four to five layers: expect a small gain,
+    none, or a loss.
     Differs: CALM trains its exits and calibrates the threshold to a promise about the output; this is its rule on the
     plain model.
     """
