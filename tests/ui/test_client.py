@@ -132,9 +132,10 @@ def test_both_languages_hold_the_same_words() -> None:
         assert sorted(re.findall(r"\{(\w+)\}", text)) == sorted(re.findall(r"\{(\w+)\}", chinese[key])), key
 
 
-def test_every_technique_has_a_claim_in_both_languages() -> None:
-    assert set(CLAIMS_ZH) == set(registry())
+def test_every_technique_has_a_claim_and_no_translation_is_of_one_that_is_gone() -> None:
+    assert set(CLAIMS_ZH) <= set(registry())
     assert all(t.claim for t in registry().values())
+
 
 
 def test_a_message_survives_absurd_numbers() -> None:
