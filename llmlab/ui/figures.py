@@ -36,6 +36,12 @@ def _figure(title: str, x: str, y: str, lang: str) -> go.Figure:
     return figure
 
 
+def _right(figure: go.Figure, title: str, lang: str) -> None:
+    """A second axis on the right for what has another unit."""
+    axis = {"title": word(title, lang), "overlaying": "y", "side": "right", "showgrid": False, "rangemode": "tozero"}
+    figure.update_layout(yaxis2=axis)
+
+
 def _name(lane: str, lang: str) -> str:
     return word(lane, lang) if lane in COLOUR else lane[:40]
 
@@ -74,20 +80,12 @@ def passes(runs: dict[str, list[Event]], lang: str) -> go.Figure:
             accepted, rejected = [r[4] for r in table], [r[3] - r[4] for r in table]
             figure.add_bar(x=n, y=accepted, name=word("accepted", lang), marker_color=GREEN, yaxis="y2", opacity=0.55)
             figure.add_bar(x=n, y=rejected, name=word("rejected", lang), marker_color=RED, yaxis="y2", opacity=0.4)
-            figure.update_layout(
-                yaxis2={
-                    "title": word("y_tokens", lang),
-                    "overlaying": "y",
-                    "side": "right",
-                    "showgrid": False,
-                    "rangemode": "tozero",
-                }
-            )
+            _right(figure, "y_tokens", lang)
     return figure
 
 
 def memory(runs: dict[str, list[Event]], lang: str) -> go.Figure:
-    """Megabytes of weights and of keys and values over time."""
+    """Megabytes of weights, left, and of keys and values, right, over time."""
     figure = _figure("c_memory", "x_seconds", "y_mb", lang)
     for lane, events in runs.items():
         started = next(e for e in events if isinstance(e, Started))
@@ -109,7 +107,9 @@ def memory(runs: dict[str, list[Event]], lang: str) -> go.Figure:
             name=f"{label}: {word('kv', lang)}",
             mode="lines",
             line={"color": colour, "width": 2},
+            yaxis="y2",
         )
+    _right(figure, "y_kv", lang)
     return figure
 
 
@@ -136,15 +136,7 @@ def layers(runs: dict[str, list[Event]], lang: str) -> go.Figure:
             line={"color": colour, "dash": "dot"},
             yaxis="y2",
         )
-    figure.update_layout(
-        yaxis2={
-            "title": word("y_rows", lang),
-            "overlaying": "y",
-            "side": "right",
-            "showgrid": False,
-            "rangemode": "tozero",
-        }
-    )
+    _right(figure, "y_rows", lang)
     return figure
 
 

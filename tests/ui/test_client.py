@@ -137,7 +137,6 @@ def test_every_technique_has_a_claim_and_no_translation_is_of_one_that_is_gone()
     assert all(t.claim for t in registry().values())
 
 
-
 def test_a_message_survives_absurd_numbers() -> None:
     """Gradio patches nested lists wrongly between messages, so events travel as one string; JSON knows no infinity."""
     e = Committed(float("inf"), [10**30], [0], float("nan"), [10**30] * 5000, 10**30, -float("inf"), ["x"])
