@@ -42,9 +42,6 @@ class Refused(ValueError):
         super().__init__(str(self.refusal))
 
 
-CHOOSE = "Choose another model or switch it off"
-
-
 def check(stack: Stack, abilities: frozenset[Ability], model: str = "this model") -> list[Refusal]:
     """Every reason why `stack` cannot run on a model with `abilities`; an empty list means that it can."""
     refusals: list[Refusal] = []

@@ -12,6 +12,7 @@ from llmlab.abilities import Refused, check
 from llmlab.draft import Sampler
 from llmlab.events import Committed, Drafted, Event, Failed, Finished, Started, WeightsChanged
 from llmlab.loop import generate, text_of
+from llmlab.meter import least_seconds
 from llmlab.models.shelf import Loaded, Report, Shelf
 from llmlab.stack import Stack
 from llmlab.tools import Tools
@@ -209,6 +210,7 @@ class Lab:
             weight_bytes=changed.model.nbytes,
             lossless=stack.lossless(),
             prompt=prompt_text,
+            least_seconds=least_seconds(changed.model, len(prepared.prompt)),
         )
         events = generate(
             changed.model,

@@ -11,6 +11,8 @@ from typing import Any
 import psutil
 import torch
 
+from llmlab.models.linears import nbytes
+
 
 class Clock:
     """Seconds since the run began, read after the device has finished what it was given. Only the engine reads it."""
@@ -62,13 +64,23 @@ def machine(device: str = "cpu") -> Machine:
     return Machine(big.nbytes / read, 2 * 1024**3 / product)
 
 
-def flops_per_token(shape: Any, rows: int) -> float:
-    """Multiplications and additions of one token's pass with `rows` rows in memory: all matrices, and attention."""
-    attention = (shape.heads + 2 * shape.kv_heads) * shape.head_size * shape.width
-    attention += shape.heads * shape.head_size * shape.width
+def flops_per_token(shape: Any, layers: int, rows: int) -> float:
+    """Multiplications and additions of one token's pass with `rows` rows in memory."""
+    attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_size * shape.width
     feed = 3 * shape.width * shape.feed_forward
     per_layer = 2 * (attention + feed) + 4 * rows * shape.heads * shape.head_size
-    return shape.layers * per_layer + 2 * shape.vocab * shape.width
+    return layers * per_layer + 2 * shape.vocab * shape.width
+
+
+def least_seconds(model: Any, rows: int) -> float:
+    """What this machine's roofline allows a pass of one token with `rows` rows in memory, whatever the engine does."""
+    rates, shape = machine(str(model.device)), getattr(model, "shape", None)
+    if shape is None:  # a wrapped model does not tell its shape; its weights are most of what is read
+        return rates.seconds(model.nbytes, 0)
+    layers = len(model.layers)
+    looked_up = 0 if model.tables.head is model.tables.embed else nbytes(model.tables.embed)
+    kv = layers * rows * 2 * shape.kv_heads * shape.head_size * 4
+    return rates.seconds(model.nbytes - looked_up + kv, flops_per_token(shape, layers, rows))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from llmlab.events import Committed, Event, Prefilled, Started
 from llmlab.trace import lanes, rounds
 from llmlab.ui.words import word
 
-BLUE, GREY, GREEN, RED, ORANGE = "#2f6fde", "#9aa0a6", "#1a9850", "#d73027", "#e08214"
+BLUE, GREY, GREEN, RED = "#2f6fde", "#9aa0a6", "#1a9850", "#d73027"
 COLOUR = {"baseline": GREY, "stack": BLUE}
 
 

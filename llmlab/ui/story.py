@@ -67,6 +67,9 @@ def _run(name: str, events: Sequence[Event], base: Sequence[Event] | None, lang:
             lines.append(word("s_not_evicted", lang, whole=whole))
     if m["layers_run_mean"] is not None and m["layers_run_mean"] < started.layers - 0.005:
         lines.append(word("s_layers", lang, mean=f"{m['layers_run_mean']:.1f}", layers=started.layers))
+    if started.least_seconds and m["seconds_per_pass_median"] and not stack.one("Drafter"):
+        bound = {"bound": f"{1000 * started.least_seconds:.1f}", "median": f"{1000 * m['seconds_per_pass_median']:.1f}"}
+        lines.append(word("s_roofline", lang, **bound))
     if stack.simulated():
         lines.append(word("s_simulated", lang, names=", ".join(t.title for t in stack.simulated())))
     if base and len(stack):

@@ -8,8 +8,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-LANGUAGES = ("en", "zh-CN")
-
 
 @cache
 def catalogue() -> dict[str, dict[str, str]]:
