@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,20 +116,24 @@ def figures(m: dict[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def one_run(lab: Any, prepared: Any, quiet: bool, lane: str = "") -> list[Any]:
-    from llmlab.events import Committed, WeightsChanged
+def show(events: Iterable[Any], prepared: Any, quiet: bool, headings: bool = False) -> list[Any]:
+    """The events as a list, told while they come: what became of the weights, a heading per lane, the text."""
+    from llmlab.events import Committed, Finished, Started, WeightsChanged
 
-    events = []
-    for e in lab.run(prepared, lane=lane, report=report):
-        events.append(e)
+    seen, ends, stack = [], prepared.loaded.stop_tokens, prepared.settings.stack
+    for e in events:
+        seen.append(e)
         if isinstance(e, WeightsChanged):
             say(f"{e.technique}: {e.note}")
-        if isinstance(e, Committed) and not quiet:
-            ends = prepared.loaded.stop_tokens
+        if quiet:
+            continue
+        if isinstance(e, Started) and headings:
+            print("--- baseline" if e.lane == "baseline" else "--- with " + (" ".join(stack.arguments()) or "nothing"))
+        if isinstance(e, Committed):
             print("".join(t for i, t in zip(e.tokens, e.text, strict=True) if i not in ends), end="", flush=True)
-    if not quiet:
-        print(flush=True)
-    return events
+        if isinstance(e, Finished):
+            print(flush=True)
+    return seen
 
 
 def run(a: argparse.Namespace) -> None:
@@ -138,7 +142,7 @@ def run(a: argparse.Namespace) -> None:
 
     lab = Lab()
     prepared = lab.prepare(settings_of(a), report)
-    events = one_run(lab, prepared, a.json == "-")
+    events = show(lab.run(prepared, report=report), prepared, a.json == "-")
     value = lab.record(prepared, events)
     say(figures(value["metrics"]))
     write(value, a.json)
@@ -147,35 +151,25 @@ def run(a: argparse.Namespace) -> None:
 
 
 def compare(a: argparse.Namespace) -> None:
-    from dataclasses import replace
-
     from llmlab import trace
-    from llmlab.events import Compared
-    from llmlab.experiment import Lab, plain
+    from llmlab.experiment import Lab
 
     lab = Lab()
     prepared = lab.prepare(settings_of(a), report)
-    bare = replace(prepared, settings=plain(prepared.settings))
-    quiet = a.json == "-"
-    if not quiet:
-        print("--- baseline")
-    baseline = one_run(lab, bare, quiet, "baseline")
-    if not quiet:
-        print("--- with " + (" ".join(prepared.settings.stack.arguments()) or "nothing"))
-    events = one_run(lab, prepared, quiet, "stack")
-    q = lab.quality(prepared, baseline, events)
-    value = lab.record(prepared, events, q)
-    value["baseline"] = lab.record(bare, baseline)
-    say("baseline: " + figures(value["baseline"]["metrics"]))
-    say("stack:    " + figures(value["metrics"]))
-    old, new = (value[k]["metrics"] if k else value["metrics"] for k in ("baseline", ""))
+    events = show(lab.compare(prepared, report=report), prepared, a.json == "-", headings=True)
+    lanes = trace.lanes(events)
+    value = lab.record(prepared, lanes["stack"])
+    value["baseline"] = lab.record(prepared, lanes["baseline"])
+    old, new, q = value["baseline"]["metrics"], value["metrics"], value["quality"]
+    say("baseline: " + figures(old))
+    say("stack:    " + figures(new))
     faster = new["decode_tokens_per_second"] / max(old["decode_tokens_per_second"], 1e-9)
     same = "the same text" if q["identical"] else f"another text from token {q['first_difference']} on"
     cost = f"KL {q['kl_mean']:.2g}, top-1 agreement {q['top1_agreement']:.1%}"
     say(f"{faster:.2f}× the baseline's tokens/s, {same}; {cost}")
     write(value, a.json)
     if a.trace:
-        save(a.trace, trace.dumps([*baseline, *events, Compared(events[-1].t, q)]))
+        save(a.trace, trace.dumps(events))
 
 
 def techniques(a: argparse.Namespace) -> None:
@@ -215,7 +209,7 @@ def models(a: argparse.Namespace) -> None:
     free = free_memory()
     rows = []
     for name, e in catalog.MODELS.items():
-        fits = {w: catalog.fit(e, w, 1024, free).fits for w in e.formats}
+        fits = {w: catalog.fit(e.size, w, 1024, free).fits for w in e.formats}
         rows.append(
             {
                 "id": name,
@@ -242,12 +236,11 @@ def models(a: argparse.Namespace) -> None:
 
 def replay(a: argparse.Namespace) -> None:
     from llmlab import trace
-    from llmlab.events import Compared
     from llmlab.experiment import record
 
     values = {}
     for lane, events in trace.lanes(trace.load(a.trace)).items():
-        values[lane] = record(events, quality=next((e.quality for e in events if isinstance(e, Compared)), None))
+        values[lane] = record(events)
         if a.json != "-":
             print(f"--- {lane}: {values[lane]['model']}\n{values[lane]['text']}")
         say(f"{lane}: {figures(values[lane]['metrics'])}")

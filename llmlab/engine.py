@@ -7,11 +7,11 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from llmlab.abilities import Refused
-from llmlab.events import Compared, Event, Failed, Started
-from llmlab.experiment import Lab, Prepared, Settings, plain
+from llmlab.events import Event, Failed
+from llmlab.experiment import Lab, Settings
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,6 @@ class Run:
     events: list[Event] = field(default_factory=list)
     state: str = "queued"
     note: str = ""
-    prepared: Prepared | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -149,24 +148,12 @@ class Engine:
         def report(what: str, done: int, total: int) -> None:
             run.note = f"{what}|{done}|{total}"
 
-        prepared = run.prepared = self.lab.prepare(run.settings, report)
+        prepared = self.lab.prepare(run.settings, report)
         if run.stop.is_set():
             return
-        if run.compare:
-            bare = replace(prepared, settings=plain(prepared.settings))
-            for e in self.lab.run(bare, run.stop, "baseline", report):
-                run.events.append(e)
-                run.note = ""
-            if run.stop.is_set():
-                return
-        for e in self.lab.run(prepared, run.stop, "stack" if run.compare else "", report):
+        go = self.lab.compare if run.compare else self.lab.run
+        for e in go(prepared, run.stop, report=report):
             run.events.append(e)
-            run.note = ""
-        if run.compare and not run.stop.is_set():
-            run.note = "Measuring quality|0|0"
-            split = next(i for i, e in enumerate(run.events) if isinstance(e, Started) and e.lane == "stack")
-            quality = self.lab.quality(prepared, run.events[:split], run.events[split:])
-            run.events.append(Compared(run.events[-1].t, quality))
             run.note = ""
 
     def _fail(self, run: Run, message: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from llmlab import quality, trace
 from llmlab.abilities import Refused, check
 from llmlab.draft import Sampler
-from llmlab.events import Committed, Drafted, Event, Failed, Finished, Started, WeightsChanged
+from llmlab.events import Committed, Compared, Drafted, Event, Failed, Finished, Started, WeightsChanged
 from llmlab.loop import generate, text_of
 from llmlab.meter import least_seconds
 from llmlab.models.shelf import Loaded, Report, Shelf
@@ -248,14 +248,28 @@ class Lab:
             loaded.model, changed, stack, prepared.prompt, text_of(baseline), text_of(events), loaded.tokenizer
         )
 
-    def record(
-        self, prepared: Prepared, events: Sequence[Event], quality: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def compare(
+        self, prepared: Prepared, stop: threading.Event | None = None, report: Report | None = None
+    ) -> Iterator[Event]:
+        """The baseline's events, then the stack's, then what the stack cost; a stop ends it where it is."""
+        stop = stop or threading.Event()
+        runs: dict[str, list[Event]] = {"baseline": [], "stack": []}
+        for lane, settings in (("baseline", plain(prepared.settings)), ("stack", prepared.settings)):
+            for e in self.run(replace(prepared, settings=settings), stop, lane, report):
+                runs[lane].append(e)
+                yield e
+            if stop.is_set():
+                return
+        if report:
+            report("Measuring quality", 0, 0)
+        yield Compared(runs["stack"][-1].t, self.quality(prepared, runs["baseline"], runs["stack"]))
+
+    def record(self, prepared: Prepared, events: Sequence[Event]) -> dict[str, Any]:
         """The run as JSON, schema llmlab.run/1."""
-        return record(events, prepared.loaded.tokenizer, quality)
+        return record(events, prepared.loaded.tokenizer)
 
 
-def record(events: Sequence[Event], tokenizer: Any = None, quality: dict[str, Any] | None = None) -> dict[str, Any]:
+def record(events: Sequence[Event], tokenizer: Any = None) -> dict[str, Any]:
     """A run's events as JSON of schema llmlab.run/1; without a tokenizer the text is put together from the events."""
     started = next(e for e in events if isinstance(e, Started))
     ids = text_of(events)
@@ -271,7 +285,7 @@ def record(events: Sequence[Event], tokenizer: Any = None, quality: dict[str, An
         "text": text,
         "token_ids": ids,
         "metrics": trace.ledger(events),
-        "quality": quality,
+        "quality": trace.quality(events),
     }
     failed = [e.message for e in events if isinstance(e, Failed)]
     if failed:

@@ -115,6 +115,11 @@ def ledger(events: Sequence[Event]) -> dict[str, Any]:
     }
 
 
+def quality(events: Sequence[Event]) -> dict[str, Any] | None:
+    """What the trace's comparison measured; None where it holds none."""
+    return next((e.quality for e in reversed(events) if isinstance(e, Compared)), None)
+
+
 ROUND = ("round", "t", "seconds", "drafted", "accepted", "tokens", "text", "kv_rows", "kv_bytes", "layers_run")
 
 

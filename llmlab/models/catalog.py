@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llmlab.abilities import Refused
+from llmlab.models.linears import FORMATS as LINEARS
 from llmlab.models.wrapped import FORMATS as WRAPPED
 
-FORMATS = ("dense-fp32", "dense-bf16", "int8", "int4", "nf4")
+FORMATS = tuple(LINEARS)
 BITS = {"dense-fp32": 32.0, "dense-bf16": 16.0, "int8": 8.1, "int4": 5.0, "nf4": 4.5}
 """Bits that a weight takes in the matrices; the low-bit formats keep embedding and head at 8 bits."""
 SPARE = 0.4e9
@@ -267,22 +268,21 @@ class Fit:
         return self.weights + self.kv + SPARE <= self.free
 
 
-def fit(model: Entry | Size, weights: str, rows: int, free: int) -> Fit:
+def fit(size: Size, weights: str, rows: int, free: int) -> Fit:
     """`rows` tokens of context are counted at most as many as the model reads."""
-    size = model.size if isinstance(model, Entry) else model
     return Fit(weight_bytes(size, weights), kv_bytes(size, min(rows, size.context)), free)
 
 
-def require_fit(size: Size, weights: str, rows: int, free: int, who: str, formats: tuple[str, ...] = FORMATS) -> None:
-    """Raises Refused, with the breakdown and what would fit in one of `formats`, for a model that does not fit."""
+def require_fit(size: Size, weights: str, rows: int, free: int, who: str, formats: tuple[str, ...] = FORMATS) -> Fit:
+    """The breakdown. Raises Refused, with it and with what would fit in one of `formats`, for what does not fit."""
     f = fit(size, weights, rows, free)
     if f.fits:
-        return
+        return f
     advice = [f"{w} weights ({gigabytes(weight_bytes(size, w))})" for w in formats if fit(size, w, rows, free).fits]
     short = next((n for n in (4096, 2048, 1024, 512, 256) if n < rows and fit(size, weights, n, free).fits), None)
     if short:
         advice.append(f"a context of {short} tokens")
-    smaller = [e.title for e in MODELS.values() if not e.gated and fit(e, weights, 1024, free).fits]
+    smaller = [e.title for e in MODELS.values() if not e.gated and fit(e.size, weights, 1024, free).fits]
     if not advice and smaller:
         advice.append(smaller[-1] if len(smaller) == 1 else f"{smaller[0]} or another small model")
     raise Refused(

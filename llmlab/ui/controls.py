@@ -57,7 +57,7 @@ class Form:
         self.add(
             "weights",
             gr.Dropdown(
-                ["dense-fp32", "dense-bf16", "int8", "int4", "nf4"],
+                list(catalog.FORMATS),
                 value="dense-fp32",
                 label=_("weights"),
                 info=_("weights_info"),

@@ -7,6 +7,8 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,8 @@ from llmlab.ui import figures, links
 from llmlab.ui.cards import switch_rules
 from llmlab.ui.controls import Form
 from llmlab.ui.live.panel import LivePanel, message, recorded
-from llmlab.ui.story import quality_of, quality_table, story
-from llmlab.ui.words import both_words, catalogue, language, word
+from llmlab.ui.story import quality_table, story
+from llmlab.ui.words import both, both_words, catalogue, language, word
 
 HERE = Path(__file__).parent
 PERIOD = 0.11
@@ -39,11 +41,13 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden
 """How the page's own small events are wired."""
 
 
+@cache
 def recordings() -> list[dict[str, Any]]:
     """The runs that ship with the lab: id, file and label in both languages, the first visit's run first."""
     return json.loads((RUNS / "index.json").read_text(encoding="utf-8"))
 
 
+@cache
 def examples() -> list[dict[str, Any]]:
     return json.loads((ASSETS / "texts" / "prompts.json").read_text(encoding="utf-8"))
 
@@ -188,7 +192,7 @@ class Page:
         demo.load(self.arrive, None, [self.machine, *shown], **PRIVATE).then(
             self.refresh, form.inputs, watched, **PRIVATE
         ).then(**show_link, show_progress="hidden")
-        demo.unload(self.leave)
+        demo.unload(self.halt)
 
     # Handlers -----------------------------------------------------------------------------------------------------
 
@@ -221,36 +225,29 @@ class Page:
         """The handler of Run or of Run A/B."""
 
         def start(request: gr.Request, *values: Any) -> Iterator[dict[str, Any]]:
-            yield from self.start(compare, values, _owner(request))
+            """Run, and pass the run's events on to the panel about ten times a second."""
+            owner = _owner(request)
+            try:
+                run = self.engine.start(self.form.read(values), compare, owner)
+            except Refused as e:
+                self.refused[owner] = str(e)
+                yield gr.skip()
+                return
+            with closing(run.tail(PERIOD)) as tail:  # a visitor who has left needs no more tokens
+                for seq, events in enumerate(tail):
+                    yield message(run.id, seq, events, run.state, run.note, reset=seq == 0)
 
         return start
-
-    def start(self, compare: bool, values: Sequence[Any], owner: str) -> Iterator[dict[str, Any]]:
-        """Run, and pass the run's events on to the panel about ten times a second."""
-        try:
-            run = self.engine.start(self.form.read(values), compare, owner)
-        except Refused as e:
-            self.refused[owner] = str(e)
-            yield gr.skip()
-            return
-        tail = run.tail(PERIOD)
-        try:
-            for seq, events in enumerate(tail):
-                yield message(run.id, seq, events, run.state, run.note, reset=seq == 0)
-        finally:
-            tail.close()  # a visitor who has left needs no more tokens
 
     def snapshot(self, run_id: str) -> dict[str, Any] | None:
         """All of a run so far, for a panel that has missed a message."""
         run = self.engine.find(run_id)
         if run is None:
             return None
-        return message(run.id, 1 << 30 if run.over else 0, list(run.events), run.state, run.note, reset=True)
+        return message(run.id, 0, list(run.events), run.state, run.note, reset=True)
 
     def halt(self, request: gr.Request) -> None:
-        self.engine.stop(_owner(request))
-
-    def leave(self, request: gr.Request) -> None:
+        """Stop what the visitor has running or waiting: asked to, or because the tab was closed."""
         self.engine.stop(_owner(request))
 
     def finish(self, request: gr.Request) -> dict[Any, Any]:
@@ -298,7 +295,7 @@ class Page:
             self.story: story(events, lang),
             **dict(zip(self.plots, figures.all_of(events, lang), strict=True)),
             self.rounds: {"headers": [word(k, lang) for k in ROUNDS], "data": _table(events, lang)},
-            self.quality: quality_table(quality_of(events), lang),
+            self.quality: quality_table(trace.quality(events), lang),
             self.query: links.to_query(settings),
             self.command: links.command_line(settings, compare),
             self.python: links.python(settings),
@@ -311,7 +308,7 @@ class Page:
         if len(self.folders) > KEPT:  # Gradio has its own copies by then
             shutil.rmtree(self.folders.popleft(), ignore_errors=True)
         lanes = trace.lanes(events)
-        value: Any = {lane: record(run, quality=quality_of(run)) for lane, run in lanes.items()}
+        value: Any = {lane: record(run) for lane, run in lanes.items()}
         if len(lanes) == 1:
             value = next(iter(value.values()))
         last = list(lanes.values())[-1]
@@ -364,29 +361,27 @@ def fit_html(entry: catalog.Entry, weights: str, rows: int) -> str:
     h = hardware()
     free = free_memory(h.device)
     try:
-        catalog.require_fit(entry.size, weights, rows, free, entry.title, entry.formats)
+        f = catalog.require_fit(entry.size, weights, rows, free, entry.title, entry.formats)
     except Refused as e:
         return _refusal(str(e))
-    f = catalog.fit(entry, weights, rows, free)
-    shares = [100 * x / max(free, 1) for x in (f.weights, f.kv)]
-    bar = "".join(
-        f'<i class="{n}" style="width:{max(s, 0.5):.1f}%"></i>' for n, s in zip(("w", "kv"), shares, strict=True)
-    )
-    told = []
-    for lang, css in (("en", "en"), ("zh-CN", "zh")):
-        sizes = {"weights": gigabytes(f.weights), "kv": gigabytes(f.kv), "free": gigabytes(free)}
-        parts = [word("fits", lang, title=entry.title, **sizes)]
-        about = [word("fits_about", lang, licence=entry.licence, parameters=f"{entry.parameters / 1e6:.0f}")]
+    shares = {"w": 100 * f.weights / max(free, 1), "kv": 100 * f.kv / max(free, 1)}
+    bar = "".join(f'<i class="{name}" style="width:{max(share, 0.5):.1f}%"></i>' for name, share in shares.items())
+    sizes = {"weights": gigabytes(f.weights), "kv": gigabytes(f.kv), "free": gigabytes(free)}
+    here = sources.downloaded(entry)
+
+    def about(lang: str) -> str:
+        told = [word("fits_about", lang, licence=entry.licence, parameters=f"{entry.parameters / 1e6:.0f}")]
         if entry.drafts:
-            about.append(word("drafts", lang, names=", ".join(entry.drafts)))
+            told.append(word("drafts", lang, names=", ".join(entry.drafts)))
         if entry.gated:
-            about.append(word("gated", lang))
-        if not sources.downloaded(entry):
+            told.append(word("gated", lang))
+        if not here:
             size = f" ({gigabytes(entry.mirror.nbytes)})" if entry.mirror else ""
-            about.append(word("missing", lang) if sources.offline() else word("not_here", lang, size=size))
-        parts.append(" · ".join(about))
-        told.append(f'<span class="{css}">{escape(parts[0])}<br>{escape(parts[1])}</span>')
-    return f'<div class="bar">{bar}</div><p class="hint">{"".join(told)}</p>'
+            told.append(word("missing", lang) if sources.offline() else word("not_here", lang, size=size))
+        return " · ".join(told)
+
+    fits = both(*(word("fits", lang, title=entry.title, **sizes) for lang in catalogue()))
+    return f'<div class="bar">{bar}</div><p class="hint">{fits}<br>{both(*map(about, catalogue()))}</p>'
 
 
 def launch_options(page: Page) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llmlab.events import Compared, Event, Failed, Finished, Started, WeightsChanged
+from llmlab.events import Event, Failed, Finished, Started, WeightsChanged
 from llmlab.experiment import record
 from llmlab.models.catalog import gigabytes
+from llmlab.quality import first_difference
 from llmlab.stack import Stack
 from llmlab.trace import lanes
 from llmlab.ui.words import word
@@ -73,7 +74,7 @@ def _run(name: str, events: Sequence[Event], base: Sequence[Event] | None, lang:
     if stack.simulated():
         lines.append(word("s_simulated", lang, names=", ".join(t.title for t in stack.simulated())))
     if base and len(stack):
-        lines += _against(value, started, stack, base, quality_of(events), lang)
+        lines += _against(value, started, stack, base, lang)
     for e in events:
         if isinstance(e, Finished) and e.reason == "stopped":
             lines.append(word("s_stopped", lang))
@@ -88,7 +89,6 @@ def _against(
     started: Started,
     stack: Stack,
     base: Sequence[Event],
-    quality: dict[str, Any] | None,
     lang: str,
 ) -> list[str]:
     """How the run compares with its baseline: speed, text, and why it was no faster where it was not."""
@@ -99,11 +99,10 @@ def _against(
     ratio = m["decode_tokens_per_second"] / b["decode_tokens_per_second"]
     lines = [word("s_faster", lang, ratio=f"{ratio:.2f}")]
     ids, theirs = value["token_ids"], other["token_ids"]
-    at = next((i for i, (x, y) in enumerate(zip(ids, theirs, strict=False)) if x != y), None)
-    at = min(len(ids), len(theirs)) if at is None and len(ids) != len(theirs) else at
+    at = first_difference(theirs, ids)
     sampled = bool(started.settings.get("temperature"))
     lines.append(word("s_same", lang) if at is None else word("s_differs", lang, at=at))
-    margin = (quality or {}).get("margin")
+    margin = (value["quality"] or {}).get("margin")
     if at is not None and not sampled and isinstance(margin, int | float):
         lines[-1] += " " + word("s_margin", lang, margin=f"{margin:.3f}")
     if at is not None:
@@ -121,11 +120,6 @@ def _against(
             why = word("w_same", lang, time=f"{time:.2f}")
         lines.append(word("s_not_paid", lang, why=why))
     return lines
-
-
-def quality_of(events: Sequence[Event]) -> dict[str, Any] | None:
-    """What the trace's comparison measured; None where it holds none."""
-    return next((e.quality for e in reversed(events) if isinstance(e, Compared)), None)
 
 
 def quality_table(quality: dict[str, Any] | None, lang: str) -> str:
