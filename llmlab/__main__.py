@@ -27,12 +27,16 @@ def parser() -> argparse.ArgumentParser:
         c.add_argument("--chat", action=argparse.BooleanOptionalAction, default=None, help="use the chat template")
         c.add_argument("--max-new-tokens", default=64)
         c.add_argument("--technique", action="append", default=[], metavar="NAME:knob=value,knob=value")
-        c.add_argument("--weights", default="dense-fp32", help="dense-fp32, dense-bf16, int8, int4 or nf4")
+        weights = "dense-fp32, dense-bf16, int8, int4, or bitsandbytes' nf4 and bnb-int8"
+        c.add_argument("--weights", default="dense-fp32", help=weights)
         c.add_argument("--temperature", default=0.0)
         c.add_argument("--top-k", default=0)
         c.add_argument("--top-p", default=1.0)
         c.add_argument("--seed", default=0)
         c.add_argument("--device", default="auto")
+        c.add_argument("--threads", default=0, help="of the processor; 0: as many as prove best")
+        c.add_argument("--verify", default="bitwise", help="bitwise, or fast: rows of a pass share products")
+        c.add_argument("--copies", default="auto", help="auto: keep weights twice to read prompts faster; or none")
         c.add_argument("--json", default=None, metavar="OUT|-")
         c.add_argument("--trace", default=None, metavar="OUT.jsonl")
     for name, help in (("techniques", "every technique with its knobs"), ("models", "the catalogue and what fits")):
@@ -67,6 +71,9 @@ def settings_of(a: argparse.Namespace) -> Any:
         top_p=a.top_p,
         seed=a.seed,
         device=a.device,
+        threads=a.threads,
+        verify=a.verify,
+        copies=a.copies,
         stack=Stack.from_arguments(a.technique),
     )
 

@@ -12,13 +12,17 @@ from llmlab.abilities import Refused, check
 from llmlab.draft import Sampler
 from llmlab.events import Committed, Compared, Drafted, Event, Failed, Finished, Started, WeightsChanged
 from llmlab.loop import generate, text_of
-from llmlab.meter import least_seconds
+from llmlab.meter import cores, least_seconds, use_threads
+from llmlab.models.decoder import Decoder
+from llmlab.models.linears import FORMATS, bfloat16_instructions
 from llmlab.models.shelf import Loaded, Report, Shelf
 from llmlab.stack import Stack
 from llmlab.tools import Tools
 
 LONGEST_TEXT = 400_000
 """Characters of a prompt that are tokenized at all; no model in the catalogue reads that many."""
+CHOICES = {"verify": ("bitwise", "fast"), "copies": ("auto", "none")}
+"""Settings with a few named values, the default first."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,14 @@ class Settings:
     top_p: float = 1.0
     seed: int = 0
     device: str = "auto"
+    verify: str = "bitwise"
+    """"bitwise": a pass over several tokens computes, to the bit, what passes over one token each would. "fast": its
+    rows share products, and below float32 a near tie may fall the other way."""
+    copies: str = "auto"
+    """"auto": weights are kept a second time, in a form that is quicker to read prompts with, where half of the free
+    memory holds them. "none": never."""
+    threads: int = 0
+    """Of the processor; 0: as many as were found best when the lab started."""
     stack: Stack = field(default_factory=Stack)
 
     def __post_init__(self) -> None:
@@ -44,6 +56,7 @@ class Settings:
             "top_k": (0, 1_000_000, int),
             "top_p": (0.01, 1.0, float),
             "seed": (0, 2**31 - 1, int),
+            "threads": (0, cores(), int),
         }
         for name, (low, high, kind) in limits.items():
             value = getattr(self, name)
@@ -55,6 +68,10 @@ class Settings:
                 shown = name.replace("_", " ")
                 raise Refused(f"The setting {shown}", f"cannot be {str(value)[:20]}", f"Give {low} to {high}")
             object.__setattr__(self, name, number)
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                value = str(getattr(self, name))[:20]
+                raise Refused(f"The setting {name}", f"cannot be {value!r}", f"Give {' or '.join(choices)}")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -67,7 +84,20 @@ class Settings:
             "top_p": self.top_p,
             "seed": self.seed,
             "device": self.device,
+            "verify": self.verify,
+            "copies": self.copies,
+            "threads": self.threads,
         }
+
+
+def path(model: Any, verify: str) -> list[str]:
+    """Which ways of the engine a run takes, for the page to say: "bitwise" or "fast", "copies", "no-bf16", …"""
+    ways = [verify] if isinstance(model, Decoder) else ["wrapped"]
+    if getattr(model, "copied_bytes", 0):
+        ways.append("copies")
+    if str(model.device) == "cpu" and getattr(model, "weights", "") != "dense-fp32" and not bfloat16_instructions():
+        ways.append("no-bf16")
+    return ways
 
 
 class Labeller:
@@ -136,7 +166,10 @@ class Lab:
         """Check, load, tokenize. Raises Refused; nothing has been generated then."""
         self.check(settings)
         estimate = len(settings.prompt) // 3 + settings.max_new_tokens
-        loaded = self.shelf.load(settings.model, settings.weights, settings.device, estimate, report)
+        use_threads(settings.threads)
+        loaded = self.shelf.load(
+            settings.model, settings.weights, settings.device, estimate, report, settings.copies == "auto"
+        )
         prompt = self.tokens(loaded, settings)
         room = loaded.model.context - len(prompt)
         if room < 1:
@@ -170,9 +203,9 @@ class Lab:
         settings = prepared.settings
 
         def partner(name: str) -> Any:
-            low_bit = name in ("int4", "int8", "nf4")
+            low_bit = name in FORMATS
             ref, weights = (settings.model, name) if low_bit else (name, settings.weights)
-            other = self.shelf.load(ref, weights, settings.device)
+            other = self.shelf.load(ref, weights, settings.device, copies=settings.copies == "auto")
             if low_bit:
                 return other.model
             mine, theirs = prepared.loaded.tokenizer.get_vocab(), other.tokenizer.get_vocab()
@@ -211,6 +244,7 @@ class Lab:
             lossless=stack.lossless(),
             prompt=prompt_text,
             least_seconds=least_seconds(changed.model, len(prepared.prompt)),
+            path=path(changed.model, settings.verify),
         )
         events = generate(
             changed.model,
@@ -223,6 +257,7 @@ class Lab:
             loaded.stop_tokens,
             tools,
             started,
+            settings.verify == "bitwise",
         )
         seen: list[Event] = []
         for e in events:

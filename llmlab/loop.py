@@ -12,6 +12,7 @@ from llmlab.abilities import Refused, check
 from llmlab.draft import Dice, Draft, Sampler, Verdict, accept, accept_greedy
 from llmlab.events import Committed, Drafted, Event, Evicted, Exited, Finished, Prefilled, Started
 from llmlab.meter import Clock
+from llmlab.models.linears import argmax
 from llmlab.session import Session
 from llmlab.stack import Stack
 from llmlab.tools import Tools
@@ -28,19 +29,21 @@ def generate(
     stop_tokens: Collection[int] = (),
     tools: Tools | None = None,
     started: Started | None = None,
+    exact: bool = True,
 ) -> Iterator[Event]:
     """Continue `prompt` (token ids) by at most `limit` tokens; the engine knows token ids and nothing of text.
 
     `model` already carries the stack's weight transforms (see `shelf`). `stop` is looked at once per pass.
-    `started` is a filled-in first event; without it a bare one is made. Raises Refused before anything is computed when
-    the stack cannot run on this model.
+    `started` is a filled-in first event; without it a bare one is made. `exact`: see `Session`.
+
+    Raises Refused, before anything is computed, when the stack cannot run on this model.
     """
     stack, sampler, stop, tools = stack or Stack(), sampler or Sampler(), stop or threading.Event(), tools or Tools()
     for refusal in check(stack, model.abilities):
         raise Refused(refusal.who, refusal.why, refusal.now)
     clock = Clock(model.device)
     session = Session(model, stack)
-    session.sampler, session.chance = sampler, Dice(seed)
+    session.sampler, session.chance, session.exact = sampler, Dice(seed), exact
     yield replace(started or bare_start(model, stack, prompt), t=clock())
     with ExitStack() as undo:
         for patch in stack.through("ForwardPatch"):
@@ -78,7 +81,7 @@ def generate(
             exits = list(session.exits)
             layers_run = session.layers_run
             if sampler.greedy:
-                path, bonus = accept_greedy(draft, logits.argmax(-1).tolist())
+                path, bonus = accept_greedy(draft, argmax(logits))
             else:
                 path, bonus = accept(draft, sampler.distribution(logits), session.chance)
             tokens = [draft.tokens[i] for i in path] + [bonus]

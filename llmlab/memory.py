@@ -6,12 +6,24 @@ Shapes: H key-value heads, S rows, D head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 BLOCK = 64
-"""Rows by which buffers grow. Small enough that reported bytes follow the rows, large enough that growth is rare."""
+"""Rows by which buffers grow at least. Small enough that reported bytes follow the rows; a long memory grows by an
+eighth, or copying it would take its own part of every token's time."""
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What a pass over a tree leaves: the first `held` rows, then the rows `picks` (n,), which stand at the positions
+    `first`, `first + 1`, …"""
+
+    held: int
+    picks: Tensor
+    first: int
 
 
 class Rows:
@@ -19,10 +31,20 @@ class Rows:
 
     def __init__(self, heads: int, head_size: int, dtype: torch.dtype, device: torch.device) -> None:
         self.count = 0
-        self._k = torch.empty(heads, 0, head_size, dtype=dtype, device=device)
-        self._v = torch.empty(heads, 0, head_size, dtype=dtype, device=device)
+        self._kv = torch.empty(2, heads, 0, head_size, dtype=dtype, device=device)
         self._positions = torch.empty(heads, 0, dtype=torch.long, device=device)
         self._stats: dict[str, Tensor] = {}
+        # Most rows stand at the position of their number. Those are written down only when somebody asks: of the first
+        # `_ordered` rows, which all do, `_written` have been.
+        self._ordered = self._written = 0
+        self._measure()
+
+    def _measure(self) -> None:
+        self._k, self._v = self._kv
+        self._capacity = self._kv.shape[2]
+        # With the room behind the last row, for those who slice themselves: (H, D, capacity) and (H, capacity, D).
+        self.across, self.values = self._k.transpose(1, 2), self._v
+        self._bytes = sum(t.nbytes for t in (self._kv, self._positions, *self._stats.values()))
 
     @property
     def k(self) -> Tensor:
@@ -37,69 +59,118 @@ class Rows:
     @property
     def positions(self) -> Tensor:
         """(H, S) the position of each row; heads differ once a policy kept different rows per head."""
+        if self._written < self._ordered:
+            with torch.inference_mode():  # where the buffer was made, or it could not be written to
+                place = torch.arange(self._written, self._ordered, device=self._positions.device)
+                self._positions[:, self._written : self._ordered] = place
+            self._written = self._ordered
         return self._positions[:, : self.count]
 
     @property
     def capacity(self) -> int:
-        return self._k.shape[1]
+        return self._capacity
 
     @property
     def nbytes(self) -> int:
-        tensors = [self._k, self._v, self._positions, *self._stats.values()]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return self._bytes
 
     def stat(self, name: str) -> Tensor:
         """(H, S) float32 that follows its rows through `keep`; zero for rows that nobody has written to."""
         if name not in self._stats:
             self._stats[name] = torch.zeros(self._k.shape[:2], dtype=torch.float32, device=self._k.device)
+            self._measure()
         return self._stats[name][:, : self.count]
 
-    def append(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
-        """k, v (H, Q, D) and positions (Q,) of Q new rows."""
-        start, self.count = self.count, self.count + k.shape[1]
-        if self.count > self.capacity:
-            self._resize(-(-self.count // BLOCK) * BLOCK)
+    def append(self, k: Tensor, v: Tensor, positions: Tensor | range) -> None:
+        """k, v (H, Q, D) and the positions of Q new rows: (Q,), or a range where they follow one another."""
+        start = self._grow(k.shape[1], positions)
         self._k[:, start : self.count] = k
         self._v[:, start : self.count] = v
-        self._positions[:, start : self.count] = positions
+
+    def append_both(self, kv: Tensor, positions: Tensor | range) -> None:
+        """As `append`, with keys and values in one tensor (2, H, Q, D)."""
+        n = kv.shape[2]
+        start = self._grow(n, positions)
+        self._kv.narrow(2, start, n).copy_(kv)
+
+    def write(self, start: int, kv: Tensor) -> None:
+        """Put kv (2, H, Q, D) into the rows from `start` on, which exist already."""
+        self._kv[:, :, start : start + kv.shape[2]] = kv
+
+    def _grow(self, n: int, positions: Tensor | range) -> int:
+        start, self.count = self.count, self.count + n
+        if self.count > self._capacity:
+            self._resize(self.count + max(0, self.count // 8 - BLOCK))
+        if isinstance(positions, range) and positions.start == start == self._ordered:
+            self._ordered = self.count
+        else:
+            if isinstance(positions, range):
+                positions = torch.arange(positions.start, positions.stop, device=self._positions.device)
+            self._positions[:, start : self.count] = positions
         for s in self._stats.values():
             s[:, start : self.count] = 0
+        return start
 
-    def keep(self, rows: range | Tensor) -> None:
-        """Keep these rows in this order: `range(n)` for the first n, (n,) for every head, (H, n) per head."""
+    def keep(self, rows: range | Tensor | Tail) -> None:
+        """Keep these rows in this order: `range(n)` for the first n, (n,) for all heads, (H, n) per head, or a Tail."""
         if isinstance(rows, range):
-            if rows != range(len(rows)) or len(rows) > self.count:
+            n = len(rows)
+            if rows.start or rows.step != 1 or n > self.count:
                 raise IndexError(f"keep wants a prefix of the {self.count} rows, not {rows}")
-            self.count = len(rows)
+            self.count = n
+            if n < self._ordered:
+                self._ordered, self._written = n, min(self._written, n)
+            return
+        if isinstance(rows, Tail):
+            self._keep_tail(rows)
             return
         rows = rows.to(self._k.device)
         n = rows.shape[-1]
+        everything = (self._k, self._v, *self._with_positions())
         if rows.dim() == 1:
-            for t in (self._k, self._v, self._positions, *self._stats.values()):
+            for t in everything:
                 t[:, :n] = t[:, : self.count].index_select(1, rows)
         else:
             head = torch.arange(self._k.shape[0], device=rows.device)[:, None]
-            for t in (self._k, self._v, self._positions, *self._stats.values()):
+            for t in everything:
                 t[:, :n] = t[head, rows]
-        self.count = n
+        self.count, self._ordered, self._written = n, 0, 0
         if self.capacity > 2 * n + BLOCK:
-            self._resize(-(-n // BLOCK) * BLOCK)
+            self._resize(n)
+
+    def _with_positions(self) -> tuple[Tensor, ...]:
+        _ = self.positions  # writes them down
+        return (self._positions, *self._stats.values())
+
+    def _keep_tail(self, tail: Tail) -> None:
+        n, picks = tail.held + len(tail.picks), tail.picks.to(self._k.device)
+        self._kv[:, :, tail.held : n] = self._kv[:, :, picks]
+        rest = self._stats.values() if tail.held == self._ordered == tail.first else self._with_positions()
+        for t in rest:
+            t[:, tail.held : n] = t[:, picks]
+        self.count = n
+        if tail.held == self._ordered == tail.first:
+            self._ordered = n
 
     def move(self, positions: Tensor, rotate: Tensor) -> None:
         """Give every row a new position: positions (S,) and the rotation (H, S, D/2) complex from old to new."""
         pairs = torch.view_as_complex(self.k.float().reshape(*self.k.shape[:2], -1, 2))
         self._k[:, : self.count] = torch.view_as_real(pairs * rotate).flatten(2).to(self._k.dtype)
         self._positions[:, : self.count] = positions
+        self._ordered = self._written = 0
 
-    def _resize(self, capacity: int) -> None:
-        def moved(t: Tensor) -> Tensor:
-            new = t.new_zeros(t.shape[0], capacity, *t.shape[2:])
-            held = min(self.count, t.shape[1], capacity)
-            new[:, :held] = t[:, :held]
+    def _resize(self, wanted: int) -> None:
+        capacity = -(-wanted // BLOCK) * BLOCK
+
+        def moved(t: Tensor, axis: int = 1) -> Tensor:
+            new = t.new_zeros(*t.shape[:axis], capacity, *t.shape[axis + 1 :])
+            held = min(self.count, t.shape[axis], capacity)
+            new.narrow(axis, 0, held).copy_(t.narrow(axis, 0, held))
             return new
 
-        self._k, self._v, self._positions = moved(self._k), moved(self._v), moved(self._positions)
+        self._kv, self._positions = moved(self._kv, 2), moved(self._positions)
         self._stats = {name: moved(s) for name, s in self._stats.items()}
+        self._measure()
 
 
 class Memory:

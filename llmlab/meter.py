@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import statistics
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -99,6 +101,43 @@ def hardware() -> Hardware:
         about = torch.cuda.get_device_properties(0)
         return Hardware("cuda", about.name, torch.get_num_threads(), about.total_memory)
     return Hardware("cpu", "CPU", torch.get_num_threads(), total_memory())
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def best_threads() -> int:
+    """How many threads multiply fastest here, found by trying, once per process.
+
+    PyTorch starts one per core. With a busy neighbour on one of them every product waits for the slowest thread, and
+    processors with small cores beside large ones have the same trouble; then fewer are faster, and by much.
+    """
+    most = min(torch.get_num_threads(), cores())
+    weights = [torch.randn(768, 768) for _ in range(16)]
+    x = torch.randn(4, 768)
+    times: dict[int, float] = {}
+    for n in sorted({most, max(1, most // 2), 1}, reverse=True):
+        torch.set_num_threads(n)
+        laps = []
+        for _ in range(7):
+            start = time.perf_counter()
+            for W in weights:
+                torch.mm(W, x.t())
+            laps.append(time.perf_counter() - start)
+        times[n] = statistics.median(laps)
+    torch.set_num_threads(most)
+    # Fewer threads must be clearly better: the trial is short, and a run is long.
+    return most if times[most] <= 1.25 * min(times.values()) else min(times, key=times.__getitem__)
+
+
+def use_threads(wanted: int) -> None:
+    """Compute on `wanted` threads, or on the best number for 0; only ever called by the thread that computes."""
+    n = wanted or best_threads()
+    if torch.get_num_threads() != n:
+        torch.set_num_threads(n)
 
 
 def total_memory() -> int:

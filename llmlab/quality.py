@@ -30,6 +30,7 @@ def score(model: Any, stack: Stack, tokens: Sequence[int], start: int) -> Tensor
     """
     stack = stack.without("Drafter")
     session = Session(model, stack)
+    session.scoring = True
     one = any(Ability.MANY_ROWS in t.spoiled() for t in stack)
     out = []
     from contextlib import ExitStack

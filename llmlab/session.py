@@ -16,11 +16,12 @@ from torch import Tensor
 
 from llmlab.abilities import Refused
 from llmlab.draft import Chance, Dice, Draft, Sampler
-from llmlab.memory import Rows
+from llmlab.memory import Rows, Tail
 from llmlab.models.decoder import Batch, Depth, Span
+from llmlab.models.linears import Tables
 from llmlab.stack import Stack
 
-PIECE = 128
+PIECE = 256
 """Prompt tokens read in one pass, so that a stop is noticed and memory stays bounded."""
 
 
@@ -32,6 +33,8 @@ class Session:
     """
 
     def __init__(self, model: Any, stack: Stack | None = None) -> None:
+        """`exact` may be unset afterwards: passes of several rows may then differ in their last bits from passes of
+        one, and are faster. `scoring` asks for logits that are exact down to the least likely token."""
         stack = stack or Stack()
         self.model = model
         self.memory = model.memory()
@@ -42,6 +45,8 @@ class Session:
         self.depth: Depth | None = None
         self.sampler = Sampler()
         self.chance: Chance = Dice(0)
+        self.exact = True
+        self.scoring = False
         self.exits: list[tuple[int, float]] = []
         self.layers_run = float(len(self.memory.layers))
         self._held: list[int] = self.memory.rows()
@@ -110,6 +115,13 @@ class Session:
         self._seen = {}
         return self._forward([*unread, *draft.tokens], visible, 1 + len(draft), offsets, depth)
 
+    @property
+    def _best(self) -> int:
+        """How many of the highest logits must be exact: those that the next token can reasonably be chosen from."""
+        if self.scoring:
+            return 0
+        return Tables.CANDIDATES if self.sampler.greedy else Tables.REACHABLE
+
     @torch.inference_mode()
     def _forward(
         self,
@@ -123,18 +135,18 @@ class Session:
         T = len(tokens)
         device = self.model.device
         start = self.memory.next_position
+        first = start if offsets is None else None
         positions = torch.arange(start, start + T) if offsets is None else torch.tensor(offsets) + start
         watch = None
         if self.policy and self.policy.observes:
             watch = self._observe_now if observed else self._hold_back
-        span = Span(0, T, self.memory, visible, self.patterns, watch)
-        batch = Batch(torch.tensor(tokens).to(device), positions.to(device), [span])
+        span = Span(0, T, self.memory, visible, self.patterns, watch, first)
+        batch = Batch(torch.tensor(tokens, device=device), positions.to(device), [span], self.exact and last > 0)
         if last == 0:
             self.memory.next_position += T
             return self.model.forward(batch, None, 0)
         self.exits = []
-        logits = self.model.forward(batch, depth or self.depth, last)
-        return logits
+        return self.model.forward(batch, depth or self.depth, last, self._best)
 
     def _observe_now(self, layer: int, attention: Tensor) -> None:
         self.policy.observe(self.memory.layers[layer], attention)
@@ -149,11 +161,12 @@ class Session:
         u = self.unread
         kept = list(range(u)) + [u + i for i in path]
         with torch.inference_mode():
+            inner = kept != list(range(len(kept)))
             for layer, held in zip(self.memory.layers, self._held, strict=True):
-                if kept == list(range(len(kept))):
-                    layer.keep(range(held + len(kept)))
+                if inner:
+                    layer.keep(Tail(held, held + torch.tensor(kept), self.memory.next_position))
                 else:
-                    layer.keep(torch.cat([torch.arange(held), held + torch.tensor(kept)]))
+                    layer.keep(range(held + len(kept)))
             for index, pieces in self._seen.items():
                 # A long draft is looked at in pieces, of which only the last sees every row.
                 S = pieces[-1].shape[2]

@@ -10,7 +10,7 @@ from llmlab.models.linears import FORMATS as LINEARS
 from llmlab.models.wrapped import FORMATS as WRAPPED
 
 FORMATS = tuple(LINEARS)
-BITS = {"dense-fp32": 32.0, "dense-bf16": 16.0, "int8": 8.1, "int4": 5.0, "nf4": 4.5}
+BITS = {"dense-fp32": 32.0, "dense-bf16": 16.0, "int8": 8.1, "int4": 5.0, "nf4": 4.5, "bnb-int8": 8.1}
 """Bits that a weight takes in the matrices; the low-bit formats keep embedding and head at 8 bits."""
 SPARE = 0.4e9
 """Bytes left free for activations, the tokenizer and the page."""
@@ -246,8 +246,17 @@ def size_of(config: Any) -> Size:
 
 def weight_bytes(size: Size, weights: str) -> int:
     """Bytes of the weights in a format, to within a few percent."""
-    tables = {"dense-fp32": 4, "dense-bf16": 2}.get(weights, 1)
+    tables = {"dense-fp32": 4, "dense-bf16": 2}.get(weights, 8.5 / 8)
     return int((size.parameters - size.tables) * BITS[weights] / 8 + size.tables * tables)
+
+
+def copy_bytes(size: Size, weights: str) -> int:
+    """Bytes of what `Decoder.keep_copies` keeps beside the weights of a format."""
+    if weights == "dense-fp32":
+        return 0
+    if weights == "dense-bf16":
+        return 2 * size.tables
+    return 2 * (size.parameters - size.tables) + size.tables * 5 // 8
 
 
 def kv_bytes(size: Size, rows: int) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from llmlab.abilities import Ability
 from llmlab.memory import Memory, Rows
+from llmlab.models import fast
 from llmlab.models.linears import Linear, Tables, nbytes
 
 Watch = Callable[[int, Tensor], None]
@@ -53,6 +54,18 @@ class Span:
     """(T, T) bool over the span's own tokens; None where each sees itself and those before it."""
     patterns: tuple[Pattern, ...] = ()
     watch: Watch | None = None
+    first: int | None = None
+    """The position of the first of its tokens, where the others follow it one by one."""
+
+    def order(self, batch: Batch) -> Tensor | range:
+        """The positions of its tokens, as `Rows.append` wants them."""
+        if self.first is None:
+            return batch.positions[self.start : self.stop]
+        return range(self.first, self.first + self.stop - self.start)
+
+    def all_patterns(self, window: int | None) -> tuple[Pattern, ...]:
+        """Its patterns, with a layer's window where it has one."""
+        return self.patterns if window is None else (*self.patterns, _window(window))
 
 
 @dataclass
@@ -62,8 +75,12 @@ class Batch:
     tokens: Tensor
     positions: Tensor
     spans: list[Span]
+    exact: bool = False
+    """Whether each row must get, to the bit, what it would get in a pass of its own (below float32 as well)."""
     rotation: Tensor = field(default_factory=lambda: torch.empty(0))
     """(N, 1, D/2) complex, filled in by the decoder."""
+    few: fast.Few | None = None
+    """How a pass of a few rows is computed, filled in by the decoder; None for the way of many rows."""
 
 
 class Depth(Protocol):
@@ -106,9 +123,19 @@ class Block(nn.Module):
         self.norm_attention, self.norm_feed = norms
         self.qkv, self.out, self.gate_up, self.down = qkv, out, gate_up, down
         self.norm_q, self.norm_k = head_norms or (None, None)
+        self.bound: dict[bool, fast.Bound | None] = {False: None, True: None}
+        self.plain = False
 
     def forward(self, h: Tensor, batch: Batch, fill: bool = False) -> Tensor:
-        """h (N, E) to (N, E). With `fill`, only this layer's keys and values are made; h returns unchanged."""
+        """h (N, E) to (N, E). With `fill`, only this layer's keys and values are made; h returns unchanged.
+
+        Where `fast` has a way for this pass it goes there; what stands here is the same as the papers write it. A pass
+        of a few rows changes h in place.
+        """
+        if batch.few is not None:
+            return batch.few.layer(self, h, batch, fill)
+        if h.is_cpu and not self.plain and fast.reads(self, batch):
+            return fast.read(self, h, batch, fill)
         s = self.shape
         N = h.shape[0]
         qkv = self.qkv(self.norm_attention(h)).view(N, s.heads + 2 * s.kv_heads, s.head_size)
@@ -120,7 +147,7 @@ class Block(nn.Module):
         for span in batch.spans:
             at = slice(span.start, span.stop)
             rows = span.memory.layers[self.index]
-            rows.append(k[at].transpose(0, 1), v[at].transpose(0, 1), batch.positions[at])
+            rows.append(k[at].transpose(0, 1), v[at].transpose(0, 1), span.order(batch))
             if not fill:
                 parts.append(look(q[at], rows, batch.positions[at], span, self.index, self.window))
         if fill:
@@ -138,7 +165,7 @@ def look(
     q: Tensor, rows: Rows, positions: Tensor, span: Span, layer: int, window: int | None, scale: float | None = None
 ) -> Tensor:
     """Attention of a span's T newest tokens, q (T, H, D), over the rows of one layer that they may see; (T, H·D)."""
-    patterns = span.patterns if window is None else (*span.patterns, _window(window))
+    patterns = span.all_patterns(window)
     T, S = q.shape[0], rows.count
     if T <= CHUNK or span.watch is None:
         mask = _mask(rows, positions, span.visible, patterns, 0, T)
@@ -238,6 +265,7 @@ class Decoder(nn.Module):
     """A decoder-only transformer of the Llama kind, with its weights in one of the formats of `linears`."""
 
     abilities = frozenset(Ability)
+    fast = True
 
     def __init__(
         self, shape: Shape, tables: Tables, layers: list[Block], norm: Norm, rotations: Tensor, weights: str
@@ -254,6 +282,7 @@ class Decoder(nn.Module):
         self.register_buffer("angles", rotations.float())
         self.turn_factor = 1.0
         self._table: Tensor | None = None
+        self._few: dict[int, fast.Few] = {}
 
     @property
     def device(self) -> torch.device:
@@ -264,8 +293,34 @@ class Decoder(nn.Module):
         return nbytes(self)
 
     @property
+    def copied_bytes(self) -> int:
+        """Bytes of what `keep_copies` has kept, which are among `nbytes`."""
+        linears = [m for m in self.layers.modules() if isinstance(m, Linear)]
+        return self.tables.look_bytes + sum(part.nbytes for m in linears for part in m.copy)
+
+    @property
     def context(self) -> int:
         return self.shape.context
+
+    def keep_copies(self) -> None:
+        """Trade memory for time: keep the head in a quicker form, and packed matrices in bfloat16 for reading prompts.
+
+        Everything kept is counted in `nbytes`. Does nothing for what gains nothing by it here.
+        """
+        self.tables.keep_look()
+        if self.device.type == "cpu":
+            for block in self.layers:
+                for part in (block.qkv, block.out, block.down):
+                    part.keep_copy()
+                block.gate_up.keep_copy(2)
+
+    def plain(self) -> Decoder:
+        """A copy that goes through its layers only as the papers write them: what the fast ways are held to."""
+        twin = self.private()
+        twin.fast = False
+        for block in twin.layers:
+            block.plain = True
+        return twin
 
     def private(self) -> Decoder:
         """A copy whose layers may be changed; embedding, head and final norm stay shared with this one."""
@@ -282,22 +337,59 @@ class Decoder(nn.Module):
     def turns(self, positions: Tensor) -> Tensor:
         """positions (…,) to unit rotations (…, D/2) complex."""
         highest = int(positions.max()) + 1 if positions.numel() else 1
+        return self._turns(highest)[positions]
+
+    def _turns(self, highest: int) -> Tensor:
+        """The rotations of the positions below at least `highest`."""
         if self._table is None or self._table.shape[0] < highest or self._table.device != self.device:
             n = min(max(1024, 2 * highest), max(self.shape.context, highest))
             angle = torch.arange(n, device=self.device, dtype=torch.float32)[:, None] * self.angles
             self._table = torch.polar(torch.full_like(angle, self.turn_factor), angle)
-        return self._table[positions]
+        return self._table
 
-    def forward(self, batch: Batch, depth: Depth | None = None, last: int | None = None) -> Tensor:
+    def forward(self, batch: Batch, depth: Depth | None = None, last: int | None = None, best: int = 0) -> Tensor:
         """Logits (n, V) of the last n tokens of the batch, of all of them by default; memory grows by every token.
 
-        `last=0` computes no logits at all: what reading a prompt needs.
+        `last=0` computes no logits at all: what reading a prompt needs. `best`: see `Tables.logits`.
         """
-        batch.rotation = self.turns(batch.positions)[:, None, :]
-        h, logits = (depth or every_layer)(self, self.tables.look_up(batch.tokens), batch)
+        batch.rotation = self._rotation(batch)
+        batch.few = self._way(batch)
+        h = batch.few.begin(self, batch) if batch.few else self.tables.look_up(batch.tokens)
+        if last == 0 and depth is None and not any(span.watch for span in batch.spans):
+            depth = all_but_the_last
+        h, logits = (depth or every_layer)(self, h, batch)
         first = 0 if last is None else len(h) - last
-        return self.head(h[first:]) if logits is None else logits[first:]
+        return self.head(h[first:], best) if logits is None else logits[first:]
 
-    def head(self, h: Tensor) -> Tensor:
+    def _rotation(self, batch: Batch) -> Tensor:
+        firsts = [span.first for span in batch.spans]
+        if len(firsts) == 1 and firsts[0] is not None:
+            end = firsts[0] + len(batch.tokens)
+            return self._turns(end)[firsts[0] : end, None, :]
+        return self.turns(batch.positions)[:, None, :]
+
+    def _way(self, batch: Batch) -> fast.Few | None:
+        """The way of a few rows for this pass, where there is one."""
+        N = len(batch.tokens)
+        short = N <= fast.ROWS and max((s.stop - s.start for s in batch.spans), default=0) <= SHORT
+        if not self.fast or self.device.type != "cpu" or not (batch.exact or short) or not len(self.layers):
+            return None
+        if N not in self._few:
+            self._few[N] = fast.Few(self, N)
+        return self._few[N]
+
+    def head(self, h: Tensor, best: int = 0) -> Tensor:
         """Hidden states (n, E) of any layer to logits (n, V)."""
-        return self.tables.logits(self.norm(h)) if len(h) else h.new_empty(0, self.shape.vocab)
+        return self.tables.logits(self.norm(h), best) if len(h) else h.new_empty(0, self.shape.vocab)
+
+
+SHORT = 8
+"""Rows of one sequence up to which a pass goes the way of a few rows unasked."""
+
+
+def all_but_the_last(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """Every layer, of the last of which only the keys and values are made: nobody looks at what it would say."""
+    *most, last = model.layers
+    for block in most:
+        h = block(h, batch)
+    return last(h, batch, fill=True), None

@@ -1,14 +1,14 @@
 """Weight formats behind one interface: float32 activations in, float32 out, the matrix stored in its own way.
 
 Every format is a module with `forward (N, K) -> (N, M)`, `dense() -> (M, K)` float32, `store(dense)` and its buffers as
-its only bytes. The fast lines of the engine live here.
+its only bytes. Together with `fast`, the fast lines of the engine live here; what was measured stands beside them.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,118 +18,238 @@ from llmlab.abilities import Refused
 from llmlab.models.codes import Codes
 
 GROUP = 32
-FEW = 16
-"""Rows up to which a product is bound by reading the matrix, so that the orientation of the call matters."""
+TOGETHER = 8
+"""Rows up to which oneDNN's products give each row the bits that it gets alone: above, long inputs may be split."""
+MANY = 12
+"""Rows from which a product with the dense copy of a packed matrix beats the packed product, measured with int4."""
 
 
-def _across(x: Tensor, W: Tensor) -> Tensor:
-    return torch.mm(W, x.t()).t().contiguous()
-
-
-def _padded(x: Tensor, W: Tensor) -> Tensor:
-    # One row sends MKL down its matrix-vector path, which on some processors is slower than two rows of matrix-matrix.
-    return torch.mm(W, x.repeat(2, 1).t()).t()[:1].contiguous()
+# oneDNN -------------------------------------------------------------------------------------------------------------
 
 
 @cache
-def fastest(dtype: torch.dtype, rows: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """The quickest way on this machine to multiply a few rows by a large matrix, found by trying, once per process."""
-    W = torch.randn(16384, 1024).to(dtype)  # larger than a cache: a pass reads every matrix from memory
-    x = torch.randn(rows, 1024).to(dtype)
-    ways = [F.linear, _across] + ([_padded] if rows == 1 else [])
-    best: dict[Callable[[Tensor, Tensor], Tensor], float] = {}
-    for _ in range(3):
-        for way in ways:
-            start = time.perf_counter()
-            way(x, W)
-            best[way] = min(best.get(way, 1e9), time.perf_counter() - start)
-    return min(best, key=best.__getitem__)
+def onednn(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's products with a matrix in its own layout can be used here."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@cache
+def bfloat16_instructions() -> bool:
+    """Whether this processor multiplies bfloat16 by itself; without, everything below float32 runs slower."""
+    known = (torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)
+    return any(has() for has in known)
+
+
+class Reordered:
+    """A matrix (M, K) in the layout that oneDNN likes best: twice as fast as `F.linear` for one row in bfloat16.
+
+    `F.linear` puts the matrix in that order at every call. The layout is opaque to the rest of PyTorch, so this holds
+    the tensor, copies share it, and its bytes are those of the numbers in it.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 256)
+        self.nbytes = weight.nbytes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reordered:
+        return self
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return _reordered(x, self.weight)
+
+    def silu(self, x: Tensor) -> Tensor:
+        """silu(x Wᵀ), the activation within the product."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "swish", [], "")
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """(x Wᵀ) · other, the second product within the first."""
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, None, "mul")
+
+    def dense(self) -> Tensor:
+        return self.weight.to_dense()
+
+
+def _reordered(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+def _in_blocks(x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+    """`product` of at most `TOGETHER` rows at a time."""
+    return product(x) if len(x) <= TOGETHER else torch.cat([product(part) for part in x.split(TOGETHER)])
+
+
+# The formats --------------------------------------------------------------------------------------------------------
 
 
 class Linear(nn.Module):
-    """The interface. `bias` (M,) is added in float32."""
+    """The interface. `bias` (M,) is added in float32; `takes` is the type in which the product wants its inputs.
 
-    label = ""
+    `copy` is a second, dense form of a packed matrix for products of many rows, kept only where somebody asked for it.
+    """
+
+    takes: torch.dtype = torch.bfloat16
+    outputs = 0
+    """M."""
+    changes = 0
+    """How many matrices have been stored anew in this process: what is bound to their tensors looks here."""
 
     def __init__(self, bias: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("bias", None if bias is None else bias.float())
+        self.copy: tuple[Reordered, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.product(x)
+        y = self.many(x.to(self.takes)).float()
         return y if self.bias is None else y + self.bias
 
-    def product(self, x: Tensor) -> Tensor:
+    def many(self, x: Tensor) -> Tensor:
+        """The product (N, K) in `takes` to (N, M) by the quickest way for N rows, without the bias."""
+        if self.copy and len(x) >= MANY:
+            return self.copy[0](x) if len(self.copy) == 1 else torch.cat([part(x) for part in self.copy], -1)
+        return self.few()(x)
+
+    def few(self) -> Callable[[Tensor], Tensor]:
+        """The product (N, K) in `takes` to (N, M), bound to the tensors of now, in which each row is as if alone."""
         raise NotImplementedError
 
     def dense(self) -> Tensor:
         raise NotImplementedError
 
     def store(self, dense: Tensor) -> None:
+        """Replace the matrix by `dense` (M, K)."""
+        Linear.changes += 1
+        parts = len(self.copy)
+        self.copy = ()
+        self._set(dense)
+        if parts:
+            self.keep_copy(parts)
+
+    def _set(self, dense: Any) -> None:
         raise NotImplementedError
+
+    def keep_copy(self, parts: int = 1) -> None:
+        """Keep the matrix in bfloat16 too, cut into `parts` of equal rows, if that is possible and of use here."""
+        if not onednn(torch.bfloat16):
+            return
+        self.copy = tuple(Reordered(part.bfloat16().contiguous()) for part in self.dense().chunk(parts))
+
+    @property
+    def extra_bytes(self) -> int:
+        """Bytes kept outside the module's buffers."""
+        return sum(part.nbytes for part in self.copy)
 
 
 class Dense(Linear):
-    """The matrix as it is, in float32 or bfloat16."""
+    """The matrix as it is, in float32 or bfloat16; in oneDNN's layout where there is one."""
 
     def __init__(self, weight: Tensor | Codes, dtype: torch.dtype, bias: Tensor | None = None) -> None:
         super().__init__(bias)
-        self.dtype = dtype
-        dense = weight.dense() if isinstance(weight, Codes) else weight
-        self.register_buffer("weight", dense.to(dtype).contiguous())
+        self.takes = dtype
+        self.register_buffer("weight", None)
+        self.reordered: Reordered | None = None
+        self._set(weight.dense() if isinstance(weight, Codes) else weight)
 
-    def product(self, x: Tensor) -> Tensor:
-        W = self.weight
-        x = x if x.dtype == W.dtype else x.to(W.dtype)
-        if W.is_cpu and x.shape[0] <= FEW and not W.is_meta:
-            return fastest(W.dtype, 1 if x.shape[0] == 1 else 4)(x, W).float()
-        return F.linear(x, W).float()
+    def _set(self, dense: Tensor) -> None:
+        weight = dense.to(self.takes).contiguous()
+        self.outputs = len(weight)
+        self.reordered = Reordered(weight) if weight.device.type == "cpu" and onednn(self.takes) else None
+        self.weight = None if self.reordered else weight
+
+    def few(self) -> Callable[[Tensor], Tensor]:
+        if self.reordered is None:
+            return partial(_in_blocks, product=partial(_linear, weight=self.weight))
+        return partial(_in_blocks, product=partial(_reordered, weight=self.reordered.weight))
+
+    def many(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight) if self.reordered is None else self.reordered(x)
 
     def dense(self) -> Tensor:
-        return self.weight.float()
+        return (self.weight if self.reordered is None else self.reordered.dense()).float()
 
-    def store(self, dense: Tensor) -> None:
-        self.weight = dense.to(self.dtype).contiguous()
+    def keep_copy(self, parts: int = 1) -> None:
+        """Nothing: a dense matrix needs no dense copy."""
+
+    @property
+    def extra_bytes(self) -> int:
+        return self.reordered.nbytes if self.reordered else 0
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x, weight)
 
 
 class Int4(Linear):
-    """4-bit codes in groups of 32 with a scale and a minimum each (5 bits a weight), for PyTorch's CPU kernel.
+    """4-bit codes in groups of 32 with a scale and a minimum each (5 bits a weight), for PyTorch's kernels.
 
-    The codes of a Q4_1 file are kept as they are; the kernel takes its scales in bfloat16. Off the CPU, and where a
-    size does not suit the kernel, the same codes are unpacked for each product: the plain path.
+    The codes of a Q4_1 file are kept as they are; the kernels take their scales in bfloat16 only (other types fall to a
+    scalar loop, 400 times slower). They work in blocks of 4 rows, so that 5 rows cost as much as 8. Where a size or a
+    device does not suit them, the same codes are unpacked for each product: the plain path.
     """
 
     def __init__(self, weight: Tensor | Codes, bias: Tensor | None = None) -> None:
         super().__init__(bias)
         for name in ("packed", "scales"):
             self.register_buffer(name, None)
-        self._set(weight if isinstance(weight, Codes) else Codes.of(weight.float()))
+        self._set(weight)
 
-    def _set(self, codes: Codes) -> None:
+    def _set(self, weight: Tensor | Codes) -> None:
+        codes = weight if isinstance(weight, Codes) else Codes.of(weight.float())
         self.shape = codes.q.shape
-        # w = d·q + m, while the kernel computes scale·(q - 8) + zero.
+        self.outputs = self.shape[0]
+        # w = d·q + m, while the kernels compute scale·(q - 8) + zero.
         self.scales = torch.stack([codes.d, codes.m + 8 * codes.d], -1).transpose(0, 1).contiguous().bfloat16()
-        self.kernel = codes.q.is_cpu and self.shape[0] % 64 == 0
-        if self.kernel:
+        self.kernel = _int4_kernel(codes.q.device.type, *self.shape)
+        if self.kernel == "cpu":
             self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.q.to(torch.int32), 1)
+        elif self.kernel == "cuda":
+            pairs = (codes.q[:, ::2] << 4) | codes.q[:, 1::2]
+            self.packed = torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), TILES)
         else:
             self.packed = codes.q[:, ::2] | (codes.q[:, 1::2] << 4)
 
-    def product(self, x: Tensor) -> Tensor:
-        if self.kernel:
-            return torch._weight_int4pack_mm_for_cpu(x.bfloat16(), self.packed, GROUP, self.scales).float()
-        return F.linear(x.bfloat16(), self.dense().bfloat16()).float()
+    def few(self) -> Callable[[Tensor], Tensor]:
+        if self.kernel == "cpu":
+            kernel = torch._weight_int4pack_mm_for_cpu
+            return partial(kernel, mat2=self.packed, qGroupSize=GROUP, qScaleAndZeros=self.scales)
+        if self.kernel == "cuda":
+            return partial(_int4_cuda, packed=self.packed, scales=self.scales)
+        return partial(_int4_plain, packed=self.packed, scales=self.scales)
 
     def dense(self) -> Tensor:
         if self.kernel:
-            eye = torch.eye(self.shape[1], dtype=torch.bfloat16)
-            return torch._weight_int4pack_mm_for_cpu(eye, self.packed, GROUP, self.scales).float().t().contiguous()
-        q = torch.stack([self.packed & 15, self.packed >> 4], -1).flatten(1).float() - 8
-        scale, zero = self.scales.float().transpose(0, 1).repeat_interleave(GROUP, 1).unbind(-1)
-        return scale * q + zero
+            eye = torch.eye(self.shape[1], dtype=torch.bfloat16, device=self.packed.device)
+            return self.few()(eye).float().t().contiguous()
+        return _unpacked(self.packed, self.scales)
 
-    def store(self, dense: Tensor) -> None:
-        self._set(Codes.of(dense))
+
+TILES = 8
+"""How many of a CUDA tile's 16 inner columns are packed together; `_convert_weight_to_int4pack` takes 2, 4 or 8."""
+
+
+def _int4_kernel(device: str, M: int, K: int) -> str:
+    """Which of PyTorch's int4 kernels takes a matrix (M, K) on a device; "" for none."""
+    if device == "cpu" and M % 64 == 0:
+        return "cpu"
+    if device == "cuda" and M % 8 == 0 and K % (TILES * 16) == 0 and torch.cuda.get_device_capability() >= (8, 0):
+        return "cuda"
+    return ""
+
+
+def _int4_cuda(x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
+    return torch._weight_int4pack_mm(x, packed, GROUP, scales)
+
+
+def _int4_plain(x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
+    return F.linear(x, _unpacked(packed, scales).bfloat16())
+
+
+def _unpacked(packed: Tensor, scales: Tensor) -> Tensor:
+    """Two codes a byte (M, K/2) and their scales (K/32, M, 2) to (M, K) float32."""
+    q = torch.stack([packed & 15, packed >> 4], -1).flatten(1).float() - 8
+    scale, zero = scales.float().transpose(0, 1).repeat_interleave(GROUP, 1).unbind(-1)
+    return scale * q + zero
 
 
 class Int8(Linear):
@@ -139,24 +259,39 @@ class Int8(Linear):
         super().__init__(bias)
         for name in ("q", "scale"):
             self.register_buffer(name, None)
-        self.store(weight.dense() if isinstance(weight, Codes) else weight.float())
+        self._set(weight)
 
-    def product(self, x: Tensor) -> Tensor:
-        if self.q.is_cpu:
-            return torch._weight_int8pack_mm(x.bfloat16(), self.q, self.scale).float()
-        return F.linear(x.bfloat16(), self.q.bfloat16()).float() * self.scale.float()
+    def _set(self, weight: Tensor | Codes) -> None:
+        dense = weight.dense() if isinstance(weight, Codes) else weight.float()
+        self.outputs = len(dense)
+        scale = (dense.abs().amax(1) / 127).clamp_min(1e-12).bfloat16()
+        self.q = (dense / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+        self.scale = scale
+
+    def few(self) -> Callable[[Tensor], Tensor]:
+        return partial(_int8_cpu if self.q.is_cpu else _int8_plain, q=self.q, scale=self.scale)
 
     def dense(self) -> Tensor:
         return self.q.float() * self.scale.float()[:, None]
 
-    def rows(self, index: Tensor) -> Tensor:
-        """The rows of `index` (…,) as float32 (…, K)."""
-        return self.q[index].float() * self.scale[index].float()[..., None]
 
-    def store(self, dense: Tensor) -> None:
-        scale = (dense.abs().amax(1) / 127).clamp_min(1e-12).bfloat16()
-        self.q = (dense / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
-        self.scale = scale
+def _int8_cpu(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+    return torch._weight_int8pack_mm(x, q, scale)
+
+
+def _int8_plain(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+    return F.linear(x, q.to(x.dtype)) * scale
+
+
+def _bitsandbytes(weights: str) -> Any:
+    """The library's functions. Refused where it does not load."""
+    try:
+        import bitsandbytes.functional as functional
+    except Exception as e:  # bitsandbytes raises many kinds of errors where its library does not fit the machine
+        raise Refused(
+            f"The {weights} format", "needs bitsandbytes, which is not installed or does not load here", "Choose int4"
+        ) from e
+    return functional
 
 
 class Nf4(Linear):
@@ -165,65 +300,210 @@ class Nf4(Linear):
     def __init__(self, weight: Tensor | Codes, bias: Tensor | None = None) -> None:
         super().__init__(bias)
         self.register_buffer("packed", None)
-        self.store(weight.dense() if isinstance(weight, Codes) else weight.float())
+        self._set(weight)
 
-    def product(self, x: Tensor) -> Tensor:
+    def _set(self, weight: Tensor | Codes) -> None:
+        dense = weight.dense() if isinstance(weight, Codes) else weight
+        self.outputs = len(dense)
+        lib = _bitsandbytes("nf4")
+        self.packed, self.state = lib.quantize_4bit(dense.bfloat16().contiguous(), blocksize=64, quant_type="nf4")
+
+    def few(self) -> Callable[[Tensor], Tensor]:
         import bitsandbytes as bnb
 
         self.state.to(self.packed.device)
-        y = bnb.matmul_4bit(x.bfloat16(), self.packed.t(), quant_state=self.state)
-        return y.float()
+        return partial(_in_turn, product=partial(bnb.matmul_4bit, B=self.packed.t(), quant_state=self.state))
+
+    def many(self, x: Tensor) -> Tensor:
+        if self.copy and len(x) >= MANY:
+            return super().many(x)
+        return F.linear(x, self.dense().to(x.dtype))
 
     def dense(self) -> Tensor:
-        import bitsandbytes.functional as bnb
-
-        return bnb.dequantize_4bit(self.packed, self.state).float()
-
-    def store(self, dense: Tensor) -> None:
-        try:
-            import bitsandbytes.functional as bnb
-        except Exception as e:  # bitsandbytes raises many kinds of errors where its library does not fit the machine
-            raise Refused("The nf4 format", "needs bitsandbytes, which does not load here", "Choose int4") from e
-        self.packed, self.state = bnb.quantize_4bit(dense.bfloat16().contiguous(), blocksize=64, quant_type="nf4")
+        return _bitsandbytes("nf4").dequantize_4bit(self.packed, self.state).float()
 
     @property
     def extra_bytes(self) -> int:
-        """Bytes that bitsandbytes keeps outside the module's buffers."""
-        return self.state.absmax.nbytes + self.state.code.nbytes
+        return super().extra_bytes + self.state.absmax.nbytes + self.state.code.nbytes
+
+
+def _in_turn(x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+    """Row by row: bitsandbytes has one kernel for a single row and another for several."""
+    return product(x) if len(x) == 1 else torch.cat([product(row) for row in x.split(1)])
+
+
+class BnbInt8(Linear):
+    """bitsandbytes' LLM.int8 (arXiv 2208.07339): both factors in 8 bits, rows and columns scaled by their maximum.
+
+    Differs: no column of the inputs is kept out of it (threshold 0), as bitsandbytes does by default on a CPU.
+    """
+
+    def __init__(self, weight: Tensor | Codes, bias: Tensor | None = None) -> None:
+        super().__init__(bias)
+        for name in ("q", "scale"):
+            self.register_buffer(name, None)
+        self._set(weight)
+
+    def _set(self, weight: Tensor | Codes) -> None:
+        dense = weight.dense() if isinstance(weight, Codes) else weight
+        self.outputs = len(dense)
+        lib = _bitsandbytes("bnb-int8")
+        self.q, self.scale, _ = lib.int8_vectorwise_quant(dense.half().contiguous())
+
+    def few(self) -> Callable[[Tensor], Tensor]:
+        return partial(_llm_int8, q=self.q, scale=self.scale, lib=_bitsandbytes("bnb-int8"))
+
+    def dense(self) -> Tensor:
+        return self.q.float() * self.scale.float()[:, None] / 127
+
+
+def _llm_int8(x: Tensor, q: Tensor, scale: Tensor, lib: Any) -> Tensor:
+    rows, row_scale, _ = lib.int8_vectorwise_quant(x.half())
+    return lib.int8_mm_dequant(lib.int8_linear_matmul(rows, q), row_scale, scale).to(x.dtype)
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+
+class Int8Groups(nn.Module):
+    """A table (V, E) of 8-bit numbers in groups of 32 with a float16 scale each: a GGUF file's Q8_0, kept exactly."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.width = weight.shape[1]
+        groups = F.pad(weight.float(), (0, -self.width % GROUP)).view(len(weight), -1, GROUP)
+        scale = (groups.abs().amax(-1) / 127).clamp_min(1e-7).half()
+        q = (groups / scale.float()[..., None]).round_().clamp_(-127, 127).to(torch.int8)
+        self.register_buffer("q", q.flatten(1))
+        self.register_buffer("scale", scale)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The rows of `index` (…,) as float32 (…, E)."""
+        q = F.embedding(index, self.q).float().unflatten(-1, (-1, GROUP))
+        return q.mul_(F.embedding(index, self.scale).float()[..., None]).flatten(-2)[..., : self.width]
+
+    def dense(self) -> Tensor:
+        return self.rows(torch.arange(len(self.q), device=self.q.device))
+
+    def logits(self, h: Tensor) -> Tensor:
+        """(N, E) to (N, V) float32, unpacked piece by piece."""
+        parts = torch.arange(len(self.q), device=h.device).split(PIECE)
+        return torch.cat([F.linear(h, self.rows(part)) for part in parts], 1)
+
+
+PIECE = 4096
+"""Rows of a table unpacked at once, so that the float32 form of all of it never exists."""
+
+
+class Plain(nn.Module):
+    """A table (V, E) as it is, whose rows can be looked up."""
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.to(dtype).contiguous())
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The rows of `index` (…,) as float32 (…, E)."""
+        return F.embedding(index, self.weight).float()
+
+    def dense(self) -> Tensor:
+        return self.weight.float()
+
+    def logits(self, h: Tensor) -> Tensor:
+        """(N, E) to (N, V) float32."""
+        x, W = h.to(self.weight.dtype), self.weight
+        if not W.is_cpu or W.dtype != torch.float32 or len(x) > TOGETHER:
+            return _in_blocks(x, partial(_linear, weight=W)).float()
+        # A product with one column falls to MKL's matrix-vector path, a third as fast as two columns.
+        return torch.mm(W, (x.repeat(2, 1) if len(x) == 1 else x).t()).t()[: len(x)].contiguous()
 
 
 class Tables(nn.Module):
     """Embedding and head over one matrix (V, E), or two where the model does not tie them.
 
-    In the low-bit formats both are 8-bit rows, and the head's best candidates are scored again in float32: the kernel's
-    bfloat16 logits tie too often to choose by.
+    In the low-bit formats both are 8-bit rows. `look`, where it is kept and counted, is the head once more in a form
+    that is quick to multiply with. Beside 8-bit rows it has 4 bits and takes a first look: the best candidates are
+    scored again in float32, because bfloat16 logits tie too often to choose by.
     """
 
-    CANDIDATES = 64
+    CANDIDATES = 32
+    """Scored again for a greedy choice; the token chosen by the exact head was never below rank 9 (see README)."""
+    REACHABLE = 512
+    """Scored again where tokens are drawn; what lies below keeps its probability to the first look's accuracy."""
 
     def __init__(self, embed: Tensor | Codes, head: Tensor | Codes | None, weights: str) -> None:
         super().__init__()
-        self.embed = _table(embed, weights)
-        self.head = self.embed if head is None else _table(head, weights)
+        embed, head = (w.dense() if isinstance(w, Codes) else w for w in (embed, head))
+        self.look: Int4 | None = None
+        self.reordered: Reordered | None = None
+        dtype = {"dense-fp32": torch.float32, "dense-bf16": torch.bfloat16}.get(weights)
+        make = Int8Groups if dtype is None else partial(Plain, dtype=dtype)
+        self.embed: Int8Groups | Plain = make(embed)
+        self.head: Int8Groups | Plain = self.embed if head is None else make(head)
+
+    def keep_look(self) -> None:
+        """Keep the head once more in a quick form, where there is one."""
+        if isinstance(self.head, Plain):
+            if self.head.weight.is_cpu and self.head.weight.dtype == torch.bfloat16 and onednn(torch.bfloat16):
+                self.reordered = Reordered(self.head.weight)
+        elif _int4_kernel(self.head.q.device.type, *self.head.q.shape):
+            self.look = Int4(F.pad(self.head.dense(), (0, -self.head.width % GROUP)))
+
+    @property
+    def extra_bytes(self) -> int:
+        return self.reordered.nbytes if self.reordered else 0
+
+    @property
+    def look_bytes(self) -> int:
+        """Bytes of the head's second form."""
+        return self.extra_bytes + (nbytes(self.look) if self.look else 0)
 
     def look_up(self, tokens: Tensor) -> Tensor:
         """(N,) token ids to (N, E) float32."""
-        if isinstance(self.embed, Int8):
-            return self.embed.rows(tokens)
-        return F.embedding(tokens, self.embed.weight).float()
+        return self.embed.rows(tokens)
 
-    def logits(self, h: Tensor) -> Tensor:
-        """(N, E) to (N, V) float32."""
-        y = self.head(h)
-        if isinstance(self.head, Int8):
-            best = y.topk(min(self.CANDIDATES, y.shape[1]), -1).indices  # (N, C)
-            exact = torch.bmm(self.head.rows(best), h[:, :, None])[..., 0]
-            y.scatter_(1, best, exact)
-        return y
+    def logits(self, h: Tensor, best: int = 0) -> Tensor:
+        """(N, E) to (N, V) float32. With `best`, only so many of the highest need be exact; the others are near.
+
+        In the formats below float32 each row is computed as if alone, whatever the number of rows.
+        """
+        if self.reordered is not None:
+            return _in_blocks(h.bfloat16(), self.reordered).float()
+        if self.look is None or not 0 < best < len(self.head.q):
+            return self.head.logits(h) if isinstance(self.head, Plain) else _in_turn(h, self.head.logits)
+        short = -self.head.width % GROUP
+        y = self.look.few()((F.pad(h, (0, short)) if short else h).bfloat16())
+        index = highest(y, best)  # (N, C)
+        exact = torch.stack([torch.mv(r, x) for r, x in zip(self.head.rows(index), h, strict=True)])
+        return y.float().scatter_(1, index, exact)
 
 
-def _table(weight: Tensor | Codes, weights: str) -> Linear:
-    return make_linear(weight, weights if weights.startswith("dense") else "int8")
+DEEP = 64
+"""Numbers per bucket: a row of y (N, V) is V / 64 buckets, and bucket b holds every (V / 64)-th number from b on."""
+
+
+def highest(y: Tensor, count: int) -> Tensor:
+    """Where the `count` highest of each row of y (N, V) are: (N, count), in no order.
+
+    The buckets with the highest maxima hold them all, and looking for those first takes half the time.
+    """
+    N, V = y.shape
+    buckets = V // DEEP
+    if V % DEEP or count * 4 > buckets:
+        return y.topk(count, -1, sorted=False).indices
+    chosen = y.view(N, DEEP, buckets).amax(1).topk(count, -1, sorted=False).indices  # (N, count)
+    inside = (chosen[:, None, :] + buckets * torch.arange(DEEP)[:, None].to(y.device)).flatten(1)
+    return inside.gather(1, y.gather(1, inside).topk(count, -1, sorted=False).indices)
+
+
+def argmax(y: Tensor) -> list[int]:
+    """Where the highest of each row of y (N, V) is, by way of buckets as well: `Tensor.argmax` takes twice as long."""
+    N, V = y.shape
+    if V % DEEP or V < DEEP * DEEP:
+        return y.argmax(-1).tolist()
+    buckets = y.view(N, DEEP, -1)
+    bucket = buckets.amax(1).argmax(-1)
+    return (buckets[torch.arange(N), :, bucket].argmax(-1) * (V // DEEP) + bucket).tolist()
 
 
 FORMATS: dict[str, Callable[[Tensor | Codes, Tensor | None], Linear]] = {
@@ -232,6 +512,7 @@ FORMATS: dict[str, Callable[[Tensor | Codes, Tensor | None], Linear]] = {
     "int8": Int8,
     "int4": Int4,
     "nf4": Nf4,
+    "bnb-int8": BnbInt8,
 }
 
 

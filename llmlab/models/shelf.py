@@ -65,17 +65,26 @@ class Shelf:
         """Whether our own decoder runs it, rather than transformers."""
         return found.entry.runs_on == "decoder" if found.entry else ours(sources.read_config(found))
 
-    def load(self, ref: str, weights: str, device: str = "auto", rows: int = 0, report: Report | None = None) -> Loaded:
+    def load(
+        self,
+        ref: str,
+        weights: str,
+        device: str = "auto",
+        rows: int = 0,
+        report: Report | None = None,
+        copies: bool = True,
+    ) -> Loaded:
         """The model called `ref` (catalogue id, Hub id, folder or GGUF file) in a weight format.
 
-        `rows` of keys and values must fit beside it. Raises Refused, before loading, for whatever cannot work.
+        `rows` of keys and values must fit beside it. With `copies`, what makes reading prompts quicker is kept too,
+        where half of the free memory holds it. Raises Refused, before loading, for whatever cannot work.
         """
         if weights not in FORMATS:
             raise Refused(
                 f"No weight format is called {weights[:20]!r};", "it is unknown", f"Choose {', '.join(FORMATS)}"
             )
         device = pick(device)
-        key = ("loaded", ref, weights, device)
+        key = ("loaded", ref, weights, device, copies)
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)
@@ -99,6 +108,9 @@ class Shelf:
                 source = sources.checkpoint(found)
                 model: Any = build_decoder(source, weights, device, lambda i, n: tell("Loading the weights", i, n))
                 origin = source.source
+                if copies and catalog.copy_bytes(size, weights) < free_memory(device) / 2:
+                    tell("Preparing the weights", 0, 0)
+                    model.keep_copies()
             else:
                 from llmlab.models import wrapped
 
@@ -148,7 +160,7 @@ class Shelf:
 
 def warm(model: Any) -> None:
     """A few passes of the widths that runs use, so that no run pays for what happens only once per process."""
-    for width in (32, 4, 1):
+    for width in (32, 1):
         session = Session(model)
         for _ in session.read([0] * (width + 1)):
             pass

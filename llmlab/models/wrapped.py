@@ -17,7 +17,7 @@ from llmlab.models.decoder import Batch, Depth, Span, look
 
 NAME = "llmlab"
 ABILITIES = frozenset({Ability.MANY_ROWS, Ability.ROLLBACK, Ability.EVICTION, Ability.ATTENTION})
-FORMATS = ("dense-fp32", "dense-bf16", "nf4", "int8")
+FORMATS = ("dense-fp32", "dense-bf16", "nf4", "bnb-int8")
 
 
 def _attention(
@@ -42,7 +42,7 @@ def _attention(
             raise Refused("This model", f"uses {odd} in its attention, which is not built", "Choose another model")
     (span,) = lab.spans
     rows = span.memory.layers[module.layer_idx]
-    rows.append(key[0], value[0], lab.positions)
+    rows.append(key[0], value[0], span.order(lab))
     window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
     y = look(query[0].transpose(0, 1), rows, lab.positions, span, module.layer_idx, window, scaling)
     return y.view(1, query.shape[2], query.shape[1], -1), None
@@ -82,7 +82,7 @@ class Wrapped:
         return Memory([Rows(heads, size, self._dtype, self.device) for heads, size in self._shapes])
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, depth: Depth | None = None, last: int | None = None) -> Tensor:
+    def forward(self, batch: Batch, depth: Depth | None = None, last: int | None = None, best: int = 0) -> Tensor:
         """As `Decoder.forward`, for a batch of one sequence; `depth` is refused before a run by the abilities."""
         if depth is not None:
             raise Refused("A wrapped model", "cannot skip layers", "Choose a model that our decoder runs")
@@ -104,7 +104,7 @@ class _Probe(Rows):
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(0, 0, dtype, device)
 
-    def append(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
+    def append(self, k: Tensor, v: Tensor, positions: Tensor | range) -> None:
         self.shape = (k.shape[0], k.shape[2])
         super().__init__(k.shape[0], k.shape[2], k.dtype, k.device)
         super().append(k, v, positions)
@@ -117,7 +117,7 @@ def build(path: str, weights: str, device: str) -> Wrapped:
     AttentionInterface.register(NAME, _attention)
     if weights not in FORMATS:
         raise Refused(f"The {weights} format", "needs our own decoder, which does not run this model", "Choose nf4")
-    kinds = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "int8": {"load_in_8bit": True}}
+    kinds = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bnb-int8": {"load_in_8bit": True}}
     model = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=torch.float32 if weights == "dense-fp32" else torch.bfloat16,

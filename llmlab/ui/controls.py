@@ -11,7 +11,8 @@ import gradio as gr
 
 from llmlab.abilities import Refusal, Refused, check
 from llmlab.doors import DOORS
-from llmlab.experiment import Settings
+from llmlab.experiment import CHOICES, Settings
+from llmlab.meter import cores
 from llmlab.models import catalog
 from llmlab.stack import Stack
 from llmlab.technique import Knob, Technique, make, registry, title
@@ -130,6 +131,10 @@ class Form:
         self.add("top_p", gr.Slider(0.05, 1, 1, step=0.05, label=_("top_p"), elem_id="top_p"))
         self.add("seed", gr.Number(0, precision=0, label=_("seed"), elem_id="seed"))
         self.add("device", gr.Dropdown(["auto", "cpu", "cuda"], value="auto", label=_("device"), elem_id="device"))
+        for name, choices in CHOICES.items():
+            at = {"label": _(name), "info": _(f"{name}_info"), "elem_id": name}
+            self.add(name, gr.Dropdown([(_(f"{name}_{c}"), c) for c in choices], value=choices[0], **at))
+        self.add("threads", gr.Slider(0, cores(), 0, step=1, label=_("threads"), info=_("threads_info")))
 
     # Reading and writing -----------------------------------------------------------------------------------------
 
@@ -158,6 +163,9 @@ class Form:
             top_p=v["top_p"],
             seed=v["seed"],
             device=v["device"],
+            verify=v["verify"],
+            copies=v["copies"],
+            threads=v["threads"],
             stack=self.stack(v),
         )
 
@@ -175,6 +183,9 @@ class Form:
             "top_p": settings.top_p,
             "seed": settings.seed,
             "device": settings.device,
+            "verify": settings.verify,
+            "copies": settings.copies,
+            "threads": settings.threads,
         }
         if listed:
             shown["model"] = settings.model

@@ -22,6 +22,9 @@ SHORT = {
     "top_p": "top_p",
     "seed": "seed",
     "device": "device",
+    "verify": "verify",
+    "copies": "copies",
+    "threads": "threads",
 }
 LONGEST = 6000
 """Characters of a prompt that a link carries; browsers and servers cut longer ones."""
@@ -56,7 +59,7 @@ def command_line(settings: Settings, compare: bool = False) -> str:
     """The command that repeats the run."""
     parts = ["python", "-m", "llmlab", "compare" if compare else "run", "--model", settings.model]
     parts.append(f"--prompt={settings.prompt}")  # one word, or a prompt that begins with a dash would read as an option
-    for name in ("max_new_tokens", "weights", "temperature", "top_k", "top_p", "seed", "device"):
+    for name in [n for n in SHORT if n not in ("model", "prompt", "chat")]:
         value = getattr(settings, name)
         if value != DEFAULTS[name]:
             parts += ["--" + name.replace("_", "-"), str(value)]

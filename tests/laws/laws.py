@@ -20,6 +20,7 @@ from llmlab.events import Committed, Drafted, Event, Evicted, Finished, Prefille
 from llmlab.loop import generate, text_of
 from llmlab.memory import Memory, Rows
 from llmlab.models.decoder import Batch, Decoder, Span
+from llmlab.models.linears import Linear
 from llmlab.session import Session
 from llmlab.stack import Stack
 from llmlab.technique import Technique, make, registry
@@ -346,11 +347,11 @@ def attention_given(referee: Any, tokens: Tokens, masks: list[Tensor]) -> Tensor
 class Ledgered(Rows):
     """Rows that also remember which token each of them came from, however they are moved."""
 
-    def append(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
-        start, born = self.count, getattr(self, "born", 0)
-        super().append(k, v, positions)
-        self.stat("token")[:, start:] = torch.arange(born, born + k.shape[1]).float()
-        self.born = born + k.shape[1]
+    def _grow(self, n: int, positions: Tensor | range) -> int:
+        born, start = getattr(self, "born", 0), super()._grow(n, positions)
+        self.stat("token")[:, start:] = torch.arange(born, born + n).float()
+        self.born = born + n
+        return start
 
     def keep(self, rows: range | Tensor) -> None:
         if isinstance(rows, range):
@@ -430,7 +431,10 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     for path, module in model.named_modules():
         hooks = [len(v) for k, v in vars(module).items() if k.endswith("_hooks") and isinstance(v, dict)]
         found[path] = (type(module).__name__, sum(hooks), sorted(k for k in vars(module) if k != "_table"))
-        for name, t in [*module.named_buffers(recurse=False), *module.named_parameters(recurse=False)]:
+        tensors = [*module.named_buffers(recurse=False), *module.named_parameters(recurse=False)]
+        if isinstance(module, Linear):  # oneDNN's layout is opaque, so the matrix is told apart by what it stands for
+            tensors.append(("dense", module.dense()))
+        for name, t in tensors:
             raw = t.detach().contiguous().view(torch.uint8).numpy().tobytes()
             found[f"{path}:{name}"] = hashlib.sha256(raw).hexdigest()
     return found

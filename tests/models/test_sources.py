@@ -304,8 +304,13 @@ def test_weight_bytes_are_those_of_the_model(tmp_path: Path) -> None:
     folder = made.folder(tmp_path / "model")
     size = catalog.size_of(sources.read_config(sources.find(str(folder))))
     for weights in ("dense-fp32", "dense-bf16", "int8", "int4"):
-        held = Shelf().load(str(folder), weights, "cpu").model.nbytes
-        assert catalog.weight_bytes(size, weights) == pytest.approx(held, rel=0.06)
+        lean = Shelf().load(str(folder), weights, "cpu", copies=False).model
+        assert catalog.weight_bytes(size, weights) == pytest.approx(lean.nbytes, rel=0.06)
+        assert lean.copied_bytes == 0
+        full = Shelf().load(str(folder), weights, "cpu").model
+        assert full.nbytes - full.copied_bytes == lean.nbytes
+        assert full.copied_bytes <= catalog.copy_bytes(size, weights)
+        assert (full.copied_bytes > 0) == (weights != "dense-fp32")
     model = Shelf().load(str(folder), "dense-fp32", "cpu").model
     memory = model.memory()
     for rows in memory.layers:

@@ -1,0 +1,327 @@
+"""The decoder's layer in few operations: the same mathematics as `decoder.Block`, written for a processor's clock.
+
+`Few` serves passes of a few rows, where the time goes into the number of operations: buffers are made once, rotation
+and scale are one factor, nothing is allocated that can be kept. `read` serves prompts, where it goes into products.
+A law holds both to the plain layer's logits. Shapes: N rows, H heads, KV key-value heads, G = H / KV, D head size,
+E width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmlab.memory import Rows
+from llmlab.models.linears import Linear
+
+if TYPE_CHECKING:
+    from llmlab.models.decoder import Batch, Block, Decoder, Span
+
+ROWS = 64
+"""Rows up to which a pass over several sequences is one of `Few`."""
+CHUNK = 128
+"""Queries of a prompt whose attention weights exist at once."""
+
+
+Feed = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Gates and ups (N, 2F) in float32, views of the two, and their product (N, F) as the last matrix takes it."""
+
+
+@dataclass
+class Bound:
+    """A layer's products, biases and norms as `Few` wants them, bound to the tensors of `changes` (`Linear.changes`).
+
+    Looking them up in the module costs as much as multiplying by them.
+    """
+
+    changes: int
+    index: int
+    first: Tensor
+    second: Tensor
+    qkv: Callable[[Tensor], Tensor]
+    out: Callable[[Tensor], Tensor]
+    gate_up: Callable[[Tensor], Tensor]
+    down: Callable[[Tensor], Tensor]
+    biases: tuple[Tensor | None, ...]
+    head_norms: tuple[Any, Any] | None
+    window: int | None
+    feed: int
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None  # a copy of the layer binds its own tensors
+
+
+def bound(block: Block, many: bool) -> Bound:
+    """What a layer's passes call. `many`: with the products for many rows, whose bits depend on their number."""
+    kept = block.bound[many]
+    if kept is None or kept.changes != Linear.changes or kept.index != block.index:
+        root = math.sqrt(block.shape.width)
+        parts = (block.qkv, block.out, block.gate_up, block.down)
+        products = [p.many if many else p.few() for p in parts]
+        norms = (block.norm_attention.weight * root, block.norm_feed.weight * root)
+        biases = tuple(p.bias for p in parts)
+        head_norms = None if block.norm_q is None else (block.norm_q, block.norm_k)
+        kept = Bound(
+            Linear.changes, block.index, *norms, *products, biases, head_norms, block.window, block.gate_up.outputs // 2
+        )
+        block.bound[many] = kept
+    return kept
+
+
+class Few:
+    """A pass of N rows, of one sequence or of several. Made once per N and model; `begin` starts a pass.
+
+    Its `x` is the residual stream (N, E), changed in place from layer to layer.
+    """
+
+    def __init__(self, model: Decoder, N: int) -> None:
+        s = model.shape
+        H, KV, D, E = s.heads, s.kv_heads, s.head_size, s.width
+        takes = model.layers[0].qkv.takes
+        self.shape, self.N = s, N
+        with torch.inference_mode(False):  # buffers made in inference mode could not be written to outside of it
+            # An extra column holds √(E·eps), so that the norm of the row is √(Σx² + E·eps) in one operation.
+            self.padded = torch.zeros(N, E + 16)
+            self.padded[:, E] = math.sqrt(E * s.eps)
+            self.norm = torch.empty(N, 1)
+            self.scratch, self.normed = torch.empty(N, E), torch.empty(N, E, dtype=takes)
+            self.qkv = torch.empty(N, H + 2 * KV, D)
+            self.turn = torch.empty(N, H + KV, D // 2, dtype=torch.complex64)
+            self.seen = torch.empty(N, KV, H // KV, D)
+            self.looked = torch.empty(N, H * D, dtype=takes)
+        self.feeds: dict[int, Feed] = {}
+        self.x = self.padded[:, :E]
+        self.flat = self.qkv.view(N, -1)
+        self.turned = torch.view_as_complex(self.qkv[:, : H + KV].unflatten(-1, (-1, 2)))
+        self.queries = self.qkv[:, :H]
+        self.q = [self.qkv[j, :H].view(KV, H // KV, D) for j in range(N)]
+        self.kv = self.qkv[:, H:].view(N, 2, KV, D).permute(1, 2, 0, 3)
+        self.a, self.a_flat = list(self.seen), self.seen.view(N, H * D)
+
+    def begin(self, model: Decoder, batch: Batch) -> Tensor:
+        """Embeddings and rotations of a pass; returns the residual stream."""
+        self.x.copy_(model.tables.look_up(batch.tokens))
+        self.turn.copy_(batch.rotation)
+        self.turn[:, : self.shape.heads] *= 1 / math.sqrt(self.shape.head_size)
+        self.many = not batch.exact
+        self.paths = [_paths(span) for span in batch.spans]
+        return self.x
+
+    def layer(self, block: Block, h: Tensor, batch: Batch, fill: bool) -> Tensor:
+        """As `Block.forward`; `h` comes back changed in place."""
+        x, t, normed = self.x, self.scratch, self.normed
+        if h is not x:
+            x.copy_(h)
+        b = bound(block, self.many)
+        qkv_bias, out_bias, gate_bias, down_bias = b.biases
+        torch.linalg.vector_norm(self.padded, 2, -1, True, out=self.norm)
+        normed.copy_(torch.mul(x, b.first, out=t).div_(self.norm))
+        self.flat.copy_(b.qkv(normed))
+        if qkv_bias is not None:
+            self.flat.add_(qkv_bias)
+        if b.head_norms is not None:
+            H, KV = self.shape.heads, self.shape.kv_heads
+            norm_q, norm_k = b.head_norms
+            self.qkv[:, :H] = norm_q(self.qkv[:, :H])
+            self.qkv[:, H : H + KV] = norm_k(self.qkv[:, H : H + KV])
+        self.turned.mul_(self.turn)
+        for span, paths in zip(batch.spans, self.paths, strict=True):
+            rows = span.memory.layers[b.index]
+            held = rows.count
+            kv = self.kv if span.stop - span.start == self.N else self.kv[:, :, span.start : span.stop]
+            rows.append_both(kv, span.order(batch))
+            if fill:
+                continue
+            if span.stop - span.start == 1 and b.window is None and not span.patterns and span.watch is None:
+                scores = torch.bmm(self.q[span.start], rows.across.narrow(2, 0, held + 1))
+                values = rows.values.narrow(1, 0, held + 1)
+                torch.bmm(torch.softmax(scores, -1), values, out=self.a[span.start])
+            else:
+                self._look(span, rows, held, kv, paths, b, batch)
+        if fill:
+            return x
+        t.copy_(b.out(self.looked.copy_(self.a_flat)))
+        if out_bias is not None:
+            t.add_(out_bias)
+        x.add_(t)
+        torch.linalg.vector_norm(self.padded, 2, -1, True, out=self.norm)
+        normed.copy_(torch.mul(x, b.second, out=t).div_(self.norm))
+        gates, gate, up, fed = self.feeds.get(b.feed) or self._feed(b.feed)
+        gates.copy_(b.gate_up(normed))
+        if gate_bias is not None:
+            gates.add_(gate_bias)
+        t.copy_(b.down(fed.copy_(torch.ops.aten.silu_(gate).mul_(up))))
+        if down_bias is not None:
+            t.add_(down_bias)
+        return x.add_(t)
+
+    def _feed(self, width: int) -> Feed:
+        """Buffers for a feed-forward block of this width; layers differ in it once neurons have been removed."""
+        with torch.inference_mode(False):
+            gates, fed = torch.empty(self.N, 2 * width), torch.empty(self.N, width, dtype=self.normed.dtype)
+        self.feeds[width] = (gates, *gates.chunk(2, -1), fed)
+        return self.feeds[width]
+
+    def _look(
+        self, span: Span, rows: Rows, held: int, kv: Tensor, paths: list[list[int]] | None, b: Bound, batch: Batch
+    ) -> None:
+        """Attention of a span's rows, each over the rows before it, or over its own path of a tree.
+
+        Row by row, with the very shapes that a pass of one row has: that is what makes their bits the same. A tree's
+        row finds its path where sequential decoding would have put it, right behind the rows held before.
+        """
+        n, across, values = span.stop - span.start, rows.across, rows.values
+        patterns = span.all_patterns(b.window)
+        if n > 1 and self.many and span.watch is None and not patterns:
+            self._look_together(span, rows, held)
+            return
+        weights = []
+        there: list[int] | None = None  # the path that now lies behind the held rows, where they were moved for it
+        for i in range(n):
+            j, path = span.start + i, None if paths is None else paths[i]
+            S = held + (i if path is None else len(path) - 1) + 1
+            if path is not None and (there or list(range(n)))[: len(path)] != path:
+                rows.write(held, kv[:, :, path])
+                there = path + (there or list(range(n)))[len(path) :]
+            scores = torch.bmm(self.q[j], across.narrow(2, 0, S))
+            if patterns:
+                hidden = _hidden(patterns, rows, held, path, batch.positions[span.start : span.stop], i)
+                scores.masked_fill_(hidden, -torch.inf)
+            w = torch.softmax(scores, -1)
+            torch.bmm(w, values.narrow(1, 0, S), out=self.a[j])
+            if span.watch is not None:
+                weights.append(w)
+        if there is not None:
+            rows.write(held, kv)
+        if span.watch is not None:
+            span.watch(b.index, _gathered(weights, held, n, paths))
+
+    def _look_together(self, span: Span, rows: Rows, held: int) -> None:
+        """The same in one product for all rows of a span: quicker, and not to the bit what rows get alone."""
+        n, S, G = span.stop - span.start, rows.count, self.shape.heads // self.shape.kv_heads
+        KV, D = self.shape.kv_heads, self.shape.head_size
+        q = self.queries[span.start : span.stop].view(n, KV, G, D).permute(1, 2, 0, 3).reshape(KV, G * n, D)
+        scores = torch.bmm(q, rows.across.narrow(2, 0, S)).view(KV, G, n, S)
+        own = torch.ones(n, n, dtype=torch.bool).tril() if span.visible is None else span.visible
+        scores[..., held:].masked_fill_(~own, -torch.inf)
+        w = torch.softmax(scores, -1).view(KV, G * n, S)
+        y = torch.bmm(w, rows.v).view(KV, G, n, D).permute(2, 0, 1, 3)
+        self.seen[span.start : span.stop] = y
+
+
+def _paths(span: Span) -> list[list[int]] | None:
+    """Of a tree's rows, which rows of the span each sees, itself last; None for a chain."""
+    return None if span.visible is None else [row.nonzero().flatten().tolist() for row in span.visible]
+
+
+def _hidden(
+    patterns: tuple[Any, ...], rows: Rows, held: int, path: list[int] | None, positions: Tensor, i: int
+) -> Tensor:
+    """(KV, 1, S) bool: what row i of a span must not see of the rows before it."""
+    if path is None:
+        kept = rows.positions[:, : held + i + 1]
+    else:
+        kept = torch.cat([rows.positions[:, :held], positions[path].expand(rows.positions.shape[0], -1)], 1)
+    seen = torch.ones(1, dtype=torch.bool)
+    for pattern in patterns:
+        seen = seen & pattern(positions[i].view(1, 1, 1), kept[:, None, :])
+    return ~seen
+
+
+def _gathered(weights: list[Tensor], held: int, n: int, paths: list[list[int]] | None) -> Tensor:
+    """The rows' attention weights (KV, G, S) each as one (H, n, held + n), zero where a row does not look."""
+    KV, G, _ = weights[0].shape
+    out = torch.zeros(KV * G, n, held + n)
+    for i, w in enumerate(weights):
+        own = torch.arange(i + 1) if paths is None else torch.tensor(paths[i])
+        out[:, i, :held] = w[..., :held].reshape(KV * G, held)
+        out[:, i, held + own] = w[..., held:].reshape(KV * G, -1)
+    return out
+
+
+# Prompts ------------------------------------------------------------------------------------------------------------
+
+
+def reads(block: Block, batch: Batch) -> bool:
+    """Whether `read` computes this pass: a stretch of one sequence of which nobody watches matrices or attention."""
+    if len(batch.spans) != 1 or any(m._forward_pre_hooks for m in (block.qkv, block.out, block.gate_up, block.down)):
+        return False
+    (span,) = batch.spans
+    return not (span.visible is not None or span.watch is not None or span.all_patterns(block.window))
+
+
+def read(block: Block, h: Tensor, batch: Batch, fill: bool) -> Tensor:
+    """As `Block.forward`, for many rows of one sequence on a processor."""
+    s, N, takes = block.shape, len(h), block.qkv.takes
+    (span,) = batch.spans
+    H, KV = s.heads, s.kv_heads
+    x = block.norm_attention(h).to(takes)
+    qkv = block.qkv.many(x).float()
+    if block.qkv.bias is not None:
+        qkv = qkv.add_(block.qkv.bias)
+    qkv = qkv.view(N, H + 2 * KV, s.head_size)
+    if block.norm_q is not None:
+        qkv[:, :H], qkv[:, H : H + KV] = block.norm_q(qkv[:, :H]), block.norm_k(qkv[:, H : H + KV])
+    torch.view_as_complex(qkv[:, : H + KV].unflatten(-1, (-1, 2))).mul_(batch.rotation)
+    rows = span.memory.layers[block.index]
+    rows.append_both(qkv[:, H:].view(N, 2, KV, s.head_size).permute(1, 2, 0, 3), span.order(batch))
+    if fill:
+        return h
+    seen = _look_back(qkv[:, :H], rows, takes)
+    h = h + block.out(seen)
+    x = block.norm_feed(h).to(takes)
+    if len(block.gate_up.copy) == 2 and block.gate_up.bias is None:
+        gate, up = block.gate_up.copy
+        return h + block.down(up.times(x, gate.silu(x)))
+    gate, up = block.gate_up(x).chunk(2, -1)
+    return h + block.down(F.silu(gate, inplace=True).mul_(up))
+
+
+class Scratch:
+    """Memory for attention weights that is used again: fresh pages for each chunk would cost a third of its time."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def __call__(self, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+        n = math.prod(shape)
+        held = self._held.get((name, dtype))
+        if held is None or held.numel() < n:
+            with torch.inference_mode(False):
+                held = self._held[name, dtype] = torch.empty(n, dtype=dtype)
+        return held[:n].view(shape)
+
+
+_scratch = Scratch()
+
+
+def _look_back(q: Tensor, rows: Rows, takes: torch.dtype) -> Tensor:
+    """Causal attention of the T newest rows, q (T, H, D), over all before them; (T, H·D) in `takes`.
+
+    In chunks of queries over just the keys that they see, with the softmax in float32.
+    """
+    T, H, D = q.shape
+    k, v = rows.k.to(takes), rows.v.to(takes)
+    KV, S, _ = k.shape
+    G = H // KV
+    q = (q * (1 / math.sqrt(D))).to(takes).view(T, KV, G, D).permute(1, 2, 0, 3)
+    out = torch.empty(T, KV, G, D, dtype=takes)
+    future = torch.full((CHUNK, CHUNK), -torch.inf).triu(1)
+    for a in range(0, T, CHUNK):
+        n = min(CHUNK, T - a)
+        end = S - T + a + n
+        scores = _scratch("scores", takes, KV, G * n, end)
+        weights = _scratch("weights", torch.float32, KV, G, n, end)
+        torch.bmm(q[:, :, a : a + n].reshape(KV, G * n, D), k[:, :end].transpose(1, 2), out=scores)
+        weights.copy_(scores.view(KV, G, n, end))
+        weights[..., end - n :].add_(future[:n, :n])
+        torch._softmax(weights, -1, False, out=weights)
+        scores.copy_(weights.view(KV, G * n, end))
+        out[a : a + n] = torch.bmm(scores, v[:, :end]).view(KV, G, n, D).permute(2, 0, 1, 3)
+    return out.view(T, H * D)
