@@ -1,4 +1,4 @@
-"""The command line: run, compare, techniques, models, replay. Status 2 and one sentence for input that cannot work."""
+"""The command line. Status 2 and one sentence on standard error for input that cannot work."""
 
 from __future__ import annotations
 
@@ -39,6 +39,14 @@ def parser() -> argparse.ArgumentParser:
         c.add_argument("--copies", default="auto", help="auto: keep weights twice to read prompts faster; or none")
         c.add_argument("--json", default=None, metavar="OUT|-")
         c.add_argument("--trace", default=None, metavar="OUT.jsonl")
+    c = sub.add_parser("bench", help="this engine against transformers on this machine, side by side")
+    c.add_argument("--model", default="smollm2-135m", help="catalogue id, Hub id, local folder or GGUF file")
+    c.add_argument("--weights", default="int4")
+    c.add_argument("--device", default="auto")
+    c.add_argument("--threads", default=0)
+    c.add_argument("--cases", default="", help="decode,prefill-500,… (default: a small choice)")
+    c.add_argument("--rounds", default=5)
+    c.add_argument("--json", default=None, metavar="OUT|-")
     for name, help in (("techniques", "every technique with its knobs"), ("models", "the catalogue and what fits")):
         c = sub.add_parser(name, help=help)
         c.add_argument("--json", action="store_true")
@@ -252,6 +260,20 @@ def replay(a: argparse.Namespace) -> None:
             print(f"--- {lane}: {values[lane]['model']}\n{values[lane]['text']}")
         say(f"{lane}: {figures(values[lane]['metrics'])}")
     write(values, a.json)
+
+
+def bench(a: argparse.Namespace) -> None:
+    from llmlab import bench as side_by_side
+    from llmlab.experiment import Settings, within
+
+    cases = [c for c in str(a.cases).split(",") if c] or side_by_side.SMALL
+    settings = Settings(model=a.model, weights=a.weights, device=a.device, threads=a.threads)
+    rounds = within("rounds", a.rounds, 1, 1000, int)
+    rest = (settings.model, settings.weights, settings.device, settings.threads, cases, rounds, say)
+    value = side_by_side.against_transformers(*rest)
+    if a.json != "-":
+        print(side_by_side.table(value["cases"], side_by_side.Ours.name))
+    write(value, a.json)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

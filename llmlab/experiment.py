@@ -25,6 +25,18 @@ CHOICES = {"verify": ("bitwise", "fast"), "copies": ("auto", "none")}
 """Settings with a few named values, the default first."""
 
 
+def within(name: str, value: Any, low: float, high: float, kind: type) -> Any:
+    """`value` as a number of `kind` from `low` to `high`. Raises Refused for anything else."""
+    try:
+        number = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or number != float(value) or not low <= number <= high:
+        shown = name.replace("_", " ")
+        raise Refused(f"The setting {shown}", f"cannot be {str(value)[:20]}", f"Give {low} to {high}")
+    return number
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that determines a run. `chat` None means: as a chat where the model has a chat template."""
@@ -59,15 +71,7 @@ class Settings:
             "threads": (0, cores(), int),
         }
         for name, (low, high, kind) in limits.items():
-            value = getattr(self, name)
-            try:
-                number = kind(value)
-            except (TypeError, ValueError, OverflowError):
-                number = None
-            if number is None or number != float(value) or not low <= number <= high:
-                shown = name.replace("_", " ")
-                raise Refused(f"The setting {shown}", f"cannot be {str(value)[:20]}", f"Give {low} to {high}")
-            object.__setattr__(self, name, number)
+            object.__setattr__(self, name, within(name, getattr(self, name), low, high, kind))
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 value = str(getattr(self, name))[:20]

@@ -16,6 +16,10 @@ BLOCK = 64
 eighth, or copying it would take its own part of every token's time."""
 
 
+SLOTS = 16
+"""Rows to come of which views are made at once."""
+
+
 @dataclass(frozen=True)
 class Tail:
     """What a pass over a tree leaves: the first `held` rows, then the rows `picks` (n,), which stand at the positions
@@ -42,8 +46,11 @@ class Rows:
     def _measure(self) -> None:
         self._k, self._v = self._kv
         self._capacity = self._kv.shape[2]
-        # With the room behind the last row, for those who slice themselves: (H, D, capacity) and (H, capacity, D).
-        self.across, self.values = self._k.transpose(1, 2), self._v
+        self._slots: tuple[Tensor, ...] = ()
+        self._slots_from = -1
+        # With the room behind the last row, for those who slice themselves: keys (H, capacity, D), the same across
+        # (H, D, capacity), and values (H, capacity, D).
+        self.keys, self.across, self.values = self._k, self._k.transpose(1, 2), self._v
         self._bytes = sum(t.nbytes for t in (self._kv, self._positions, *self._stats.values()))
 
     @property
@@ -92,6 +99,18 @@ class Rows:
         n = kv.shape[2]
         start = self._grow(n, positions)
         self._kv.narrow(2, start, n).copy_(kv)
+
+    def append_one(self, kv: Tensor, position: int) -> None:
+        """As `append` for one row, (2, H, D): decoding does little else, and views of the rows to come cost time."""
+        start = self.count
+        if start == self._ordered == position and start < self._capacity and not self._stats:
+            self.count = self._ordered = start + 1
+        else:
+            self._grow(1, range(position, position + 1))
+        first = start - start % SLOTS
+        if first != self._slots_from:
+            self._slots, self._slots_from = self._kv[:, :, first : first + SLOTS].unbind(2), first
+        self._slots[start - first].copy_(kv)
 
     def write(self, start: int, kv: Tensor) -> None:
         """Put kv (2, H, Q, D) into the rows from `start` on, which exist already."""

@@ -21,7 +21,7 @@ from llmlab.models.decoder import Batch, Depth, Span
 from llmlab.models.linears import Tables
 from llmlab.stack import Stack
 
-PIECE = 256
+PIECE = 512
 """Prompt tokens read in one pass, so that a stop is noticed and memory stays bounded."""
 
 

@@ -41,7 +41,12 @@ class LlamaCpp:
         return context
 
     def _forward(
-        self, context: Any, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], heads: Sequence[int]
+        self,
+        context: Any,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        sequences: Sequence[int],
+        heads: Sequence[int],
     ) -> list[int]:
         """Tokens with their positions and sequences through the model; the best next token after each of `heads`."""
         n = len(tokens)

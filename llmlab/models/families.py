@@ -121,8 +121,11 @@ def build(
     weights: str,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    copies: bool = False,
 ) -> Decoder:
     """The decoder for a checkpoint, layer by layer, in the format called `weights`; `progress(done, total)` per layer.
+
+    `copies`: with what `Decoder.keep_copies` keeps.
 
     Raises Refused for an architecture or a format that does not suit, and for tensors that are missing or misshapen.
     """
@@ -132,7 +135,7 @@ def build(
             f"The architecture {config.model_type}", "is not one that our decoder runs", "Use the wrapped path"
         )
     family, s = FAMILIES[config.model_type], shape_of(config)
-    names = set(checkpoint.names())
+    names, device_type = set(checkpoint.names()), torch.device(device).type
     order = {heads: interleave(heads * s.head_size, s.head_size) for heads in (s.heads, s.kv_heads)}
 
     def tensor(name: str, *shape: int) -> Tensor | Codes:
@@ -145,8 +148,12 @@ def build(
             )
         return value if isinstance(value, Codes) else value.to(device)
 
-    def linear(parts: list[Tensor | Codes], bias: Tensor | None = None) -> Linear:
-        return make_linear(_join(parts), weights, bias).to(device)
+    def linear(parts: list[Tensor | Codes], bias: Tensor | None = None, cut: int = 1) -> Linear:
+        weight = _join(parts)
+        made = make_linear(weight, weights, bias).to(device)
+        if copies and device_type == "cpu":
+            made.keep_copy(cut, weight)
+        return made
 
     layers = []
     for i in range(s.layers):
@@ -174,7 +181,7 @@ def build(
                 (norms[0], norms[1]),
                 linear(qkv, torch.cat(bias) if bias else None),
                 linear([tensor(f"{at}self_attn.o_proj.weight", s.width, s.heads * s.head_size)]),
-                linear([tensor(f"{at}mlp.{n}_proj.weight", s.feed_forward, s.width) for n in ("gate", "up")]),
+                linear([tensor(f"{at}mlp.{n}_proj.weight", s.feed_forward, s.width) for n in ("gate", "up")], cut=2),
                 linear([tensor(f"{at}mlp.down_proj.weight", s.width, s.feed_forward)]),
                 head_norms,
             )
@@ -184,6 +191,8 @@ def build(
     embed = tensor("model.embed_tokens.weight", s.vocab, s.width)
     tied = config.tie_word_embeddings or "lm_head.weight" not in names
     tables = Tables(embed, None if tied else tensor("lm_head.weight", s.vocab, s.width), weights).to(device)
+    if copies:
+        tables.keep_look()
     factors = checkpoint.get("rope_freqs") if "rope_freqs" in names else None
     angles, factor = rotations(config, factors)
     model = Decoder(s, tables, layers, Norm(tensor("model.norm.weight", s.width), s.eps), angles.to(device), weights)

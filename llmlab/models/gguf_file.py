@@ -5,6 +5,7 @@ The format is llama.cpp's (docs/gguf.md of ggml-org/ggml); the gguf package pars
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,30 @@ def _renamed(name: str) -> str | None:
     return ONCE.get(name)
 
 
+def _reader(path: Path) -> Any:
+    """gguf's reader, which passes over arrays: half of a start went into a vocabulary that only the tokenizer wants."""
+    from gguf import GGUFReader, GGUFValueType
+
+    class Reader(GGUFReader):
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type != GGUFValueType.ARRAY or self.byte_order == "S":
+                return super()._get_field_parts(orig_offs, raw_type)
+            kind, count = struct.unpack_from("<IQ", self.data, orig_offs)
+            kind, end = GGUFValueType(kind), orig_offs + 12
+            if kind in self.gguf_scalar_to_np:
+                end += count * np.dtype(self.gguf_scalar_to_np[kind]).itemsize
+            elif kind == GGUFValueType.STRING:
+                for _ in range(count):
+                    end += 8 + struct.unpack_from("<Q", self.data, end)[0]
+            else:
+                return super()._get_field_parts(orig_offs, raw_type)
+            if end > len(self.data):
+                raise ValueError("an array reaches beyond the end of the file")
+            return end - orig_offs, [self.data[orig_offs:end]], [0], [GGUFValueType.ARRAY, kind]
+
+    return Reader(path)
+
+
 class GgufFile:
     """A GGUF file as a Checkpoint.
 
@@ -53,8 +78,6 @@ class GgufFile:
     """
 
     def __init__(self, path: Path) -> None:
-        from gguf import GGUFReader
-
         self.path, self.source = path, f"GGUF file {path.name}"
         who = f"The file {path.name}"
         try:
@@ -65,7 +88,7 @@ class GgufFile:
         if magic != b"GGUF":
             raise Refused(who, "is not a GGUF file: it does not begin with GGUF", AGAIN)
         try:
-            self._reader = GGUFReader(path)
+            self._reader = _reader(path)
             self._tensors = {t.name: t for t in self._reader.tensors}
         except Exception as e:  # the parser meets a damaged file with errors of many kinds
             raise Refused(who, "is damaged or cut short", AGAIN) from e

@@ -19,7 +19,7 @@ from llmlab.models.codes import Codes
 
 GROUP = 32
 TOGETHER = 8
-"""Rows up to which oneDNN's products give each row the bits that it gets alone: above, long inputs may be split."""
+"""Rows from two up to which oneDNN's bfloat16 products add up in one order, so that each row gets the same bits."""
 MANY = 12
 """Rows from which a product with the dense copy of a packed matrix beats the packed product, measured with int4."""
 
@@ -76,8 +76,10 @@ def _reordered(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _in_blocks(x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-    """`product` of at most `TOGETHER` rows at a time."""
-    return product(x) if len(x) <= TOGETHER else torch.cat([product(part) for part in x.split(TOGETHER)])
+    """`product` of two to `TOGETHER` rows at a time: of a row alone it would add up long inputs in another order."""
+    if len(x) == 1:
+        return product(x.repeat(2, 1))[:1]
+    return product(x) if len(x) <= TOGETHER else torch.cat([_in_blocks(part, product) for part in x.split(TOGETHER)])
 
 
 # The formats --------------------------------------------------------------------------------------------------------
@@ -129,11 +131,21 @@ class Linear(nn.Module):
     def _set(self, dense: Any) -> None:
         raise NotImplementedError
 
-    def keep_copy(self, parts: int = 1) -> None:
-        """Keep the matrix in bfloat16 too, cut into `parts` of equal rows, if that is possible and of use here."""
+    def keep_copy(self, parts: int = 1, source: Tensor | Codes | None = None) -> None:
+        """Keep the matrix in bfloat16 too, cut into `parts` of equal rows, if that is possible and of use here.
+
+        `source`: what this was made from, where it is still at hand: unpacking takes longer.
+        """
         if not onednn(torch.bfloat16):
             return
-        self.copy = tuple(Reordered(part.bfloat16().contiguous()) for part in self.dense().chunk(parts))
+        if isinstance(source, Codes):
+            source = source.dense()
+        dense = self._bfloat16() if source is None else source.bfloat16()
+        self.copy = tuple(Reordered(part.contiguous()) for part in dense.chunk(parts))
+
+    def _bfloat16(self) -> Tensor:
+        """The matrix (M, K) in bfloat16."""
+        return self.dense().bfloat16()
 
     @property
     def extra_bytes(self) -> int:
@@ -158,17 +170,21 @@ class Dense(Linear):
         self.weight = None if self.reordered else weight
 
     def few(self) -> Callable[[Tensor], Tensor]:
-        if self.reordered is None:
-            return partial(_in_blocks, product=partial(_linear, weight=self.weight))
-        return partial(_in_blocks, product=partial(_reordered, weight=self.reordered.weight))
+        product = partial(_linear if self.reordered is None else _reordered, weight=self.matrix)
+        return product if self.takes == torch.float32 else partial(_in_blocks, product=product)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The tensor that is multiplied with, in whichever layout."""
+        return self.weight if self.reordered is None else self.reordered.weight
 
     def many(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight) if self.reordered is None else self.reordered(x)
+        return (_linear if self.reordered is None else _reordered)(x, self.matrix)
 
     def dense(self) -> Tensor:
         return (self.weight if self.reordered is None else self.reordered.dense()).float()
 
-    def keep_copy(self, parts: int = 1) -> None:
+    def keep_copy(self, parts: int = 1, source: Tensor | Codes | None = None) -> None:
         """Nothing: a dense matrix needs no dense copy."""
 
     @property
@@ -218,10 +234,13 @@ class Int4(Linear):
         return partial(_int4_plain, packed=self.packed, scales=self.scales)
 
     def dense(self) -> Tensor:
-        if self.kernel:
-            eye = torch.eye(self.shape[1], dtype=torch.bfloat16, device=self.packed.device)
-            return self.few()(eye).float().t().contiguous()
-        return _unpacked(self.packed, self.scales)
+        return self._bfloat16().float() if self.kernel else _unpacked(self.packed, self.scales)
+
+    def _bfloat16(self) -> Tensor:
+        if not self.kernel:
+            return super()._bfloat16()
+        eye = torch.eye(self.shape[1], dtype=torch.bfloat16, device=self.packed.device)
+        return self.few()(eye).t().contiguous()
 
 
 TILES = 8
@@ -379,8 +398,10 @@ class Int8Groups(nn.Module):
 
     def rows(self, index: Tensor) -> Tensor:
         """The rows of `index` (…,) as float32 (…, E)."""
-        q = F.embedding(index, self.q).float().unflatten(-1, (-1, GROUP))
-        return q.mul_(F.embedding(index, self.scale).float()[..., None]).flatten(-2)[..., : self.width]
+        q = F.embedding(index, self.q).float()
+        scale = F.embedding(index, self.scale).float()[..., None]
+        q.view(*scale.shape[:-1], GROUP).mul_(scale)
+        return q if q.shape[-1] == self.width else q[..., : self.width]
 
     def dense(self) -> Tensor:
         return self.rows(torch.arange(len(self.q), device=self.q.device))
@@ -436,6 +457,7 @@ class Tables(nn.Module):
         embed, head = (w.dense() if isinstance(w, Codes) else w for w in (embed, head))
         self.look: Int4 | None = None
         self.reordered: Reordered | None = None
+        self._quick: Callable[[Tensor], Tensor] | None = None
         dtype = {"dense-fp32": torch.float32, "dense-bf16": torch.bfloat16}.get(weights)
         make = Int8Groups if dtype is None else partial(Plain, dtype=dtype)
         self.embed: Int8Groups | Plain = make(embed)
@@ -472,7 +494,9 @@ class Tables(nn.Module):
         if self.look is None or not 0 < best < len(self.head.q):
             return self.head.logits(h) if isinstance(self.head, Plain) else _in_turn(h, self.head.logits)
         short = -self.head.width % GROUP
-        y = self.look.few()((F.pad(h, (0, short)) if short else h).bfloat16())
+        if self._quick is None:
+            self._quick = self.look.few()
+        y = self._quick((F.pad(h, (0, short)) if short else h).bfloat16())
         index = highest(y, best)  # (N, C)
         exact = torch.stack([torch.mv(r, x) for r, x in zip(self.head.rows(index), h, strict=True)])
         return y.float().scatter_(1, index, exact)

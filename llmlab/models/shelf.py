@@ -6,6 +6,7 @@ import gc
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,11 +107,10 @@ class Shelf:
             tokenizer, config = sources.tokenizer(found), sources.read_config(found)
             if decodes and not spread:
                 source = sources.checkpoint(found)
-                model: Any = build_decoder(source, weights, device, lambda i, n: tell("Loading the weights", i, n))
+                roomy = copies and catalog.copy_bytes(size, weights) < free / 2
+                loading = partial(tell, "Loading the weights")
+                model: Any = build_decoder(source, weights, device, loading, roomy)
                 origin = source.source
-                if copies and catalog.copy_bytes(size, weights) < free_memory(device) / 2:
-                    tell("Preparing the weights", 0, 0)
-                    model.keep_copies()
             else:
                 from llmlab.models import wrapped
 
