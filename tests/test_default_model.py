@@ -9,9 +9,17 @@ import pytest
 import torch
 
 from llmlab import trace
+from llmlab.bench import tokens_of
+from llmlab.draft import Draft
+from llmlab.events import Committed
 from llmlab.experiment import Lab, Settings
+from llmlab.loop import generate, text_of
 from llmlab.models import sources
+from llmlab.models.decoder import Batch, Span, every_layer
+from llmlab.models.linears import Tables, argmax
+from llmlab.session import Session
 from llmlab.stack import Stack
+from tests.laws import laws
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 PROMPTS = (
@@ -90,9 +98,100 @@ def test_it_answers_with_each_family_on_and_with_three_at_once(lab: Lab, techniq
 
 
 def test_int4_is_a_quarter_of_the_size_and_answers(lab: Lab) -> None:
-    small, large = run(lab, PROMPTS[1], weights="int4", limit=24), run(lab, PROMPTS[1], limit=24)
+    small, large = run(lab, PROMPTS[1], weights="int4", copies="none", limit=24), run(lab, PROMPTS[1], limit=24)
     assert "Paris" in small["text"]
     assert small["metrics"]["weight_bytes"] < large["metrics"]["weight_bytes"] / 4
+
+
+# Speed without a difference ------------------------------------------------------------------------------------
+
+
+def loaded(lab: Lab, weights: str) -> Any:
+    return lab.shelf.load("smollm2-135m", weights)
+
+
+def stretches(lab: Lab, count: int, length: int) -> list[list[int]]:
+    """Pieces of the project's own texts, each from another place."""
+    ids = tokens_of(loaded(lab, "int4").tokenizer, 4000)
+    return [ids[i * 19 : i * 19 + length + i % 7] for i in range(count)]
+
+
+@pytest.mark.parametrize("weights", ["int4", "dense-bf16"])
+def test_verification_is_bitwise_sequential_decoding(lab: Lab, weights: str) -> None:
+    """200 continuations under drafts that know the truth and corrupt it: no token and no bit of the memory differs."""
+    model, limit = loaded(lab, weights).model, 10
+    memories: list[Any] = []
+    seen: set[tuple[int, int]] = set()
+    original = model.memory
+    model.memory = lambda: memories.append(original()) or memories[-1]
+    try:
+        for i, prompt in enumerate(stretches(lab, 200, 16)):
+            truth = text_of(list(generate(model, prompt, limit + 4)))
+            script = laws.Script(truth=(*prompt, *truth), seed=i, tree=bool(i % 2), most=4)
+            events = list(generate(model, prompt, limit, Stack([script])))
+            assert text_of(events) == truth[:limit], f"continuation {i}"
+            alone, drafted = memories
+            rows = drafted.layers[0].count
+            assert rows == len(prompt) + limit - 1
+            for a, b in zip(alone.layers, drafted.layers, strict=True):
+                assert torch.equal(a.k[:, :rows], b.k), f"continuation {i}"
+                assert torch.equal(a.v[:, :rows], b.v), f"continuation {i}"
+            seen |= {(len(e.path), len(e.tokens)) for e in events if isinstance(e, Committed)}
+            memories.clear()
+    finally:
+        del model.memory
+    assert {n for n, _ in seen} >= {0, 1, 2, 3, 4}
+
+
+def test_the_faster_verification_is_near_and_not_bitwise(lab: Lab) -> None:
+    """If it were bitwise, the switch would offer nothing, and the law above would have no teeth."""
+    model = loaded(lab, "int4").model
+    prompt = stretches(lab, 1, 120)[0]
+    found = {}
+    for exact in (True, False):
+        session = Session(model)
+        session.exact = exact
+        for _ in session.read(prompt[:100]):
+            pass
+        found[exact] = session.forward(Draft.chain(prompt[100:104]))
+    assert not torch.equal(found[True], found[False])
+    assert divergence(found[False], found[True]) < 1e-3
+
+
+def divergence(got: torch.Tensor, want: torch.Tensor) -> float:
+    p, q = torch.log_softmax(want, -1), torch.log_softmax(got, -1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("weights", ["int4", "dense-bf16"])
+def test_fast_and_plain_paths_say_the_same(lab: Lab, weights: str) -> None:
+    """KL under 1e-3 nats, over a prompt's last piece and over single tokens after it."""
+    model = loaded(lab, weights).model
+    tokens = stretches(lab, 1, 160)[0]
+    pieces = [120, *[1] * 24, 4, 4]
+    got, want = (laws.logits(m, tokens[:152], pieces, Tables.REACHABLE) for m in (model, model.plain()))
+    assert divergence(got, want) < 1e-3
+
+
+def test_candidates_of_the_first_look_hold_the_best_token(lab: Lab) -> None:
+    """The 4-bit head's best tokens, scored again, must name the token that the whole 8-bit head names."""
+    model = loaded(lab, "int4").model
+    tokens = stretches(lab, 1, 400)[0]
+    with torch.inference_mode():
+        batch = Batch(torch.tensor(tokens), torch.arange(len(tokens)), [Span(0, len(tokens), model.memory(), first=0)])
+        hidden: list[torch.Tensor] = []
+        model.forward(batch, lambda m, h, b: (hidden.append(every_layer(m, h, b)[0]) or hidden[0], None), last=1)
+        h = model.norm(hidden[0])
+        exact = model.tables.logits(h)
+        ranks = (model.tables.look(h) > model.tables.look(h).gather(1, exact.argmax(-1)[:, None])).sum(-1)
+    assert int(ranks.max()) < Tables.CANDIDATES / 2
+    assert argmax(model.tables.logits(h, Tables.CANDIDATES)) == exact.argmax(-1).tolist()
+
+
+def test_copies_are_counted_and_can_be_left_out(lab: Lab) -> None:
+    full, lean = (run(lab, PROMPTS[1], weights="int4", copies=c, limit=8) for c in ("auto", "none"))
+    assert lean["metrics"]["weight_bytes"] < 100e6 < 300e6 < full["metrics"]["weight_bytes"]
+    assert lean["text"] == full["text"]
 
 
 def test_a_run_replays_to_the_same_figures(lab: Lab) -> None:

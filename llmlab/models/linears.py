@@ -432,19 +432,21 @@ class Plain(nn.Module):
 
     def logits(self, h: Tensor) -> Tensor:
         """(N, E) to (N, V) float32."""
-        x, W = h.to(self.weight.dtype), self.weight
-        if not W.is_cpu or W.dtype != torch.float32 or len(x) > TOGETHER:
-            return _in_blocks(x, partial(_linear, weight=W)).float()
+        W = self.weight
+        if W.dtype != torch.float32:  # in float32 piece by piece: a bfloat16 logit of 19 is off by up to a sixteenth
+            return torch.cat([F.linear(h, part.float()) for part in W.split(PIECE)], 1)
+        if not W.is_cpu or len(h) > TOGETHER:
+            return F.linear(h, W)
         # A product with one column falls to MKL's matrix-vector path, a third as fast as two columns.
-        return torch.mm(W, (x.repeat(2, 1) if len(x) == 1 else x).t()).t()[: len(x)].contiguous()
+        return torch.mm(W, (h.repeat(2, 1) if len(h) == 1 else h).t()).t()[: len(h)].contiguous()
 
 
 class Tables(nn.Module):
     """Embedding and head over one matrix (V, E), or two where the model does not tie them.
 
-    In the low-bit formats both are 8-bit rows. `look`, where it is kept and counted, is the head once more in a form
-    that is quick to multiply with. Beside 8-bit rows it has 4 bits and takes a first look: the best candidates are
-    scored again in float32, because bfloat16 logits tie too often to choose by.
+    In the low-bit formats both are 8-bit rows. `look` (4 bits) or `reordered` (bfloat16), kept where wanted and
+    counted, is the head once more in a form that is quick to multiply with. It takes a first look: the best candidates
+    are scored again in float32, because bfloat16 logits tie too often to choose by.
     """
 
     CANDIDATES = 32
@@ -462,6 +464,8 @@ class Tables(nn.Module):
         make = Int8Groups if dtype is None else partial(Plain, dtype=dtype)
         self.embed: Int8Groups | Plain = make(embed)
         self.head: Int8Groups | Plain = self.embed if head is None else make(head)
+        self.vocabulary, width = (embed if head is None else head).shape
+        self.short = -width % GROUP if dtype is None else 0
 
     def keep_look(self) -> None:
         """Keep the head once more in a quick form, where there is one."""
@@ -469,7 +473,18 @@ class Tables(nn.Module):
             if self.head.weight.is_cpu and self.head.weight.dtype == torch.bfloat16 and onednn(torch.bfloat16):
                 self.reordered = Reordered(self.head.weight)
         elif _int4_kernel(self.head.q.device.type, *self.head.q.shape):
-            self.look = Int4(F.pad(self.head.dense(), (0, -self.head.width % GROUP)))
+            self.look = Int4(F.pad(self.head.dense(), (0, self.short)))
+        self._quick = None
+
+    def _first_look(self) -> Callable[[Tensor], Tensor] | None:
+        """The quickest product with the head in bfloat16, (N, E) to (N, V); None where there is but the exact one."""
+        if self.look is not None:
+            return self.look.few()
+        if self.reordered is not None:
+            return partial(_in_blocks, product=self.reordered)
+        if isinstance(self.head, Plain) and self.head.weight.dtype == torch.bfloat16:
+            return partial(_in_blocks, product=partial(_linear, weight=self.head.weight))
+        return None
 
     @property
     def extra_bytes(self) -> int:
@@ -489,14 +504,12 @@ class Tables(nn.Module):
 
         In the formats below float32 each row is computed as if alone, whatever the number of rows.
         """
-        if self.reordered is not None:
-            return _in_blocks(h.bfloat16(), self.reordered).float()
-        if self.look is None or not 0 < best < len(self.head.q):
-            return self.head.logits(h) if isinstance(self.head, Plain) else _in_turn(h, self.head.logits)
-        short = -self.head.width % GROUP
         if self._quick is None:
-            self._quick = self.look.few()
-        y = self._quick((F.pad(h, (0, short)) if short else h).bfloat16())
+            self._quick = self._first_look()
+        if self._quick is None or not 0 < best < self.vocabulary:
+            whole = isinstance(self.head, Plain) and self.head.weight.dtype == torch.float32
+            return self.head.logits(h) if whole else _in_turn(h, self.head.logits)
+        y = self._quick((F.pad(h, (0, self.short)) if self.short else h).bfloat16())
         index = highest(y, best)  # (N, C)
         exact = torch.stack([torch.mv(r, x) for r, x in zip(self.head.rows(index), h, strict=True)])
         return y.float().scatter_(1, index, exact)

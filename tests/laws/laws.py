@@ -303,12 +303,13 @@ def sampling(
 
 
 @torch.inference_mode()
-def logits(model: Any, tokens: Tokens, pieces: Iterable[int]) -> Tensor:
-    """(n, V) logits of our model for `tokens`, read in pieces of these sizes."""
+def logits(model: Any, tokens: Tokens, pieces: Iterable[int], best: int = 0) -> Tensor:
+    """(n, V) logits of our model for `tokens`, read in pieces of these sizes; `best`: see `Tables.logits`."""
     memory, out, at = model.memory(), [], 0
     for n in pieces:
         part = torch.tensor(tokens[at : at + n])
-        out.append(model.forward(Batch(part, torch.arange(at, at + len(part)), [Span(0, len(part), memory)])))
+        batch = Batch(part, torch.arange(at, at + len(part)), [Span(0, len(part), memory)])
+        out.append(model.forward(batch, best=best))
         at += n
     return torch.cat(out)
 

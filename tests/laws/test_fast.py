@@ -1,0 +1,167 @@
+"""The fast ways are held to the plain layer: the same logits, and below float32 the same bits whatever the company."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmlab.draft import Draft
+from llmlab.models.decoder import Batch, Decoder, Span
+from llmlab.models.linears import argmax
+from llmlab.session import Session
+from llmlab.stack import Stack
+from llmlab.technique import make
+from tests import tiny
+from tests.laws import laws
+
+PIECES = [(40, *[1] * 12), (30, 4, 1, 8, 2, 7), (52,), (3, 5, 44)]
+TOKENS = tiny.prompts(1, 56, seed=3)[0][:52]
+
+
+def spread(got: Tensor, want: Tensor) -> float:
+    return float((got - want).abs().max() / want.std())
+
+
+def kl(got: Tensor, want: Tensor) -> float:
+    """Mean KL divergence of the fast logits from the plain ones, in nats."""
+    p, q = torch.log_softmax(want, -1), torch.log_softmax(got, -1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("pieces", PIECES, ids=str)
+@pytest.mark.parametrize("family", tiny.OURS)
+def test_fast_and_plain_give_the_same_logits(family: str, pieces: Sequence[int]) -> None:
+    model = tiny.decoder(family)
+    assert spread(laws.logits(model, TOKENS, pieces), laws.logits(model.plain(), TOKENS, pieces)) < 1e-4
+
+
+@pytest.mark.parametrize("pieces", PIECES, ids=str)
+@pytest.mark.parametrize("weights", ["dense-bf16", "int8", "int4", "nf4"])
+@pytest.mark.parametrize("copies", [False, True])
+def test_fast_and_plain_are_near_in_low_precision(weights: str, pieces: Sequence[int], copies: bool) -> None:
+    plain = tiny.decoder("llama", weights).plain()
+    model = tiny.decoder("llama", weights).private()
+    if copies:
+        model.keep_copies()
+    assert kl(laws.logits(model, TOKENS, pieces), laws.logits(plain, TOKENS, pieces)) < 1e-3
+
+
+@torch.inference_mode()
+def passes(
+    model: Decoder, stack: Stack, tokens: Sequence[int], drafts: Sequence[Draft]
+) -> tuple[list[Tensor], Session]:
+    """The logits that follow each of `tokens` after the first ten, in passes that carry `drafts` in turn."""
+    session = Session(model, stack)
+    for _ in session.read(tokens[:10]):
+        pass
+    out, ahead = [], itertools.cycle(drafts)
+    at = 10
+    while at < len(tokens):
+        draft = next(ahead).clipped(session.room())
+        # The drafts' first nodes are given their true tokens as far as a chain of them goes, the rest are wrong.
+        right = [i for i in range(len(draft)) if draft.parents[i] == (i - 1)]
+        path = []
+        guesses = list(draft.tokens)
+        for i in right:
+            if i != len(path) or at + i >= len(tokens) - 1 or i >= 2:
+                break
+            guesses[i] = tokens[at + i]
+            path.append(i)
+        draft = Draft(tuple(guesses), draft.parents, draft.q)
+        logits = session.forward(draft)
+        out += [logits[0], *(logits[1 + i] for i in path)]
+        session.commit(path, tokens[at + len(path)], draft)
+        at += len(path) + 1
+    return out, session
+
+
+CHAINS = [Draft.chain([5, 6, 7]), Draft(), Draft.chain([9] * 7), Draft.chain([1, 2, 3, 4])]
+TREES = [
+    Draft((3, 4, 5, 6, 7), (-1, 0, -1, 2, 0), (None,) * 5),
+    Draft((1, 2, 3), (-1, -1, -1), (None,) * 3),
+    Draft((1, 2, 3, 4, 5, 6, 7), (-1, 0, 1, 0, 3, -1, 5), (None,) * 7),
+]
+
+
+@pytest.mark.parametrize("weights", ["dense-bf16", "int8", "int4", "nf4"])
+@pytest.mark.parametrize("family", ["llama", "qwen2-window", "qwen3"])
+@pytest.mark.parametrize("policy", ["", "streaming-llm", "h2o"])
+@pytest.mark.parametrize("drafts", [CHAINS, TREES], ids=["chain", "tree"])
+def test_a_pass_over_several_tokens_is_bitwise(weights: str, family: str, policy: str, drafts: list[Draft]) -> None:
+    model = tiny.decoder(family, weights)
+    stack = Stack([make(policy, budget=16, every=6)] if policy else [])
+    tokens = tiny.prompts(1, 50, seed=6)[0]
+    want, alone = passes(model, stack, tokens, [Draft()])
+    got, together = passes(model, stack, tokens, drafts)
+    differ = [i for i, (a, b) in enumerate(zip(got, want, strict=True)) if not torch.equal(a, b)]
+    assert differ == []
+    for a, b in zip(alone.memory.layers, together.memory.layers, strict=True):
+        assert torch.equal(a.k, b.k)
+        assert torch.equal(a.v, b.v)
+        assert torch.equal(a.positions, b.positions)
+
+
+@pytest.mark.parametrize("lengths", [(5, 5, 5, 5), (3, 70, 9, 64, 65, 1), (7, 2, 4)], ids=str)
+@pytest.mark.parametrize("weights", ["dense-fp32", "int4"])
+@torch.inference_mode()
+def test_rows_of_many_sequences_are_those_of_each_alone(lengths: tuple[int, ...], weights: str) -> None:
+    model = tiny.decoder("llama", weights)
+    prompts = [tiny.text(n, seed=n + i) for i, n in enumerate(lengths)]
+
+    def memories() -> list[object]:
+        made = []
+        for prompt in prompts:
+            memory = model.memory()
+            ids = torch.tensor(prompt)
+            model.forward(Batch(ids, torch.arange(len(ids)), [Span(0, len(ids), memory, first=0)]), last=0)
+            made.append(memory)
+        return made
+
+    nexts = torch.tensor([i + 2 for i in range(len(lengths))])
+    alone = []
+    for memory, token, n in zip(memories(), nexts, lengths, strict=True):
+        alone.append(model.forward(Batch(token[None], torch.tensor([n]), [Span(0, 1, memory, first=n)]))[0])
+    spans = [Span(i, i + 1, m, first=n) for i, (m, n) in enumerate(zip(memories(), lengths, strict=True))]
+    got = model.forward(Batch(nexts, torch.tensor(lengths), spans))
+    tolerance = 1e-4 if weights == "dense-fp32" else 0.05
+    assert spread(got, torch.stack(alone)) < tolerance
+
+
+@torch.inference_mode()
+def test_prefill_and_decode_rows_mix_in_one_forward() -> None:
+    model = tiny.decoder("llama")
+    a, b = tiny.text(30, seed=1), tiny.text(12, seed=2)
+    first, second = model.memory(), model.memory()
+    model.forward(Batch(torch.tensor(a[:-1]), torch.arange(29), [Span(0, 29, first, first=0)]), last=0)
+    both = [Span(0, 1, first, first=29), Span(1, 13, second, first=0)]
+    got = model.forward(Batch(torch.tensor([a[-1], *b]), torch.tensor([29, *range(12)]), both))
+    want = torch.cat([laws.logits(model, a, [30])[-1:], laws.logits(model, b, [12])])
+    assert spread(got, want) < 1e-4
+
+
+def test_what_a_layer_is_bound_to_follows_its_weights() -> None:
+    model, tokens = tiny.decoder("llama").private(), TOKENS[:6]
+    before = laws.logits(model, tokens, [1] * 6)
+    model.layers[1].down.store(model.layers[1].down.dense() * 2)
+    after = laws.logits(model, tokens, [1] * 6)
+    assert not torch.allclose(before, after)
+    assert spread(after, laws.logits(model.plain(), tokens, [1] * 6)) < 1e-4
+
+
+def test_the_last_layer_of_a_prompt_makes_only_keys_and_values() -> None:
+    model = tiny.decoder("llama")
+    one, two = Session(model), Session(model)
+    for _ in one.read([*TOKENS[:20], 1]):
+        pass
+    for piece in range(20):
+        two.tokens, two.unread = TOKENS[: piece + 1], 1
+        two.forward()
+        two.commit((), TOKENS[piece + 1])
+    for a, b in zip(one.memory.layers, two.memory.layers, strict=True):
+        assert torch.allclose(a.k, b.k, atol=1e-4)
+        assert torch.allclose(a.v, b.v, atol=1e-4)
+    assert argmax(one.forward()) != []
