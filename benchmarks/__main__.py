@@ -144,7 +144,7 @@ def page(value: dict[str, Any], where: Path) -> None:
     for name in names:
         at = [c for c, r in rows.items() if name in r["ratios"]]
         ratios = [rows[c]["ratios"][name] for c in at]
-        spread = [rows[c]["spread"].get(name, [x, x]) for c, x in zip(at, ratios, strict=True)]
+        spread = [rows[c].get("spread", {}).get(name, [x, x]) for c, x in zip(at, ratios, strict=True)]
         low = [max(0.0, x - s[0]) for x, s in zip(ratios, spread, strict=True)]
         high = [max(0.0, s[1] - x) for x, s in zip(ratios, spread, strict=True)]
         error = {"type": "data", "symmetric": False, "array": high, "arrayminus": low}

@@ -285,6 +285,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except (MemoryError, RuntimeError) as e:  # PyTorch's own out-of-memory errors are RuntimeErrors
+        from llmlab.experiment import out_of_memory
+
+        message = out_of_memory(e)
+        if message is None:
+            raise
+        say(message)
+        return 2
     except BrokenPipeError:
         return 0
     return 0

@@ -426,9 +426,9 @@ def against_transformers(
     for name in cases:
         if name not in CASES:
             raise Refused(f"No case is called {name[:30]!r};", "it is unknown", f"Choose from {', '.join(CASES)}")
+    ours = Ours(ref, threads, weights, device)
     if warning := busy():
         tell(warning)
-    ours = Ours(ref, threads, weights, device)
     peers: list[Any] = [ours]
     for other in ("dense-fp32", "dense-bf16", "nf4") if weights in ("int4", "nf4") else ("dense-fp32", "dense-bf16"):
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from llmlab.abilities import Refused
 from llmlab.events import Event, Failed
-from llmlab.experiment import Lab, Settings
+from llmlab.experiment import Lab, Settings, out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -134,15 +134,13 @@ class Engine:
             run.end("done", run.note)
         except Refused as e:
             self._fail(run, str(e))
-        except MemoryError:
-            self._fail(run, "The run ran out of memory. Choose int4 weights, a smaller model or a shorter prompt.")
         except Exception as e:
-            log.exception("run %s failed", run.id)
-            if type(e).__name__ == "OutOfMemoryError":
-                self._fail(run, "The GPU ran out of memory. Choose int4 weights, a smaller model or a shorter prompt.")
-            else:
+            message = out_of_memory(e)
+            if message is None:
+                log.exception("run %s failed", run.id)
                 name = type(e).__name__
-                self._fail(run, f"The run broke off with an internal error ({name}). Try again; report it if it stays.")
+                message = f"The run broke off with an internal error ({name}). Try again; report it if it stays."
+            self._fail(run, message)
 
     def _generate(self, run: Run) -> None:
         def report(what: str, done: int, total: int) -> None:

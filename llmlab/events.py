@@ -32,8 +32,8 @@ class Started(Event):
     lossless: bool
     prompt: list[str] = field(default_factory=list)
     """The prompt's tokens as text."""
-    path: list[str] = field(default_factory=list)
-    """Which ways of the engine the run takes (`experiment.path`)."""
+    ways: list[str] = field(default_factory=list)
+    """Which ways of the engine the run takes (`experiment.ways`)."""
     least_seconds: float = 0.0
     """The roofline of a pass of one token on the machine that ran this; 0 where nobody measured it."""
 

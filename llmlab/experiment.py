@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from llmlab import quality, trace
 from llmlab.abilities import Refused, check
 from llmlab.draft import Sampler
@@ -94,14 +96,24 @@ class Settings:
         }
 
 
-def path(model: Any, verify: str) -> list[str]:
+def ways(model: Any, verify: str) -> list[str]:
     """Which ways of the engine a run takes, for the page to say: "bitwise" or "fast", "copies", "no-bf16", …"""
-    ways = [verify] if isinstance(model, Decoder) else ["wrapped"]
+    taken = [verify] if isinstance(model, Decoder) else ["wrapped"]
     if getattr(model, "copied_bytes", 0):
-        ways.append("copies")
+        taken.append("copies")
     if str(model.device) == "cpu" and getattr(model, "weights", "") != "dense-fp32" and not bfloat16_instructions():
-        ways.append("no-bf16")
-    return ways
+        taken.append("no-bf16")
+    return taken
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """What to say where an error means that memory ran out, on the processor or on a GPU; None for any other error."""
+    if type(error).__name__ == "OutOfMemoryError":
+        torch.cuda.empty_cache()
+        return "The GPU ran out of memory. Choose int4 weights, a smaller model or a shorter prompt."
+    if isinstance(error, MemoryError) or "not enough memory" in str(error):
+        return "The run ran out of memory. Choose int4 weights, no copies, a smaller model or a shorter prompt."
+    return None
 
 
 class Labeller:
@@ -248,7 +260,7 @@ class Lab:
             lossless=stack.lossless(),
             prompt=prompt_text,
             least_seconds=least_seconds(changed.model, len(prepared.prompt)),
-            path=path(changed.model, settings.verify),
+            ways=ways(changed.model, settings.verify),
         )
         events = generate(
             changed.model,

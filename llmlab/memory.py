@@ -100,6 +100,10 @@ class Rows:
         start = self._grow(n, positions)
         self._kv.narrow(2, start, n).copy_(kv)
 
+    def extend(self, positions: range) -> None:
+        """Make room for rows whose keys and values somebody writes into `keys` and `values` himself."""
+        self._grow(len(positions), positions)
+
     def append_one(self, kv: Tensor, position: int) -> None:
         """As `append` for one row, (2, H, D): decoding does little else, and views of the rows to come cost time."""
         start = self.count

@@ -190,3 +190,65 @@ def test_a_broken_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str], text
     (tmp_path / "t.jsonl").write_text(text)
     assert main(["replay", str(tmp_path / "t.jsonl")]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_bench_compares_with_transformers(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--model", model, "--rounds", "2", "--cases", "decode,verify-4,batch-4", "--json", "-"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["schema"] == "llmlab.bench/1"
+    assert {"processor", "cores", "threads"} <= set(value["machine"])
+    for name in ("decode", "verify-4", "batch-4"):
+        row = value["cases"][name]
+        assert set(row["ratios"]) >= {"transformers float32", "transformers bfloat16"}
+        assert row["rounds"] == 2
+        for peer, ratio in row["ratios"].items():
+            low, high = row["spread"][peer]
+            assert 0 < low <= ratio <= high
+            assert row["median_ms"][peer] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "--threads", "4096"], "threads"),
+        (["run", "--verify", "maybe"], "bitwise or fast"),
+        (["run", "--copies", "two"], "auto or none"),
+        (["bench", "--cases", "nonsense"], "No case is called 'nonsense'"),
+        (["bench", "--rounds", "0"], "rounds"),
+        (["bench", "--weights", "int3"], "int3"),
+    ],
+)
+def test_the_engine_s_settings_are_checked(
+    model: str, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rest = ["--prompt", "hello"] if arguments[0] == "run" else []
+    assert main([*arguments, "--model", model, *rest]) == 2
+    told = capsys.readouterr().err.strip()
+    assert says in told
+    assert "\n" not in told
+
+
+def test_running_out_of_memory_is_one_sentence(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmlab.experiment import Lab
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(Lab, "run", full)
+    assert main(["run", "--model", model, "--prompt", "hello"]) == 2
+    assert capsys.readouterr().err.strip().startswith("The run ran out of memory.")
+
+
+@pytest.mark.parametrize("verify", ["bitwise", "fast"])
+def test_a_run_says_which_way_it_took(model: str, verify: str, tmp_path: Path) -> None:
+    from llmlab.ui.story import story
+
+    log = tmp_path / "run.jsonl"
+    rest = ["--max-new-tokens", "4", "--weights", "int4", "--verify", verify, "--trace", str(log)]
+    assert main(["run", "--model", model, "--prompt", "hello", *rest]) == 0
+    told = story(trace.load(log), "en")
+    assert ("to the bit, what a pass of its own" in told) == (verify == "bitwise")
+    assert ("shared their products" in told) == (verify == "fast")
+    assert "kept a second time" in told

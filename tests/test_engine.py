@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llmlab.abilities import Refused
 from llmlab.engine import Engine, Run
@@ -120,7 +121,12 @@ def test_a_refusal_while_loading_ends_the_run_with_its_sentence(engine: Engine, 
 
 
 @pytest.mark.parametrize(
-    ("error", "says"), [(MemoryError(), "out of memory"), (ZeroDivisionError("secret path /x"), "internal error")]
+    ("error", "says"),
+    [
+        (MemoryError(), "The run ran out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory at secret path /x"), "The GPU ran out of memory"),
+        (ZeroDivisionError("secret path /x"), "internal error"),
+    ],
 )
 def test_an_error_within_a_run_leaves_the_engine_usable(
     engine: Engine, model: str, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str

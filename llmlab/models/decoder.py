@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from llmlab.abilities import Ability
 from llmlab.memory import Memory, Rows
-from llmlab.models import fast
+from llmlab.models import fast, graphs
 from llmlab.models.linears import Linear, Tables, nbytes
 
 Watch = Callable[[int, Tensor], None]
@@ -283,6 +283,8 @@ class Decoder(nn.Module):
         self.turn_factor = 1.0
         self._table: Tensor | None = None
         self._few: dict[int, fast.Few] = {}
+        self._step: graphs.Step | None = None
+        self.graphs = self.device.type == "cuda"
 
     @property
     def device(self) -> torch.device:
@@ -297,6 +299,12 @@ class Decoder(nn.Module):
         """Bytes of what `keep_copies` has kept, which are among `nbytes`."""
         linears = [m for m in self.layers.modules() if isinstance(m, Linear)]
         return self.tables.look_bytes + sum(part.nbytes for m in linears for part in m.copy)
+
+    @property
+    def rotations(self) -> Tensor:
+        """(positions, D/2) complex: the turns known so far."""
+        assert self._table is not None
+        return self._table
 
     @property
     def context(self) -> int:
@@ -352,6 +360,8 @@ class Decoder(nn.Module):
 
         `last=0` computes no logits at all: what reading a prompt needs. `best`: see `Tables.logits`.
         """
+        if self.graphs and graphs.suits(self, batch, depth, last):
+            return self._replayed(batch, best)
         batch.rotation = self._rotation(batch)
         batch.few = self._way(batch)
         h = batch.few.begin(self, batch) if batch.few else self.tables.look_up(batch.tokens)
@@ -360,6 +370,18 @@ class Decoder(nn.Module):
         h, logits = (depth or every_layer)(self, h, batch)
         first = 0 if last is None else len(h) - last
         return self.head(h[first:], best) if logits is None else logits[first:]
+
+    def _replayed(self, batch: Batch, best: int) -> Tensor:
+        """The pass as a step of fixed shapes, which a GPU replays as a graph."""
+        (span,) = batch.spans
+        assert span.first is not None
+        held = span.memory.layers[0].count
+        for rows in span.memory.layers:
+            rows.extend(range(span.first, span.first + 1))
+        self._turns(span.first + 1)
+        if self._step is None or self._step.stale(span.memory, best):
+            self._step = graphs.Step(self, span.memory, best)
+        return self._step(batch.tokens, span.first, held)
 
     def _rotation(self, batch: Batch) -> Tensor:
         firsts = [span.first for span in batch.spans]

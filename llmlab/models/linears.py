@@ -529,7 +529,7 @@ def highest(y: Tensor, count: int) -> Tensor:
     if V % DEEP or count * 4 > buckets:
         return y.topk(count, -1, sorted=False).indices
     chosen = y.view(N, DEEP, buckets).amax(1).topk(count, -1, sorted=False).indices  # (N, count)
-    inside = (chosen[:, None, :] + buckets * torch.arange(DEEP)[:, None].to(y.device)).flatten(1)
+    inside = (chosen[:, None, :] + buckets * torch.arange(DEEP, device=y.device)[:, None]).flatten(1)
     return inside.gather(1, y.gather(1, inside).topk(count, -1, sorted=False).indices)
 
 

@@ -13,7 +13,7 @@ from llmlab.stack import Stack
 from llmlab.trace import lanes
 from llmlab.ui.words import word
 
-PATHS = ("bitwise", "fast", "copies", "no-bf16", "wrapped")
+WAYS = ("bitwise", "fast", "copies", "no-bf16", "wrapped")
 """Ways of the engine that the account can name."""
 PAYS = 1.02
 """Times the baseline's speed below which a technique is said not to pay; two equal runs differ by about this much."""
@@ -51,7 +51,7 @@ def _run(name: str, events: Sequence[Event], base: Sequence[Event] | None, lang:
     else:
         lines.append(word("s_plain", lang, **facts))
     lines.append(word("s_from", lang, weights=started.weights, device=plain_text(started.device)))
-    lines += [word(f"s_path_{way}", lang) for way in started.path if way in PATHS]
+    lines += [word(f"s_path_{way}", lang) for way in started.ways if way in WAYS]
     for e in events:
         if isinstance(e, WeightsChanged):
             sizes = {"before": gigabytes(e.before_bytes), "after": gigabytes(e.after_bytes)}

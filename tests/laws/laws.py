@@ -315,6 +315,20 @@ def logits(model: Any, tokens: Tokens, pieces: Iterable[int], best: int = 0) -> 
 
 
 @torch.inference_mode()
+def stepwise(model: Any, tokens: Tokens) -> Tensor:
+    """(n, V) logits of a session that is given one token at a time, with a rejected draft every tenth pass."""
+    session = Session(model)
+    list(session.read(tokens[:1]))
+    out = []
+    for i, token in enumerate(tokens):
+        session.tokens[-1] = token
+        wrong = Draft.chain([1, 2]) if i % 10 == 9 else Draft()
+        out.append(session.forward(wrong)[0])
+        session.commit((), token, wrong)
+    return torch.stack(out)
+
+
+@torch.inference_mode()
 def reference_logits(reference: Any, tokens: Tokens) -> Tensor:
     return reference(torch.tensor([list(tokens)])).logits[0].float()
 

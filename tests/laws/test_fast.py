@@ -165,3 +165,32 @@ def test_the_last_layer_of_a_prompt_makes_only_keys_and_values() -> None:
         assert torch.allclose(a.k, b.k, atol=1e-4)
         assert torch.allclose(a.v, b.v, atol=1e-4)
     assert argmax(one.forward()) != []
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-plain", "qwen2", "qwen3", "llama-yarn"])
+@pytest.mark.parametrize("weights", ["dense-fp32", "int4", "nf4"])
+def test_the_step_that_a_gpu_replays_gives_the_plain_logits(family: str, weights: str) -> None:
+    """Uncaptured, as it runs without a GPU: over buffers that grow twice, after rollbacks, and in a second memory."""
+    model = tiny.decoder(family, weights).private()
+    model.graphs = True
+    tokens = tiny.text(150, seed=4)
+    plain = tiny.decoder(family, weights).plain()
+    close = 1e-4 if weights == "dense-fp32" else 0.1
+    for _ in range(2):
+        got, want = (laws.stepwise(m, tokens) for m in (model, plain))
+        assert spread(got, want) < close
+    assert model._step is not None
+
+
+def test_speculation_through_the_replayed_step_keeps_the_text() -> None:
+    model = tiny.decoder("llama").private()
+    prompts = tiny.prompts(4, 21)
+    want = laws.texts(model, Stack(), prompts, 24, tiny.tools)
+    model.graphs = True
+    assert laws.texts(model, Stack(), prompts, 24, tiny.tools) == want
+    assert laws.texts(model, Stack([laws.sharp("prompt-lookup")]), prompts, 24, tiny.tools) == want
+    evicting = Stack([make("streaming-llm", budget=12, every=5)])
+    model.graphs = False
+    want = laws.texts(model, evicting, prompts, 24, tiny.tools)
+    model.graphs = True
+    assert laws.texts(model, evicting, prompts, 24, tiny.tools) == want

@@ -13,6 +13,7 @@ from llmlab.models.codes import GROUP, Codes
 from llmlab.models.families import build
 from llmlab.models.gguf_file import GgufFile
 from tests import made
+from tests.laws import laws
 
 
 @pytest.mark.parametrize("kind", ["Q4_1", "Q4_0", "Q8_0", "F16"])
@@ -73,3 +74,53 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
     made.gguf(tmp_path / "tiny.gguf", architecture="mamba")
     with pytest.raises(Refused, match="architecture 'mamba'"):
         GgufFile(tmp_path / "tiny.gguf")
+
+
+def test_the_reader_passes_over_arrays_and_finds_the_rest(tmp_path: Path) -> None:
+    """What the faster reader reads is what gguf's own reads: every scalar, every tensor."""
+    import gguf
+    import numpy as np
+
+    from llmlab.models.gguf_file import _reader
+
+    made.gguf(tmp_path / "a.gguf")
+    ours, theirs = _reader(tmp_path / "a.gguf"), gguf.GGUFReader(tmp_path / "a.gguf")
+    assert list(ours.fields) == list(theirs.fields)
+    for name, field in theirs.fields.items():
+        if gguf.GGUFValueType.ARRAY not in field.types:
+            assert ours.fields[name].contents() == field.contents()
+    for a, b in zip(ours.tensors, theirs.tensors, strict=True):
+        assert (a.name, a.data_offset) == (b.name, b.data_offset)
+        assert np.array_equal(a.data, b.data)
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q4_0", "Q8_0", "Q5_0", "Q5_1", "F16"])
+@pytest.mark.parametrize("weights", ["dense-fp32", "int4"])
+def test_tensors_of_every_common_type_load(tmp_path: Path, kind: str, weights: str) -> None:
+    reference = made.gguf(tmp_path / "a.gguf", kind=kind)
+    file = GgufFile(tmp_path / "a.gguf")
+    if kind not in ("Q4_1", "Q4_0", "F16"):
+        assert kind in file.source
+        assert "unpacked" in file.source, "the page says what has no packed form"
+    model = build(file, weights)
+    tokens = [5, 9, 2, 77, 31]
+    with torch.inference_mode():
+        want = reference(torch.tensor([tokens])).logits[0]
+    got = laws.logits(model, tokens, [5])
+    alike = float(torch.cosine_similarity(got.flatten(), want.flatten(), 0))
+    assert alike > (0.99999 if weights == "dense-fp32" else 0.9)
+
+
+def test_a_tokenizer_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmlab.models import sources
+
+    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path / "cache"))
+    made.gguf(tmp_path / "a.gguf")
+    found = sources.find(str(tmp_path / "a.gguf"))
+    first = sources.tokenizer(found)
+    (kept,) = (tmp_path / "cache" / "tokenizers").iterdir()
+    again = sources.tokenizer(found)
+    assert again.get_vocab() == first.get_vocab()
+    assert again("the tea")["input_ids"] == first("the tea")["input_ids"]
+    (kept / "tokenizer.json").write_text("{")
+    assert sources.tokenizer(found).get_vocab() == first.get_vocab(), "a damaged one is made anew"
