@@ -22,6 +22,7 @@ from llmlab.draft import Draft
 from llmlab.events import Committed
 from llmlab.experiment import Lab, Settings
 from llmlab.loop import generate
+from llmlab.memory import Memory
 from llmlab.meter import cores, use_threads
 from llmlab.models.decoder import Batch, Span
 from llmlab.models.linears import argmax
@@ -141,6 +142,7 @@ class Ours:
         if not hasattr(self.model, "shape"):
             return None  # a wrapped model takes one sequence at a time
         memories = [self.model.memory() for _ in prompts]
+        Memory.pooled(memories)
         best = []
         for prompt, memory in zip(prompts, memories, strict=True):
             best += argmax(self._step([list(prompt)], [memory], 0)[-1:])

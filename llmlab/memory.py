@@ -35,6 +35,7 @@ class Rows:
 
     def __init__(self, heads: int, head_size: int, dtype: torch.dtype, device: torch.device) -> None:
         self.count = 0
+        self.pool: Pool | None = None
         self._kv = torch.empty(2, heads, 0, head_size, dtype=dtype, device=device)
         self._positions = torch.empty(heads, 0, dtype=torch.long, device=device)
         self._stats: dict[str, Tensor] = {}
@@ -158,7 +159,7 @@ class Rows:
             for t in everything:
                 t[:, :n] = t[head, rows]
         self.count, self._ordered, self._written = n, 0, 0
-        if self.capacity > 2 * n + BLOCK:
+        if self.capacity > 2 * n + BLOCK and self.pool is None:
             self._resize(n)
 
     def _with_positions(self) -> tuple[Tensor, ...]:
@@ -184,16 +185,44 @@ class Rows:
 
     def _resize(self, wanted: int) -> None:
         capacity = -(-wanted // BLOCK) * BLOCK
+        if self.pool is None:
+            self._take(self._moved(self._kv, capacity, 2), capacity)
+        else:
+            self.pool.resize(capacity)
 
-        def moved(t: Tensor, axis: int = 1) -> Tensor:
-            new = t.new_zeros(*t.shape[:axis], capacity, *t.shape[axis + 1 :])
-            held = min(self.count, t.shape[axis], capacity)
-            new.narrow(axis, 0, held).copy_(t.narrow(axis, 0, held))
-            return new
+    def _moved(self, t: Tensor, capacity: int, axis: int) -> Tensor:
+        new = t.new_zeros(*t.shape[:axis], capacity, *t.shape[axis + 1 :])
+        held = min(self.count, t.shape[axis], capacity)
+        new.narrow(axis, 0, held).copy_(t.narrow(axis, 0, held))
+        return new
 
-        self._kv, self._positions = moved(self._kv, 2), moved(self._positions)
-        self._stats = {name: moved(s) for name, s in self._stats.items()}
+    def _take(self, kv: Tensor, capacity: int) -> None:
+        """Go on with `kv` (2, H, capacity, D), to which the rows have been copied."""
+        self._kv, self._positions = kv, self._moved(self._positions, capacity, 1)
+        self._stats = {name: self._moved(s, capacity, 1) for name, s in self._stats.items()}
         self._measure()
+
+
+class Pool:
+    """One layer's rows of several sequences in one tensor, so that a pass over all of them copies nothing together.
+
+    Its members grow together, to what the longest needs, and never shrink. `kv` is (2, sequences, H, capacity, D).
+    """
+
+    def __init__(self, members: list[Rows]) -> None:
+        self.members = members
+        for rows in members:
+            rows.pool = self
+        self.resize(max(rows.capacity for rows in members))
+
+    def resize(self, capacity: int) -> None:
+        with torch.inference_mode():
+            _, heads, _, head_size = self.members[0]._kv.shape
+            self.kv = self.members[0]._kv.new_zeros(2, len(self.members), heads, capacity, head_size)
+            for i, rows in enumerate(self.members):
+                held = min(rows.count, rows.capacity)
+                self.kv[:, i, :, :held] = rows._kv[:, :, :held]
+                rows._take(self.kv[:, i], capacity)
 
 
 class Memory:
@@ -215,6 +244,12 @@ class Memory:
     def nbytes(self) -> int:
         """Bytes of the tensors that exist, whole buffers included."""
         return sum(layer.nbytes for layer in self.layers)
+
+    @staticmethod
+    def pooled(memories: Sequence[Memory]) -> None:
+        """Let these sequences, which must be alike, share their tensors; each stays what it is."""
+        for rows in zip(*(memory.layers for memory in memories), strict=True):
+            Pool(list(rows))
 
     def restore(self, rows: Sequence[int]) -> None:
         """Take back everything appended since `rows()` said this."""

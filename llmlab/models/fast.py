@@ -9,6 +9,7 @@ E width.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.memory import Rows
+from llmlab.memory import Pool, Rows
 from llmlab.models.linears import Linear
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 ROWS = 64
 """Rows up to which a pass over several sequences is one of `Few`."""
-STACKED = 4
-"""Sequences from which their keys are stacked, rather than looked at one after the other."""
 CHUNK = 128
 """Queries of a prompt whose attention weights exist at once."""
 
@@ -105,6 +104,7 @@ class Few:
         self.q = [self.qkv[j, :H].view(KV, H // KV, D) for j in range(N)]
         self.kv = self.qkv[:, H:].view(N, 2, KV, D).permute(1, 2, 0, 3)
         self.one = [self.kv[:, :, j] for j in range(N)]
+        self.kv_rows = self.qkv[:, H:].view(N, 2, KV, D)
         self.a, self.a_flat = list(self.seen), self.seen.view(N, H * D)
 
     def begin(self, model: Decoder, batch: Batch) -> Tensor:
@@ -116,9 +116,18 @@ class Few:
         self.paths = [_paths(span) for span in batch.spans]
         single = (s.stop - s.start == 1 and s.first is not None for s in batch.spans)
         watched = any(s.patterns or s.watch for s in batch.spans)
-        self.side_by_side = self.many and len(batch.spans) >= STACKED and all(single) and not watched
-        self.masks: dict[tuple[int, ...], Tensor] = {}
+        self.side_by_side = self.many and all(single) and not watched
+        self.counts: list[int] = []
         return self.x
+
+    def _pool(self, batch: Batch, b: Bound) -> Pool | None:
+        """The pool whose sequences, all and in order, have a row each in this pass."""
+        if not self.side_by_side or b.window is not None:
+            return None
+        layers = [span.memory.layers[b.index] for span in batch.spans]
+        pool = layers[0].pool
+        alike = pool is not None and len(layers) == len(pool.members)
+        return pool if alike and all(map(operator.is_, layers, pool.members)) else None
 
     def layer(self, block: Block, h: Tensor, batch: Batch, fill: bool) -> Tensor:
         """As `Block.forward`; `h` comes back changed in place."""
@@ -138,11 +147,10 @@ class Few:
             self.qkv[:, :H] = norm_q(self.qkv[:, :H])
             self.qkv[:, H : H + KV] = norm_k(self.qkv[:, H : H + KV])
         self.turned.mul_(self.turn)
-        if self.side_by_side and b.window is None:
-            self._look_side_by_side(batch, b.index, fill)
-        for span, paths in zip(batch.spans, self.paths, strict=True):
-            if self.side_by_side and b.window is None:
-                break
+        pool = self._pool(batch, b)
+        if pool:
+            self._look_side_by_side(pool, batch, fill)
+        for span, paths in () if pool else zip(batch.spans, self.paths, strict=True):
             rows = span.memory.layers[b.index]
             held = rows.count
             single = span.stop - span.start == 1
@@ -217,35 +225,31 @@ class Few:
         if span.watch is not None:
             span.watch(b.index, _gathered(weights, held, n, paths))
 
-    def _look_side_by_side(self, batch: Batch, layer: int, fill: bool) -> None:
-        """Attention of many sequences with a row each: those with equal room are stacked and looked at in one product.
-
-        Copying their keys and values costs less than three calls for each of them.
-        """
-        alike: dict[int, list[int]] = {}
-        memory = [span.memory.layers[layer] for span in batch.spans]
-        for i, (rows, span) in enumerate(zip(memory, batch.spans, strict=True)):
-            rows.append_one(self.one[i], span.first)
-            alike.setdefault(rows.capacity, []).append(i)
+    def _look_side_by_side(self, pool: Pool, batch: Batch, fill: bool) -> None:
+        """Attention of the sequences of a pool, a row each: one product for them all."""
+        counts = [rows.count for rows in pool.members]
+        longest = max(counts) + 1
+        if counts != self.counts:
+            self.counts = counts
+            self.mask = None
+            if min(counts) + 1 < longest:
+                seen = torch.arange(longest) <= torch.tensor(counts)[:, None]
+                self.mask = torch.where(seen, 0.0, -torch.inf).repeat_interleave(self.shape.kv_heads, 0)[:, None]
+        for rows, span in zip(pool.members, batch.spans, strict=True):
+            rows.extend(range(span.first, span.first + 1))
+        kv = pool.kv
+        if self.mask is None:
+            kv[:, :, :, longest - 1] = self.kv_rows.transpose(0, 1)
+        else:
+            kv[:, torch.arange(self.N), :, torch.tensor(counts)] = self.kv_rows
         if fill:
             return
-        KV, D = self.shape.kv_heads, self.shape.head_size
-        G = self.shape.heads // KV
-        for room, members in alike.items():
-            n, counts = len(members), tuple(memory[i].count for i in members)
-            mask = self.masks.get((room, *counts))
-            if mask is None:
-                mask = torch.where(torch.arange(room) < torch.tensor(counts)[:, None], 0.0, -torch.inf)[:, None, None]
-                self.masks[room, *counts] = mask
-            keys = torch.stack([memory[i].keys for i in members]).view(n * KV, room, D)
-            values = torch.stack([memory[i].values for i in members]).view(n * KV, room, D)
-            q = self.queries if n == self.N else self.queries[members]
-            scores = torch.bmm(q.reshape(n * KV, G, D), keys.transpose(1, 2)).view(n, KV, G, room).add_(mask)
-            seen = torch.bmm(torch.softmax(scores, -1).view(n * KV, G, room), values).view(n, KV, G, D)
-            if n == self.N:
-                self.seen.copy_(seen)
-            else:
-                self.seen[members] = seen
+        keys, values = kv[:, :, :, :longest].flatten(1, 2)
+        N, (KV, G, D) = self.N, self.seen.shape[1:]
+        scores = torch.bmm(self.queries.reshape(N * KV, G, D), keys.transpose(1, 2))
+        if self.mask is not None:
+            scores.add_(self.mask)
+        self.seen.copy_(torch.bmm(torch.softmax(scores, -1), values).view(N, KV, G, D))
 
     def _look_together(self, span: Span, rows: Rows, held: int) -> None:
         """The same in one product for all rows of a span: quicker, and not to the bit what rows get alone."""

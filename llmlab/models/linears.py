@@ -460,6 +460,7 @@ class Tables(nn.Module):
         self.look: Int4 | None = None
         self.reordered: Reordered | None = None
         self._quick: Callable[[Tensor], Tensor] | None = None
+        self.batches = False
         dtype = {"dense-fp32": torch.float32, "dense-bf16": torch.bfloat16}.get(weights)
         make = Int8Groups if dtype is None else partial(Plain, dtype=dtype)
         self.embed: Int8Groups | Plain = make(embed)
@@ -474,6 +475,7 @@ class Tables(nn.Module):
                 self.reordered = Reordered(self.head.weight)
         elif _int4_kernel(self.head.q.device.type, *self.head.q.shape):
             self.look = Int4(F.pad(self.head.dense(), (0, self.short)))
+            self.batches = self.head.q.is_cpu and onednn(torch.bfloat16)
         self._quick = None
 
     def _first_look(self) -> Callable[[Tensor], Tensor] | None:
@@ -509,7 +511,11 @@ class Tables(nn.Module):
         if self._quick is None or not 0 < best < self.vocabulary:
             whole = isinstance(self.head, Plain) and self.head.weight.dtype == torch.float32
             return self.head.logits(h) if whole else _in_turn(h, self.head.logits)
-        y = self._quick((F.pad(h, (0, self.short)) if self.short else h).bfloat16())
+        if self.batches and len(h) >= MANY:  # from so many rows on the head pays in bfloat16, as other matrices do
+            self.reordered = self.reordered or Reordered(self.head.dense().bfloat16())
+            y = self.reordered(h.bfloat16())
+        else:
+            y = self._quick((F.pad(h, (0, self.short)) if self.short else h).bfloat16())
         index = highest(y, best)  # (N, C)
         exact = torch.stack([torch.mv(r, x) for r, x in zip(self.head.rows(index), h, strict=True)])
         return y.float().scatter_(1, index, exact)

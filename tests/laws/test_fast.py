@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llmlab.draft import Draft
+from llmlab.memory import Memory
 from llmlab.models.decoder import Batch, Decoder, Span
 from llmlab.models.linears import argmax
 from llmlab.session import Session
@@ -112,23 +113,28 @@ def test_rows_of_many_sequences_are_those_of_each_alone(lengths: tuple[int, ...]
     model = tiny.decoder("llama", weights)
     prompts = [tiny.text(n, seed=n + i) for i, n in enumerate(lengths)]
 
-    def memories() -> list[object]:
-        made = []
+    def memories(pooled: bool = False) -> list[Memory]:
+        made: list[Memory] = []
         for prompt in prompts:
             memory = model.memory()
             ids = torch.tensor(prompt)
             model.forward(Batch(ids, torch.arange(len(ids)), [Span(0, len(ids), memory, first=0)]), last=0)
             made.append(memory)
+        if pooled:
+            Memory.pooled(made)
         return made
 
     nexts = torch.tensor([i + 2 for i in range(len(lengths))])
     alone = []
     for memory, token, n in zip(memories(), nexts, lengths, strict=True):
         alone.append(model.forward(Batch(token[None], torch.tensor([n]), [Span(0, 1, memory, first=n)]))[0])
-    spans = [Span(i, i + 1, m, first=n) for i, (m, n) in enumerate(zip(memories(), lengths, strict=True))]
-    got = model.forward(Batch(nexts, torch.tensor(lengths), spans))
     tolerance = 1e-4 if weights == "dense-fp32" else 0.05
-    assert spread(got, torch.stack(alone)) < tolerance
+    for pooled in (False, True):
+        held = memories(pooled)
+        spans = [Span(i, i + 1, m, first=n) for i, (m, n) in enumerate(zip(held, lengths, strict=True))]
+        got = model.forward(Batch(nexts, torch.tensor(lengths), spans))
+        assert spread(got, torch.stack(alone)) < tolerance
+        assert [m.longest for m in held] == [n + 1 for n in lengths]
 
 
 @torch.inference_mode()
