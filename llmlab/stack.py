@@ -15,6 +15,18 @@ LONGEST = 4096
 """Characters of a stack's text or link that are read; longer ones are refused before they are parsed."""
 
 
+def parsed(text: str) -> tuple[str, dict[str, str]]:
+    """`name:knob=value,knob=value` as the name and the knobs. Raises Refused for a knob without a value."""
+    name, _, rest = text[:LONGEST].strip().partition(":")
+    settings: dict[str, str] = {}
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise Refused(f"{name}'s setting {pair[:40]!r}", "has no value", "Write it as knob=value")
+        settings[key.strip().replace("-", "_")] = value.strip()
+    return name, settings
+
+
 class Stack:
     """Techniques in canonical order, whatever order they were given in: prompt → weights → patches → … → router."""
 
@@ -99,13 +111,7 @@ class Stack:
         """The inverse of `arguments`: `["prompt-lookup:length=4", "wanda"]`. Raises Refused."""
         members = []
         for text in texts:
-            name, _, rest = text[:LONGEST].strip().partition(":")
-            settings: dict[str, Any] = {}
-            for pair in filter(None, rest.split(",")):
-                key, equals, value = pair.partition("=")
-                if not equals:
-                    raise Refused(f"{name}'s setting {pair[:40]!r}", "has no value", "Write it as knob=value")
-                settings[key.strip().replace("-", "_")] = value.strip()
+            name, settings = parsed(text)
             members.append(make(name, **settings))
         return cls(members)
 

@@ -6,9 +6,11 @@ import difflib
 import importlib
 import pkgutil
 import re
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
-from typing import Any, ClassVar, Literal
+from types import ModuleType
+from typing import Any, ClassVar, Literal, TypeVar
 
 from llmlab.abilities import Ability, Refused
 
@@ -92,23 +94,12 @@ class Knob:
 
 
 @dataclass(frozen=True)
-class Technique:
-    """The base of every technique. Keeps no state: what a run remembers lives in its session or a generator's
-    locals."""
+class Described:
+    """What has a name, knobs and a card: techniques and studies. Its docstring is the card, its file gives its name."""
 
     covers: ClassVar[tuple[str, ...]] = ()
-    exact: ClassVar[bool] = False
-    needs: ClassVar[frozenset[Ability]] = frozenset()
-    spoils: ClassVar[frozenset[Ability]] = frozenset()
-    speed: ClassVar[Literal["real", "simulated"]] = "real"
     claim: ClassVar[str] = ""
-    """The one line that the page shows beside the switch."""
-    identity: ClassVar[dict[str, Any] | None] = None
-    """Knobs with which a lossy technique changes nothing at all; None for an exact one."""
-
-    door: ClassVar[str] = ""
-    slot: ClassVar[Literal["one", "chain"]] = "chain"
-    job: ClassVar[str] = ""
+    """The one line that the page shows beside it."""
 
     def __post_init__(self) -> None:
         for k in self.knobs():
@@ -126,12 +117,32 @@ class Technique:
 
     @property
     def id(self) -> str:
-        """The technique's name on the command line: its file's name in kebab case."""
+        """Its name on the command line: its file's name in kebab case."""
         return self._id()
 
     @property
     def title(self) -> str:
         return title(type(self))
+
+    def settings(self) -> dict[str, Any]:
+        return {k.name: getattr(self, k.name) for k in self.knobs()}
+
+
+@dataclass(frozen=True)
+class Technique(Described):
+    """The base of every technique. Keeps no state: what a run remembers lives in its session or a generator's
+    locals."""
+
+    exact: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Ability]] = frozenset()
+    spoils: ClassVar[frozenset[Ability]] = frozenset()
+    speed: ClassVar[Literal["real", "simulated"]] = "real"
+    identity: ClassVar[dict[str, Any] | None] = None
+    """Knobs with which a lossy technique changes nothing at all; None for an exact one."""
+
+    door: ClassVar[str] = ""
+    slot: ClassVar[Literal["one", "chain"]] = "chain"
+    job: ClassVar[str] = ""
 
     def prepare(self, model: Any, tools: Any) -> None:
         """Load or measure what a run will need, before its clock starts; `tools` keeps it. Called once per run."""
@@ -150,50 +161,54 @@ class Technique:
             return True
         return self.identity is not None and all(getattr(self, k) == v for k, v in self.identity.items())
 
-    def settings(self) -> dict[str, Any]:
-        return {k.name: getattr(self, k.name) for k in self.knobs()}
 
-
-def title(technique: type[Technique]) -> str:
+def title(described: type[Described]) -> str:
     """The first line of the docstring, up to its full stop."""
-    return (technique.__doc__ or technique.__name__).strip().splitlines()[0].rstrip(". ")
+    return (described.__doc__ or described.__name__).strip().splitlines()[0].rstrip(". ")
 
 
-def card(technique: type[Technique]) -> dict[str, str]:
+def card(described: type[Described]) -> dict[str, str]:
     """The docstring's four labelled paragraphs: Idea, Rule, Watch, Differs."""
-    text = re.sub(r"\n\s+", "\n", (technique.__doc__ or "").strip())
+    text = re.sub(r"\n\s+", "\n", (described.__doc__ or "").strip())
     parts = re.split(rf"^({'|'.join(LABELS)}):\s*", text, flags=re.MULTILINE)
     return {parts[i]: " ".join(parts[i + 1].split()) for i in range(1, len(parts) - 1, 2)}
 
 
-@cache
-def registry() -> dict[str, type[Technique]]:
-    """Every technique under `llmlab/techniques`, by id; found by walking the folder, so a new file is all it takes."""
-    import llmlab.techniques as root
+T = TypeVar("T", bound=Described)
 
-    found: dict[str, type[Technique]] = {}
-    for info in pkgutil.walk_packages(root.__path__, root.__name__ + "."):
+
+def walked(package: ModuleType, kind: type[T]) -> dict[str, type[T]]:
+    """Everything of a kind in a package, by id; found by walking its folder, so a new file is all it takes."""
+    found: dict[str, type[T]] = {}
+    for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if info.ispkg:
             continue
         module = importlib.import_module(info.name)
         for value in vars(module).values():
-            if (
-                isinstance(value, type)
-                and issubclass(value, Technique)
-                and value.__module__ == info.name
-                and value.covers
-            ):
+            if isinstance(value, type) and issubclass(value, kind) and value.__module__ == info.name and value.covers:
                 found[value._id()] = value
     return dict(sorted(found.items()))
 
 
+@cache
+def registry() -> dict[str, type[Technique]]:
+    """Every technique under `llmlab/techniques`, by id."""
+    import llmlab.techniques as root
+
+    return walked(root, Technique)
+
+
 def make(name: str, /, **settings: Any) -> Technique:
     """The technique called `name` with these knobs; Refused for an unknown name or knob, or a value out of range."""
-    known = registry()
+    return made("technique", registry(), name, settings)
+
+
+def made(kind: str, known: Mapping[str, type[T]], name: str, settings: Mapping[str, Any]) -> T:
+    """What `known` has by that name, with these knobs. Refused as `make` says."""
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         hint = f"Did you mean {near[0]}" if near else f"Choose one of {', '.join(known)}"
-        raise Refused(f"No technique is called {name[:40]!r};", "the name was not found", hint)
+        raise Refused(f"No {kind} is called {name[:40]!r};", "the name was not found", hint)
     cls = known[name]
     knobs = {k.name: k for k in cls.knobs()}
     for key in settings:
