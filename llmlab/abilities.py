@@ -19,6 +19,7 @@ class Ability(Enum):
     ATTENTION = "the attention weights of each token"
     ROTARY = "rotary positions, which can be moved after the fact"
     LAYERS = "a decoder whose layers can be skipped one by one"
+    STATES = "the hidden states that stand after its layers"
     WEIGHTS = "weight matrices that can be read and replaced"
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from llmlab.abilities import Refused
 from llmlab.draft import Chance, Dice, Draft, Sampler
 from llmlab.memory import Rows, Tail
-from llmlab.models.decoder import Batch, Depth, Span
+from llmlab.models.decoder import Batch, Depth, Span, Taps
 from llmlab.models.linears import Tables
 from llmlab.stack import Stack
 
@@ -51,6 +51,17 @@ class Session:
         self.layers_run = float(len(self.memory.layers))
         self._held: list[int] = self.memory.rows()
         self._seen: dict[int, list[Tensor]] = {}
+        self._taps: Taps | None = None
+        self._states: list[Tensor] = []
+
+    def tap(self, layers: Sequence[int]) -> None:
+        """Keep the hidden states that stand after these layers (counted from 1), for `states`; before any pass."""
+        self._taps = Taps(layers)
+
+    def states(self) -> Tensor:
+        """(n, taps, E): what the taps saw of the tokens committed and computed since the last call, oldest first."""
+        taken, self._states = self._states, []
+        return torch.cat(taken)
 
     # Reading ---------------------------------------------------------------------------------------------------
 
@@ -76,6 +87,8 @@ class Session:
             if self.policy and self.policy.during_prompt:
                 n = min(n, self.room() + 1)
             self._forward(prompt[done : done + n], None, 0, observed=True)
+            if self._taps:
+                self._states.append(self._taps.taken())
             done += n
             yield done, None
             if evicted := self._evict(prompt_over=done == len(prompt) - 1):
@@ -144,9 +157,9 @@ class Session:
         batch = Batch(torch.tensor(tokens, device=device), positions.to(device), [span], self.exact and last > 0)
         if last == 0:
             self.memory.next_position += T
-            return self.model.forward(batch, None, 0)
+            return self.model.forward(batch, self._taps, 0)
         self.exits = []
-        return self.model.forward(batch, depth or self.depth, last, self._best)
+        return self.model.forward(batch, depth or self.depth or self._taps, last, self._best)
 
     def _observe_now(self, layer: int, attention: Tensor) -> None:
         self.policy.observe(self.memory.layers[layer], attention)
@@ -175,6 +188,8 @@ class Session:
                 columns = columns.to(attention.device)
                 self.policy.observe(self.memory.layers[index], attention[:, kept].index_select(2, columns))
             self._seen = {}
+            if self._taps:
+                self._states.append(self._taps.taken()[kept])
             self.memory.next_position += len(kept)
             self.tokens += [draft.tokens[i] for i in path] + [bonus]
             self.unread = 1

@@ -261,6 +261,26 @@ def every_layer(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor
     return h, None
 
 
+class Taps:
+    """A depth that goes through every layer and keeps what stands after some of them, counted from 1."""
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        self.layers = tuple(layers)
+        self.states: list[Tensor] = []
+
+    def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        self.states = []
+        for i, block in enumerate(model.layers, 1):
+            h = block(h, batch)
+            if i in self.layers:
+                self.states.append(h.clone())  # a pass of a few rows changes h in place
+        return h, None
+
+    def taken(self) -> Tensor:
+        """(N, taps, E) of the last pass."""
+        return torch.stack(self.states, 1)
+
+
 class Decoder(nn.Module):
     """A decoder-only transformer of the Llama kind, with its weights in one of the formats of `linears`."""
 
