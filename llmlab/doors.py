@@ -47,6 +47,7 @@ class ForwardPatch(Technique):
     door: ClassVar[str] = "ForwardPatch"
     slot = "one"
     job: ClassVar[str] = "deciding how far a token goes through the layers"
+    spoils = frozenset({Ability.STATES})
 
     def installed(self, session: Session) -> AbstractContextManager[None]:
         raise NotImplementedError
@@ -107,6 +108,10 @@ class Drafter(Technique):
     job: ClassVar[str] = "guessing the next tokens"
     exact = True
     needs = frozenset({Ability.MANY_ROWS, Ability.ROLLBACK})
+
+    def taps(self, model: Any, tools: Tools) -> tuple[int, ...]:
+        """After which layers, counted from 1, the session must keep the model's hidden states for it."""
+        return ()
 
     def drafts(self, session: Session, tools: Tools) -> Generator[Draft, Verdict, None]:
         """Yield a draft, receive its verdict, for as long as asked; the paper's algorithm with its state in locals.

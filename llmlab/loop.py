@@ -45,6 +45,9 @@ def generate(
     session = Session(model, stack)
     session.sampler, session.chance, session.exact = sampler, Dice(seed), exact
     yield replace(started or bare_start(model, stack, prompt), t=clock())
+    drafter = stack.one("Drafter")
+    if drafter and (taps := drafter.taps(model, tools)):
+        session.tap(taps)
     with ExitStack() as undo:
         for patch in stack.through("ForwardPatch"):
             undo.enter_context(patch.installed(session))
@@ -58,7 +61,6 @@ def generate(
                 return
         if len(prompt) == 1:
             yield Prefilled(clock(), 0, 0, session.memory.nbytes, session.memory.rows())
-        drafter = stack.one("Drafter")
         proposals = drafter.drafts(session, tools) if drafter else None
         verdict: Verdict | None = None
         produced, reason = 0, "limit"

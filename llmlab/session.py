@@ -60,8 +60,9 @@ class Session:
 
     def states(self) -> Tensor:
         """(n, taps, E): what the taps saw of the tokens committed and computed since the last call, oldest first."""
+        assert self._taps is not None
         taken, self._states = self._states, []
-        return torch.cat(taken)
+        return torch.cat(taken) if taken else torch.empty(0, len(self._taps.layers), self.model.shape.width)
 
     # Reading ---------------------------------------------------------------------------------------------------
 

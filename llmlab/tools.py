@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from torch import Tensor
+
+from llmlab import trained
 from llmlab.abilities import Refused
+from llmlab.memory import Memory
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
+_PARTS: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 _INFLUENCE: WeakKeyDictionary[Any, list[float]] = WeakKeyDictionary()
 
 
@@ -23,11 +28,15 @@ class Tools:
         tokenizer: Any = None,
         partner: Callable[[str], Any] | None = None,
         calibration: list[int] | None = None,
+        parts: Callable[[str, Any, str], dict[str, Tensor]] = trained.load,
     ) -> None:
-        """`partner(name)` returns a model by catalogue id, or "int4" etc. for the running model in that format."""
+        """`partner(name)` returns a model by catalogue id, or "int4" etc. for the running model in that format.
+        `parts` finds trained parts, as `trained.load` does."""
         self.tokenizer = tokenizer
         self._partner = partner
         self._calibration = calibration
+        self._parts = parts
+        self.memories: list[Memory] = []
         self.sessions: list[Any] = []
         self._partners: dict[str, Any] = {}
 
@@ -48,9 +57,19 @@ class Tools:
             self._calibration = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._calibration[:length]
 
+    def part(self, kind: str, model: Any, who: str, make: Callable[[Any, dict[str, Tensor]], Any]) -> Any:
+        """`make(model, tensors)` of the part of this kind trained for `model`, made once per model.
+
+        Raises Refused, in the name of `who`, where none was trained.
+        """
+        made = _PARTS.setdefault(model, {})
+        if kind not in made:
+            made[kind] = make(model, self._parts(kind, model, who))
+        return made[kind]
+
     def kv_bytes(self) -> int:
-        """Bytes that partner sessions hold beside the run's own memory."""
-        return sum(s.memory.nbytes for s in self.sessions)
+        """Bytes that drafters hold beside the run's own memory."""
+        return sum(s.memory.nbytes for s in self.sessions) + sum(m.nbytes for m in self.memories)
 
     def influence(self, model: Any) -> list[float]:
         """Per layer, how much it turns its input on the calibration text; measured once per model."""

@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from llmlab.models.decoder import Decoder
 from llmlab.models.families import build
 from llmlab.tools import Tools
+from llmlab.training import eagle
 
 VOCAB = 97
 SIZES = {
@@ -159,4 +160,16 @@ def tools(name: str = "llama", calibration: Sequence[int] | None = None) -> Tool
     def partner(asked: str) -> Decoder:
         return decoder(name, asked) if asked in ("int4", "int8", "nf4") else decoder(asked, seed=9)
 
-    return Tools(None, partner, list(calibration if calibration is not None else text(300)))
+    return Tools(None, partner, list(calibration if calibration is not None else text(300)), parts)
+
+
+def parts(kind: str, model: Decoder, who: str) -> dict[str, Tensor]:
+    """A part that nobody has trained: random, and at home on `model`."""
+    dice = torch.Generator().manual_seed(1)
+    shortlist = torch.arange(0, model.shape.vocab, 2 if model.shape.vocab > 8 else 1)
+    if kind == "eagle":
+        layers = eagle.taps(model)
+        return {**eagle.Net(model, layers).state_dict(), "taps": torch.tensor(layers), "shortlist": shortlist}
+    if kind == "heads":
+        return {"blocks": torch.randn(4, *[model.shape.width] * 2, generator=dice) * 0.3, "shortlist": shortlist}
+    raise KeyError(kind)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -103,6 +102,8 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     have = shards(folder)
     done = sum(_count(path) for path in have)
+    if done >= tokens:
+        return
     supply, dice = Prompts(seed + len(have)), random.Random(seed + len(have))
 
     def texts() -> Iterator[Text]:
@@ -146,6 +147,12 @@ def shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("text-*.safetensors"))
 
 
+def taps(folder: Path) -> tuple[int, ...]:
+    """After which layers, counted from 1, the states of a folder's texts were taken."""
+    with safe_open(shards(folder)[0], "pt") as f:
+        return tuple(json.loads((f.metadata() or {}).get("taps", "[]")))
+
+
 def _count(path: Path) -> int:
     with safe_open(path, "pt") as f:
         return f.get_slice("tokens").get_shape()[0]
@@ -166,20 +173,27 @@ class Sequence:
     temperature: float
 
 
-def sequences(folder: Path, states: bool = True, keep: Callable[[int], bool] = lambda i: True) -> Iterator[Sequence]:
-    """The texts of a folder whose running number `keep` wants. Raises Refused where there are none."""
+def sequences(folder: Path, layers: tuple[int, ...] = ()) -> Iterator[Sequence]:
+    """The texts of a folder, with the states that stand after `layers`; without any, without states.
+
+    Raises Refused where there are no texts, or none with these states.
+    """
     if not shards(folder):
         raise Refused(f"The folder {folder}", "holds no text to learn from", "Write some first")
-    number = 0
+    have = taps(folder)
+    if not set(layers) <= set(have):
+        missing = ", ".join(map(str, sorted(set(layers) - set(have))))
+        raise Refused(f"The folder {folder}", f"holds no states of the layers {missing}", "Write its text again")
+    columns = [have.index(layer) for layer in layers]
     for path in shards(folder):
         with safe_open(path, "pt") as f:
-            held: dict[str, Any] = {k: f.get_tensor(k) for k in f.keys() if k != "states" or states}  # noqa: SIM118
+            held: dict[str, Tensor] = {k: f.get_tensor(k) for k in f.keys() if k != "states"}  # noqa: SIM118
+            states = f.get_tensor("states")[:, columns] if columns else None
         start = 0
-        columns = (held[k].tolist() for k in ("lengths", "prompts", "kinds", "temperatures", "next"))
-        for n, prompt, kind, temperature, end in zip(*columns, strict=True):
-            if keep(number):
-                tokens = held["tokens"][start : start + n].long()
-                following = torch.cat([tokens[1:], torch.tensor([end])])
-                own = held["states"][start : start + n] if "states" in held else None
-                yield Sequence(tokens, following, own, prompt, KINDS[kind], temperature)
-            start, number = start + n, number + 1
+        lists_of = (held[k].tolist() for k in ("lengths", "prompts", "kinds", "temperatures", "next"))
+        for n, prompt, kind, temperature, end in zip(*lists_of, strict=True):
+            tokens = held["tokens"][start : start + n].long()
+            following = torch.cat([tokens[1:], torch.tensor([end])])
+            own = states[start : start + n] if states is not None else None
+            yield Sequence(tokens, following, own, prompt, KINDS[kind], temperature)
+            start += n

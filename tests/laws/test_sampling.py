@@ -126,7 +126,7 @@ def test_the_law_of_a_whole_run(
     def law(stack: Stack) -> laws.Law:
         def act(fate: laws.Fate) -> tuple[int, ...]:
             monkeypatch.setattr(loop, "Dice", lambda seed: fate)
-            helpers = Tools(None, lambda name: half, [t % 5 for t in tiny.text(200)])
+            helpers = Tools(None, lambda name: half, [t % 5 for t in tiny.text(200)], tiny.parts)
             return tuple(text_of(laws.run(small, prompt, limit, stack, sampler=sampler, tools=helpers)))
 
         found: laws.Law = laws.defaultdict(float)

@@ -43,7 +43,7 @@ class EarlyExit(ForwardPatch):
 
     covers = ("https://arxiv.org/abs/2207.07061",)
     needs = frozenset({Ability.LAYERS})
-    spoils = frozenset({Ability.MANY_ROWS})
+    spoils = ForwardPatch.spoils | {Ability.MANY_ROWS}
     claim = "Stops at a middle layer when the model is already sure."
     identity = {"threshold": 1.0}
 

@@ -1,0 +1,103 @@
+"""What drafts gain on held-out prompts of six kinds: tokens per pass, and time against decoding without them.
+
+    python -m benchmarks.drafters [--technique eagle --technique prompt-lookup:length=4 …] [--weights int4]
+                                  [--tokens 128] [--rounds 3] [--json OUT|-]
+
+Each `--technique` is a stack of its own; join with + what belongs together. Plain decoding and every stack take turns,
+prompt by prompt; a ratio is that of two neighbouring runs. Says where a text differs from the plain one, which in
+bitwise verification it never may.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
+
+from llmlab.__main__ import report, say, write
+from llmlab.abilities import Refused
+from llmlab.bench import busy, quartiles
+from llmlab.experiment import Lab, Settings, record, within
+from llmlab.stack import Stack
+from llmlab.tools import ASSETS
+
+STACKS = ("prompt-lookup", "suffix-matching", "eagle", "draft-heads")
+
+
+def measure(settings: Settings, stacks: dict[str, Stack], rounds: int) -> dict[str, Any]:
+    """Per stack and kind: tokens per pass, time against plain, and how many texts were the same."""
+    lab = Lab()
+    prompts = json.loads((ASSETS / "texts" / "held_out.json").read_text(encoding="utf-8"))
+    ratios: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    passes: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    differ: dict[str, list[str]] = defaultdict(list)
+    for number, item in enumerate(prompts):
+        plain = replace(settings, prompt=item["prompt"])
+        for turn in range(rounds):
+            report("Measuring", number * rounds + turn, len(prompts) * rounds)
+            base = run(lab, plain)
+            for name, stack in stacks.items():
+                got = run(lab, replace(plain, stack=stack))
+                m, b = got["metrics"], base["metrics"]
+                if got["token_ids"] != base["token_ids"]:
+                    differ[name] += [item["id"]] if item["id"] not in differ[name] else []
+                ratios[name][item["kind"]].append(m["decode_tokens_per_second"] / b["decode_tokens_per_second"])
+                if turn == 0:
+                    passes[name][item["kind"]].append(m["tokens_per_pass"])
+    rows = []
+    for name in stacks:
+        for kind in (*passes[name], "all"):
+            kinds = list(passes[name]) if kind == "all" else [kind]
+            r, p = ([x for k in kinds for x in table[name][k]] for table in (ratios, passes))
+            low, high = quartiles(r)
+            row = {"stack": name, "kind": kind, "tokens_per_pass": round(statistics.mean(p), 3)}
+            row |= {"speed": round(statistics.median(r), 3), "low": round(low, 3), "high": round(high, 3)}
+            rows.append(row)
+    return {
+        "weights": settings.weights,
+        "tokens": settings.max_new_tokens,
+        "prompts": len(prompts),
+        "rounds": rounds,
+        "rows": rows,
+        "differing_texts": dict(differ),
+    }
+
+
+def run(lab: Lab, settings: Settings) -> dict[str, Any]:
+    prepared = lab.prepare(settings)
+    return record(list(lab.run(prepared)), prepared.loaded.tokenizer)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(prog="python -m benchmarks.drafters", description=(__doc__ or "").splitlines()[0])
+    p.add_argument("--technique", action="append", default=[])
+    p.add_argument("--model", default="smollm2-135m")
+    p.add_argument("--weights", default="int4")
+    p.add_argument("--tokens", default=128)
+    p.add_argument("--rounds", default=3)
+    p.add_argument("--json", default=None, metavar="OUT|-")
+    a = p.parse_args(arguments)
+    try:
+        stacks = {name: Stack.from_arguments(name.split("+")) for name in a.technique or STACKS}
+        settings = Settings(model=a.model, weights=a.weights, max_new_tokens=a.tokens)
+        if load := busy():
+            say(load)
+        value = measure(settings, stacks, within("rounds", a.rounds, 1, 100, int))
+    except Refused as e:
+        say(str(e))
+        return 2
+    for r in value["rows"]:
+        spread = f"{r['low']:.2f} to {r['high']:.2f}"
+        print(f"{r['stack']:40} {r['kind']:20} {r['tokens_per_pass']:5.2f} a pass  {r['speed']:5.2f}×  ({spread})")
+    for name, ids in value["differing_texts"].items():
+        print(f"{name}: other texts than plain decoding for {', '.join(ids)}")
+    write(value, a.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""EAGLE's network: one layer that continues a model's own hidden states, and so guesses its next tokens.
+
+Shapes: n rows, E width, S words of the shortlist. Row t is made of what the model's layers said at token t and of token
+t + 1; its output stands for the state of token t + 1, from which the head guesses token t + 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmlab.memory import Memory
+from llmlab.models.decoder import Batch, Block, Decoder, Norm, Span
+from llmlab.models.linears import GROUP, make_linear
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MATRICES = ("fuse", "join", "qkv", "out", "gate_up", "down")
+
+
+class FeatureDrafter:
+    """The trained part called "eagle" beside its model, whose embedding and head it shares.
+
+    The head is cut to a shortlist of the words that the model says most (FR-Spec, arXiv 2502.14856): with 49 152 words
+    it would cost more than the layer.
+    """
+
+    def __init__(self, model: Decoder, part: Mapping[str, Tensor]) -> None:
+        weights = model.weights if model.weights.startswith("dense") or model.shape.width % GROUP else "int4"
+        put = {k: v.float().to(model.device) for k, v in part.items() if k not in ("taps", "shortlist")}
+        matrix = {name: make_linear(put[name], weights) for name in MATRICES}
+        self.taps = tuple(part["taps"].tolist())
+        self.shortlist = part["shortlist"].long().to(model.device)
+        s, eps = replace(model.shape, layers=1, window=(None,)), model.shape.eps
+        norms = (Norm(put["norm_attention"], eps), Norm(put["norm_feed"], eps))
+        block = Block(s, 0, norms, matrix["qkv"], matrix["out"], matrix["gate_up"], matrix["down"])
+        self.decoder = Decoder(s, model.tables, [block], Norm(put["norm_out"], eps), model.angles, weights)
+        self.decoder.graphs = False
+        self.fuse, self.join = matrix["fuse"], matrix["join"]
+        self.norm_taps, self.norm_state, self.norm_token = put["norm_taps"], put["norm_state"], put["norm_token"]
+        self.head = make_linear(model.tables.head.rows(self.shortlist), weights)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it adds to its model."""
+        from llmlab.models.linears import nbytes
+
+        return sum(nbytes(part) for part in (*self.decoder.layers, self.fuse, self.join, self.head))
+
+    def memory(self) -> Memory:
+        return self.decoder.memory()
+
+    def fused(self, states: Tensor) -> Tensor:
+        """What the model's layers said of n tokens, states (n, taps, E), as one (n, E)."""
+        x = F.rms_norm(states.float(), states.shape[-1:], None, self.decoder.shape.eps) * self.norm_taps
+        return self.fuse(x.flatten(1))
+
+    @torch.inference_mode()
+    def forward(
+        self, states: Tensor, tokens: Sequence[int], memory: Memory, places: Sequence[int], visible: Tensor | None
+    ) -> Tensor:
+        """states (n, E), fused or its own earlier output, and the token after each; returns (n, E).
+
+        `places`: each row's position. `visible` (n, n) as `Span.visible`; None for a chain, whose places follow on.
+        """
+        eps, out = self.decoder.shape.eps, []
+
+        def depth(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, None]:
+            token = F.rms_norm(h, h.shape[-1:], self.norm_token, eps)
+            state = F.rms_norm(states, h.shape[-1:], self.norm_state, eps)
+            out.append(model.layers[0](self.join(torch.cat([state, token], -1)), batch).clone())
+            return h, None
+
+        span = Span(0, len(tokens), memory, visible, first=places[0] if visible is None else None)
+        device = self.decoder.device
+        batch = Batch(torch.tensor(tokens, device=device), torch.tensor(places, device=device), [span])
+        self.decoder.forward(batch, depth, 0)
+        return out[0]
+
+    def logits(self, h: Tensor) -> Tensor:
+        """(n, E) to (n, S) float32: which word of the shortlist comes after the next token."""
+        return self.head(self.decoder.norm(h))

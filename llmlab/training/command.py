@@ -1,0 +1,64 @@
+"""`python -m llmlab train PART --model …`: the model writes text, the part learns from it, and the lab finds it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from llmlab import trained
+from llmlab.abilities import Refused
+from llmlab.experiment import Lab, Settings, within
+from llmlab.meter import use_threads
+from llmlab.models.decoder import Decoder
+from llmlab.models.shelf import Report
+from llmlab.training import corpus, eagle, heads
+from llmlab.training.parts import Plan
+
+PARTS: dict[str, Any] = {"eagle": eagle, "heads": heads}
+"""Each has `taps(model)`, the layers that it looks at, and `run(…)`."""
+
+
+def arguments(c: argparse.ArgumentParser) -> None:
+    c.add_argument("part", choices=sorted(PARTS), help="eagle: a drafter; heads: draft heads; exits: exit heads")
+    c.add_argument("--model", default="smollm2-135m", help="catalogue id, Hub id, local folder or GGUF file")
+    c.add_argument("--weights", default="int4", help="the format in which the model writes")
+    c.add_argument("--device", default="auto")
+    c.add_argument("--threads", default=0)
+    c.add_argument("--tokens", default=1_000_000, help="of text to write and learn from")
+    c.add_argument("--steps", default=2000)
+    c.add_argument("--batch", default=4096, help="tokens of a step")
+    c.add_argument("--rate", default=1e-3)
+    c.add_argument("--minutes", default=0, help="end the training after so many; 0: when the steps are done")
+    c.add_argument("--folder", default=None, help="where text and checkpoints are kept (default: the lab's cache)")
+    c.add_argument("--out", default=None, metavar="FILE.safetensors", help="where the part goes (default: the cache)")
+    c.add_argument("--json", default=None, metavar="OUT|-", help="the card")
+
+
+def main(a: argparse.Namespace, report: Report) -> dict[str, Any]:
+    """Write, train, save; returns the card. Goes on where an earlier call with the same folder was interrupted."""
+    settings = Settings(model=a.model, weights=a.weights, device=a.device, threads=a.threads)
+    tokens = within("tokens", a.tokens, 1_000, 100_000_000, int)
+    plan = Plan(
+        within("steps", a.steps, 1, 1_000_000, int),
+        within("batch", a.batch, 64, 1_000_000, int),
+        within("rate", a.rate, 1e-6, 1.0, float),
+    )
+    minutes = within("minutes", a.minutes, 0, 100_000, float)
+    use_threads(settings.threads)
+    loaded = Lab().shelf.load(settings.model, settings.weights, settings.device, 1024, report)
+    if not isinstance(loaded.model, Decoder):
+        raise Refused(loaded.name, "runs through transformers, whose layers are not at hand", "Choose another model")
+    name = loaded.name.split("/")[-1].lower()
+    part = PARTS[a.part]
+    layers = tuple(sorted({layer for p in PARTS.values() for layer in p.taps(loaded.model)}))
+    folder = Path(a.folder) if a.folder else trained.own() / "text" / name
+    corpus.write(loaded, folder, tokens, layers, report)
+    tensors, result = part.run(loaded.model, folder, folder, plan, report, minutes * 60 or math.inf)
+    card = {"model": loaded.name, "weights": settings.weights, "plan": vars(plan), **result}
+    out = Path(a.out) if a.out else trained.own() / f"{a.part}-{name}.safetensors"
+    trained.save(out, a.part, loaded.model, tensors, card)
+    out.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    return card | {"file": str(out)}

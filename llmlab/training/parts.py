@@ -1,0 +1,157 @@
+"""What the trainers of small parts share: batches of a model's own text, checkpoints, a learning rate, a loss curve."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmlab.models.shelf import Report
+from llmlab.training.corpus import KINDS, Sequence, sequences
+
+HELD_OUT = 40
+"""Every so many texts one is kept from training and measured on."""
+WIDTHS = 64
+"""A batch is padded to a multiple of this."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how a part is trained."""
+
+    steps: int = 1500
+    batch: int = 4096
+    """Tokens of a batch, padding not counted."""
+    rate: float = 1e-3
+    warmup: int = 50
+    seed: int = 0
+
+
+class Texts:
+    """The texts of a folder in memory: those to learn from, and those kept back."""
+
+    def __init__(self, folder: Path, layers: tuple[int, ...], longest: int = 512) -> None:
+        every = list(sequences(folder, layers))
+        self.learn = [s for i, s in enumerate(every) if i % HELD_OUT and len(s.tokens) <= longest]
+        self.kept = [s for i, s in enumerate(every) if not i % HELD_OUT and len(s.tokens) <= longest]
+        self.tokens = sum(len(s.tokens) for s in self.learn)
+
+    def shortlist(self, size: int) -> tuple[Tensor, float]:
+        """The `size` words that stand most often in answers, ascending, and the share of kept answers they cover."""
+        said: Counter[int] = Counter()
+        for s in self.learn:
+            said.update(s.following[s.prompt - 1 :].tolist())
+        words = sorted(word for word, _ in said.most_common(size))
+        words += [w for w in range(2 * size) if w not in said][: size - len(words)]
+        chosen = set(words)
+        kept = [t for s in self.kept for t in s.following[s.prompt - 1 :].tolist()]
+        return torch.tensor(sorted(words)), sum(t in chosen for t in kept) / max(1, len(kept))
+
+    def batches(self, plan: Plan, first: int) -> Iterator[list[Sequence]]:
+        """Batches of about equal length from step `first` on, without end, the same for the same seed."""
+        order: list[list[Sequence]] = []
+        step, epoch = 0, 0
+        while True:
+            if not order:
+                dice = torch.Generator().manual_seed(plan.seed * 1000 + epoch)
+                texts = [self.learn[i] for i in torch.randperm(len(self.learn), generator=dice)]
+                texts.sort(key=lambda s: -(-len(s.tokens) // WIDTHS))
+                order = _grouped(texts, plan.batch)
+                order = [order[i] for i in torch.randperm(len(order), generator=dice)]
+                epoch += 1
+            batch = order.pop()
+            if step >= first:
+                yield batch
+            step += 1
+
+
+def _grouped(texts: list[Sequence], tokens: int) -> list[list[Sequence]]:
+    groups: list[list[Sequence]] = [[]]
+    held = 0
+    for text in texts:
+        if groups[-1] and held + len(text.tokens) > tokens:
+            groups.append([])
+            held = 0
+        groups[-1].append(text)
+        held += len(text.tokens)
+    return groups
+
+
+def padded(tensors: list[Tensor]) -> Tensor:
+    """Tensors (T_i, …) as one (B, T, …), zeros behind the shorter ones."""
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+
+
+def train(
+    net: nn.Module,
+    loss: Callable[[list[Sequence]], tuple[Tensor, dict[str, float]]],
+    texts: Texts,
+    plan: Plan,
+    measure: Callable[[], dict[str, float]],
+    checkpoint: Path,
+    report: Report,
+    seconds: float = math.inf,
+) -> dict[str, Any]:
+    """Train `net` with AdamW and a cosine rate; goes on where `checkpoint` ended, and ends early after `seconds`.
+
+    `loss(batch)` gives the loss and figures to follow; `measure()` looks at the kept texts. Returns the curve: a list
+    of figures by step, and what `measure` says at the end. Raises nothing for an interruption: the next call goes on.
+    """
+    optimizer = torch.optim.AdamW(net.parameters(), lr=plan.rate, betas=(0.9, 0.95), weight_decay=0.01)
+    curve: list[dict[str, float]] = []
+    first, spent = 0, 0.0
+    if checkpoint.is_file():
+        held = torch.load(checkpoint, weights_only=True)
+        net.load_state_dict(held["net"])
+        optimizer.load_state_dict(held["optimizer"])
+        first, curve, spent = held["step"], held["curve"], held["seconds"]
+    start, saved, step = time.monotonic(), time.monotonic(), first
+    recent: list[dict[str, float]] = []
+
+    def keep() -> None:
+        value = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "curve": curve}
+        part = checkpoint.with_suffix(".part")
+        torch.save({**value, "seconds": spent + time.monotonic() - start}, part)
+        part.rename(checkpoint)
+
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    for batch in texts.batches(plan, first):
+        late = time.monotonic() - start > seconds
+        if step >= plan.steps or late:
+            break
+        # Where time ends before the steps do, the rate must have come down all the same.
+        done = max(step / plan.steps, (time.monotonic() - start) / seconds)
+        rate = plan.rate * min(1.0, (step + 1) / plan.warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        value, figures = loss(batch)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        recent.append({"loss": float(value.detach()), **figures})
+        if step % 25 == 0 or step == plan.steps:
+            mean = {k: sum(r[k] for r in recent) / len(recent) for k in recent[0]}
+            curve.append({"step": step, **{k: round(v, 4) for k, v in mean.items()}})
+            recent = []
+            report("Training: " + ", ".join(f"{k} {v:.3f}" for k, v in mean.items()), step, plan.steps)
+        if time.monotonic() - saved > 120:
+            keep()
+            saved = time.monotonic()
+    keep()
+    return {
+        "steps": step,
+        "tokens_of_text": texts.tokens,
+        "seconds": round(spent + time.monotonic() - start),
+        "curve": curve,
+        "held_out": measure(),
+        "kinds": list(KINDS),
+    }
