@@ -86,3 +86,52 @@ class FeatureDrafter:
     def logits(self, h: Tensor) -> Tensor:
         """(n, E) to (n, S) float32: which word of the shortlist comes after the next token."""
         return self.head(self.decoder.norm(h))
+
+
+class Growing:
+    """A tree of guesses under way: per node its value, parent and token, and the layer's output once expanded."""
+
+    def __init__(self, net: FeatureDrafter, memory: Memory, root: Tensor, held: int) -> None:
+        self.net, self.memory, self.root, self.held = net, memory, root, held
+        self.value: list[float] = []
+        self.parent: list[int] = []
+        self.token: list[int] = []
+        self.out: dict[int, Tensor] = {}
+
+    def add(self, parents: list[int], p: list[list[float]], words: list[list[int]], least: float) -> list[int]:
+        """New nodes: for each parent its words with their probabilities, where the path is worth `least`."""
+        first = len(self.value)
+        for parent, row, tokens in zip(parents, p, words, strict=True):
+            above = self.value[parent] if parent >= 0 else 1.0
+            for probability, token in zip(row, tokens, strict=True):
+                if above * probability >= least:
+                    self.value.append(above * probability)
+                    self.parent.append(parent)
+                    self.token.append(token)
+        return list(range(first, len(self.value)))
+
+    def best(self, count: int) -> list[int]:
+        """The nodes of highest value, parents first: none is worth less than its children."""
+        return sorted(sorted(range(len(self.value)), key=lambda i: (-self.value[i], i))[:count])
+
+    def expand(self, new: list[int]) -> Tensor:
+        """The layer's output (n, E) after these nodes.
+
+        All expanded nodes go through the layer together each time: the tree is small, and nothing need be put in order
+        in the memory.
+        """
+        nodes = [*self.out, *new]
+        place = {node: i for i, node in enumerate(nodes)}
+        visible = torch.eye(len(nodes), dtype=torch.bool)
+        depths, states = [], []
+        for i, node in enumerate(nodes):
+            above = self.parent[node]
+            depths.append(0 if above < 0 else depths[place[above]] + 1)
+            states.append(self.root if above < 0 else self.out[above])
+            if above >= 0:
+                visible[i] |= visible[place[above]]
+        self.memory.restore([self.held])
+        tokens, places = [self.token[n] for n in nodes], [self.held + d for d in depths]
+        out = self.net.forward(torch.stack(states), tokens, self.memory, places, visible)
+        self.out.update(zip(nodes, out, strict=True))
+        return out[-len(new) :]

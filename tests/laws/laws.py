@@ -41,6 +41,8 @@ BITING: dict[str, dict[str, Any]] = {
 }
 """Settings at which a lossy technique changes a tiny model's text, where its defaults would not."""
 EAGER: dict[str, dict[str, Any]] = {
+    "eagle": {"confidence": 0.0, "breadth": 8, "nodes": 31, "length": 4},
+    "draft-heads": {"confidence": 0.0, "breadth": 4, "nodes": 15},
     "draft-model": {"length": 6, "confidence": 0.0},
     "prompt-lookup": {"length": 9, "ngram": 3, "least": 1},
     "self-speculation": {"length": 5, "confidence": 0.0, "skip": 0.5},

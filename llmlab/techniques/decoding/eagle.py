@@ -12,7 +12,7 @@ from llmlab.abilities import Ability
 from llmlab.doors import Drafter
 from llmlab.draft import Draft, Verdict
 from llmlab.memory import Memory
-from llmlab.models.feature_drafter import FeatureDrafter
+from llmlab.models.feature_drafter import FeatureDrafter, Growing
 from llmlab.session import Session
 from llmlab.technique import knob
 from llmlab.tools import Tools
@@ -70,48 +70,37 @@ class Eagle(Drafter):
             h = net.forward(states, tokens[held + 1 : held + 1 + n], memory, range(held, held + n), None)[-1:]
             held += n
             room = min(self.length, session.room())
-            if not session.sampler.greedy:
-                yield self._drawn(net, memory, h, held, room, session)
-            elif self.breadth == 1:
-                yield self._chain(net, memory, h, held, room)
-            else:
+            if session.sampler.greedy and self.breadth > 1:
                 yield self._tree(net, memory, h, held, room)
+            else:
+                yield self._chain(net, memory, h, held, min(room, self.nodes), session)
 
-    def _chain(self, net: FeatureDrafter, memory: Memory, h: Tensor, held: int, room: int) -> Draft:
-        """The likeliest word, and the likeliest after it, while the path stays likely enough."""
+    def _chain(self, net: FeatureDrafter, memory: Memory, h: Tensor, held: int, room: int, session: Session) -> Draft:
+        """The likeliest word after each other, or, under sampling, words drawn as the run draws from the shortlist."""
         tokens: list[int] = []
-        value, room = 1.0, min(room, self.nodes)
-        while room:
-            y = net.logits(h)[0]
+        q: list[Tensor | None] = []
+        value = 1.0
+        for i in range(room):
+            if i:
+                h = net.forward(h, tokens[-1:], memory, [held + i - 1], None)
+            y, law = net.logits(h)[0], None
             best, at = y.max(0)
             value *= float((best - y.logsumexp(0)).exp())
-            if value < self.confidence:
+            if value < self.confidence:  # whether a word is drafted must not depend on which one was drawn
                 break
-            tokens.append(int(net.shortlist[at]))
-            if len(tokens) == room:
-                break
-            h = net.forward(h, tokens[-1:], memory, [held + len(tokens) - 1], None)
-        return Draft.chain(tokens)
-
-    def _drawn(self, net: FeatureDrafter, memory: Memory, h: Tensor, held: int, room: int, session: Session) -> Draft:
-        """A chain drawn as the run samples, from the shortlist; `accept` needs the distributions it was drawn from."""
-        tokens: list[int] = []
-        q: list[Tensor] = []
-        value = 1.0
-        while len(tokens) < min(room, self.nodes) and value >= self.confidence:
-            logits = h.new_full((session.model.shape.vocab,), -torch.inf)
-            logits[net.shortlist] = net.logits(h)[0]
-            p = session.sampler.distribution(logits)
-            token = session.chance.pick(p)
-            value *= float(p.max())  # of the draft so far, not of what was drawn: a draw must not decide to be seen
+            token = int(net.shortlist[at])
+            if not session.sampler.greedy:
+                law = session.sampler.distribution(
+                    y.new_full((session.model.shape.vocab,), -torch.inf).index_copy(0, net.shortlist, y)
+                )
+                token = session.chance.pick(law)
             tokens.append(token)
-            q.append(p)
-            h = net.forward(h, [token], memory, [held + len(tokens) - 1], None)
+            q.append(law)
         return Draft.chain(tokens, q)
 
     def _tree(self, net: FeatureDrafter, memory: Memory, h: Tensor, held: int, room: int) -> Draft:
         """EAGLE-2's dynamic tree: expand the nodes of highest value level by level, then draft the best of all."""
-        tree = _Tree(net, memory, h[0], held)
+        tree = Growing(net, memory, h[0], held)
         parents, states = [-1], h
         for depth in range(1, room + 1):
             p, at = torch.softmax(net.logits(states), -1).topk(self.breadth, -1)
@@ -126,52 +115,3 @@ class Eagle(Drafter):
         place = {node: i for i, node in enumerate(chosen)} | {-1: -1}
         parents = [place[tree.parent[i]] for i in chosen]
         return Draft(tuple(tree.token[i] for i in chosen), tuple(parents), (None,) * len(chosen))
-
-
-class _Tree:
-    """A draft under way: per node its value, parent and token, and the layer's output where it was expanded."""
-
-    def __init__(self, net: FeatureDrafter, memory: Memory, root: Tensor, held: int) -> None:
-        self.net, self.memory, self.root, self.held = net, memory, root, held
-        self.value: list[float] = []
-        self.parent: list[int] = []
-        self.token: list[int] = []
-        self.out: dict[int, Tensor] = {}
-
-    def add(self, parents: list[int], p: list[list[float]], words: list[list[int]], least: float) -> list[int]:
-        """New nodes: for each parent its words with their probabilities, where the path is worth `least`."""
-        first = len(self.value)
-        for parent, row, tokens in zip(parents, p, words, strict=True):
-            above = self.value[parent] if parent >= 0 else 1.0
-            for probability, token in zip(row, tokens, strict=True):
-                if above * probability >= least:
-                    self.value.append(above * probability)
-                    self.parent.append(parent)
-                    self.token.append(token)
-        return list(range(first, len(self.value)))
-
-    def best(self, count: int) -> list[int]:
-        """The nodes of highest value, parents first: none is worth less than its children."""
-        return sorted(sorted(range(len(self.value)), key=lambda i: (-self.value[i], i))[:count])
-
-    def expand(self, new: list[int]) -> Tensor:
-        """The layer's output (n, E) after these nodes.
-
-        All expanded nodes go through the layer together each time: the tree is small, and nothing need be put in order
-        in the memory.
-        """
-        nodes = [*self.out, *new]
-        place = {node: i for i, node in enumerate(nodes)}
-        visible = torch.eye(len(nodes), dtype=torch.bool)
-        depths, states = [], []
-        for i, node in enumerate(nodes):
-            above = self.parent[node]
-            depths.append(0 if above < 0 else depths[place[above]] + 1)
-            states.append(self.root if above < 0 else self.out[above])
-            if above >= 0:
-                visible[i] |= visible[place[above]]
-        self.memory.restore([self.held])
-        tokens, places = [self.token[n] for n in nodes], [self.held + d for d in depths]
-        out = self.net.forward(torch.stack(states), tokens, self.memory, places, visible)
-        self.out.update(zip(nodes, out, strict=True))
-        return out[-len(new) :]
