@@ -11,10 +11,12 @@ from torch import Tensor
 
 from llmlab.memory import Memory
 from llmlab.models.decoder import Batch, Decoder, Span, Taps
-from llmlab.models.linears import Tables, highest
+from llmlab.models.linears import highest
 
 REACHABLE = 128
 """Tokens from which one is drawn, the most likely ones."""
+EXACT = 8
+"""Of those, how many are scored exactly in the low-bit formats: enough to choose the best one."""
 
 
 @dataclass
@@ -64,7 +66,7 @@ def continue_all(
 
     def step(tokens: list[int], places: list[int], spans: list[Span], last: int) -> Tensor:
         batch = Batch(torch.tensor(tokens), torch.tensor(places), spans)
-        return model.forward(batch, tap if taps else None, last, Tables.CANDIDATES)
+        return model.forward(batch, tap if taps else None, last, EXACT)
 
     def take(slot: int, token: int) -> None:
         text = running[slot]

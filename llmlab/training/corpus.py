@@ -27,7 +27,7 @@ from llmlab.tools import ASSETS
 KINDS = ("chat", "summary", "qa", "maths", "code", "rewriting")
 TEMPERATURES = (0.0, 0.7, 1.0, 1.0)
 """Drawn from for each prompt: samples at 1 show the model's whole distribution, and its use is mostly at 0."""
-LONGEST = 192
+LONGEST = 320
 """Tokens of an answer."""
 SHARD = 40_000
 """Tokens of a file."""
@@ -91,7 +91,7 @@ def chat(loaded: Loaded, prompt: str) -> list[int]:
 
 
 def write(
-    loaded: Loaded, folder: Path, tokens: int, taps: tuple[int, ...], report: Report, seed: int = 0, together: int = 48
+    loaded: Loaded, folder: Path, tokens: int, taps: tuple[int, ...], report: Report, seed: int = 0, together: int = 64
 ) -> None:
     """Let the model write until `folder` holds `tokens` tokens, those of the prompts included.
 
