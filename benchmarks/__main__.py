@@ -124,14 +124,11 @@ def cold_start(file: str, python: str, modules: dict[str, str], threads: int, ro
     return seconds
 
 
-def growth(rows: dict[str, Any]) -> dict[str, Any] | None:
-    """How much more a token costs at depth 4 000 than at 64: others' growth over ours."""
-    if not {"decode", "decode-4000"} <= set(rows):
-        return None
-    near, far = rows["decode"]["median_ms"], rows["decode-4000"]["median_ms"]
-    grown = {n: round(far[n] - near[n], 3) for n in far if n in near}
-    ratios = {n: round(v / grown[OURS], 3) for n, v in grown.items() if n != OURS}
-    return {"ratios": ratios, "median_ms": grown, "spread": {}, "rounds": rows["decode"]["rounds"]}
+def growth(near: bench.Row, far: bench.Row) -> bench.Row:
+    """How much more a token costs at depth 4 000 than at 64, round by round."""
+    engines = [n for n in far.seconds if n in near.seconds]
+    pairs = {n: zip(near.seconds[n], far.seconds[n], strict=True) for n in engines}
+    return bench.Row("growth", {n: [f - s for s, f in rounds] for n, rounds in pairs.items()})
 
 
 def page(value: dict[str, Any], where: Path) -> None:
@@ -220,7 +217,7 @@ def _run(a: argparse.Namespace) -> int:
                     raise Refused("The lab's own engine", f"does not start ({e})", "Run the tests") from e
                 say(f"{name} is left out: {e}")
         tokens = bench.tokens_of(sources.tokenizer(found), 4700)
-        _measure(cases, workers, tokens, a.rounds, bool(a.peers), rows)
+        raw = _measure(cases, workers, tokens, a.rounds, bool(a.peers), rows)
         if "memory" in cases:
             workers[LEAN] = Worker(sys.executable, "llmlab.bench:OursLean", file, threads)
             for worker in workers.values():
@@ -233,9 +230,9 @@ def _run(a: argparse.Namespace) -> int:
     finally:
         for worker in workers.values():
             worker.close()
-    if "growth" in cases and (grown := growth(rows)):
-        rows["growth"] = grown
-    rows = {c: rows[c] for c in [*cases, "text"] if c in rows}
+    if "growth" in cases:
+        rows["growth"] = growth(raw["decode"], raw["decode-4000"]).to_json(OURS)
+    rows = {c: rows[c] for c in cases if c in rows}
     about = {"model": found.name, "weights": "int4", "versions": versions}
     value = {"schema": "llmlab.bench/1", **about, "machine": {**bench.machine(), "threads": threads, "busy": warning}}
     value["cases"] = rows
@@ -265,15 +262,16 @@ def _measure(
     rounds: int,
     by_name: bool,
     rows: dict[str, Any],
-) -> None:
-    """The cases that are verbs, and ours against itself, into `rows`."""
+) -> dict[str, bench.Row]:
+    """The cases that are verbs, and ours against itself, into `rows`; returns the verbs' rounds."""
+    raw: dict[str, bench.Row] = {}
     for name in cases:
         calls = {
             n: _verb(w) for n, w in workers.items() if by_name or name not in SLOW or not n.startswith("transformers")
         }
         if name in bench.CASES:
             for row in bench.paired(calls, [name], tokens, rounds, say):
-                rows[name] = row.to_json(OURS)
+                raw[name], rows[name] = row, row.to_json(OURS)
         elif name == "events":
             ours = workers[OURS]
             ours("ready", [tokens[: bench.SHALLOW]])
@@ -288,6 +286,7 @@ def _measure(
             }
         if name in rows and name != "cold-start":
             say(f"{name}: {json.dumps(rows[name]['ratios'])} {json.dumps(rows[name]['median_ms'])}")
+    return raw
 
 
 def _verb(worker: Worker) -> bench.Call:

@@ -142,7 +142,7 @@ class Block(nn.Module):
         q, k, v = qkv.split([s.heads, s.kv_heads, s.kv_heads], 1)  # (N, heads, D)
         if self.norm_q is not None:
             q, k = self.norm_q(q), self.norm_k(k)
-        q, k = _rotate(q, batch.rotation), _rotate(k, batch.rotation)
+        q, k = fast.rotate(q, batch.rotation), fast.rotate(k, batch.rotation)
         parts = []
         for span in batch.spans:
             at = slice(span.start, span.stop)
@@ -180,12 +180,6 @@ def look(
 
 def _window(width: int) -> Pattern:
     return lambda q, k: q - k < width
-
-
-def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """x (N, heads, D) turned by rotation (N, 1, D/2): RoFormer (arXiv 2104.09864, eq. 34) as a complex product."""
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation).flatten(-2)
 
 
 def _mask(

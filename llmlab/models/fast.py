@@ -75,6 +75,12 @@ def bound(block: Block, many: bool) -> Bound:
     return kept
 
 
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """x (N, heads, D) turned by rotation (N, 1, D/2): RoFormer (arXiv 2104.09864, eq. 34) as a complex product."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * rotation).flatten(-2)
+
+
 class Few:
     """A pass of N rows, of one sequence or of several. Made once per N and model; `begin` starts a pass.
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmlab.models.fast import rotate
+
 if TYPE_CHECKING:
     from llmlab.memory import Memory
     from llmlab.models.decoder import Batch, Decoder, Depth
@@ -87,7 +89,7 @@ class Step:
             q, k, v = qkv.split([H, KV, KV], 1)
             if block.norm_q is not None:
                 q, k = block.norm_q(q), block.norm_k(k)
-            q, k = (_turned(x, turn) for x in (q, k))
+            q, k = (rotate(x, turn) for x in (q, k))
             for buffer, new in ((rows.keys, k), (rows.values, v)):
                 buffer.index_copy_(1, self.held, new.transpose(0, 1).to(buffer.dtype))
             q = q.transpose(0, 1)[None].to(rows.keys.dtype)  # (1, H, 1, D)
@@ -96,8 +98,3 @@ class Step:
             gate, up = block.gate_up(block.norm_feed(h)).chunk(2, -1)
             h = h + block.down(F.silu(gate) * up)
         return model.head(h, self.best)
-
-
-def _turned(x: Tensor, turn: Tensor) -> Tensor:
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * turn).flatten(-2)
