@@ -74,6 +74,8 @@ class Verdict:
     path: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
     draft: Draft = field(default_factory=Draft)
+    best: tuple[int, ...] = ()
+    """The model's likeliest token after the last committed one and after every node of the draft: 1 + nodes."""
 
 
 class Chance(Protocol):

@@ -82,8 +82,9 @@ def generate(
             logits = session.forward(draft)
             exits = list(session.exits)
             layers_run = session.layers_run
+            best = argmax(logits) if proposals or sampler.greedy else []
             if sampler.greedy:
-                path, bonus = accept_greedy(draft, argmax(logits))
+                path, bonus = accept_greedy(draft, best)
             else:
                 path, bonus = accept(draft, sampler.distribution(logits), session.chance)
             tokens = [draft.tokens[i] for i in path] + [bonus]
@@ -92,7 +93,8 @@ def generate(
                     tokens, reason = tokens[: i + 1], "stop token"
                     break
             evicted = session.commit(path, bonus, draft)
-            verdict = Verdict(path, tuple(tokens), draft)
+            if proposals:
+                verdict = Verdict(path, tuple(tokens), draft, tuple(best))
             produced += len(tokens)
             now = clock()
             for layer, confidence in exits:
