@@ -50,10 +50,32 @@ def parser() -> argparse.ArgumentParser:
     for name, help in (("techniques", "every technique with its knobs"), ("models", "the catalogue and what fits")):
         c = sub.add_parser(name, help=help)
         c.add_argument("--json", action="store_true")
+    c = sub.add_parser("studies", help="every study with its knobs")
+    c.add_argument("--json", action="store_true")
+    c = sub.add_parser("study", help="carry out a study: an experiment of many runs, and what it says to the papers")
+    c.add_argument("study", metavar="NAME:knob=value,knob=value")
+    _study_options(c)
+    c = sub.add_parser("sweep", help="quality against cost: turn the knobs of one technique or of all")
+    c.add_argument("--technique", default=None, metavar="NAME", help="whose knob is turned (default: all)")
+    c.add_argument("--knob", default=None, help="the knob to turn (default: the technique's main one)")
+    c.add_argument("--values", default=None, metavar="V,V,…", help="what to try (default: three or four values)")
+    c.add_argument("--kind", default=None, help="of held-out prompts (default: all)")
+    c.add_argument("--each", default=None, help="prompts of each kind")
+    c.add_argument("--tokens", default=None, help="new tokens per prompt")
+    _study_options(c)
     c = sub.add_parser("replay", help="the figures of a recorded run")
     c.add_argument("trace", metavar="TRACE.jsonl")
     c.add_argument("--json", default=None, metavar="OUT|-")
     return p
+
+
+def _study_options(c: argparse.ArgumentParser) -> None:
+    c.add_argument("--model", default="smollm2-135m", help="catalogue id, Hub id, local folder or GGUF file")
+    c.add_argument("--weights", default="dense-fp32")
+    c.add_argument("--device", default="auto")
+    c.add_argument("--threads", default=0)
+    c.add_argument("--seed", default=0)
+    c.add_argument("--json", default=None, metavar="OUT|-")
 
 
 def settings_of(a: argparse.Namespace) -> Any:
@@ -180,11 +202,79 @@ def compare(a: argparse.Namespace) -> None:
     say("stack:    " + figures(new))
     faster = new["decode_tokens_per_second"] / max(old["decode_tokens_per_second"], 1e-9)
     same = "the same text" if q["identical"] else f"another text from token {q['first_difference']} on"
-    cost = f"KL {q['kl_mean']:.2g}, top-1 agreement {q['top1_agreement']:.1%}"
+    kl = "" if q["kl_mean"] is None else f"KL {q['kl_mean']:.2g}, "
+    cost = f"{kl}top-1 agreement {q['top1_agreement']:.1%}"
     say(f"{faster:.2f}× the baseline's tokens/s, {same}; {cost}")
     write(value, a.json)
     if a.trace:
         save(a.trace, trace.dumps(events))
+
+
+def knobs_of(described: Any) -> list[dict[str, Any]]:
+    return [
+        {"name": k.name, "kind": k.kind, "default": k.default, "low": k.low, "high": k.high, "help": k.help}
+        | ({"choices": list(k.choices)} if k.choices else {})
+        for k in described.knobs()
+    ]
+
+
+def show_knobs(knobs: Iterable[dict[str, Any]]) -> None:
+    for k in knobs:
+        span = " | ".join(k.get("choices", ())) or (f"{k['low']}…{k['high']}" if k["low"] is not None else "")
+        print(f"{'':4}{k['name']} = {k['default']}  {span}  {k['help']}")
+
+
+def studies(a: argparse.Namespace) -> None:
+    from llmlab import study as known
+    from llmlab.technique import title
+
+    rows = [
+        {
+            "id": name,
+            "bench": s.bench,
+            "title": title(s),
+            "claim": s.claim,
+            "knobs": knobs_of(s),
+            "speed": s.speed,
+            "covers": list(s.covers),
+        }
+        for name, s in known.studies().items()
+    ]
+    if a.json:
+        write(rows, "-")
+        return
+    for r in rows:
+        print(f"{r['id']:22} {r['bench']:14} {r['title']}: {r['claim']}")
+        show_knobs(r["knobs"])
+
+
+def study(a: argparse.Namespace) -> None:
+    from llmlab.stack import parsed
+
+    name, knobs = parsed(a.study)
+    carried_out(name, knobs, a)
+
+
+def sweep(a: argparse.Namespace) -> None:
+    given = {"technique": a.technique, "turn": a.knob, "values": a.values}
+    given |= {"kind": a.kind, "each": a.each, "tokens": a.tokens}
+    carried_out("sweep", {k: v for k, v in given.items() if v is not None}, a)
+
+
+def carried_out(name: str, knobs: dict[str, Any], a: argparse.Namespace) -> None:
+    """Carry out a study and say what it found: a table, then its word on each claim."""
+    from llmlab.experiment import Lab, Settings
+    from llmlab.study import Subject, carry_out, make_study
+    from llmlab.ui.findings import table, verdicts
+
+    chosen = make_study(name, **knobs)
+    settings = Settings(model=a.model, weights=a.weights, device=a.device, threads=a.threads, seed=a.seed)
+    value = carry_out(chosen, Subject(Lab(), settings, report))
+    if a.json != "-":
+        print(table(value))
+        for line in [*verdicts(value), *value["notes"]]:
+            print(line)
+    write(value, a.json)
 
 
 def techniques(a: argparse.Namespace) -> None:
@@ -196,11 +286,7 @@ def techniques(a: argparse.Namespace) -> None:
             "door": t.door,
             "title": title(t),
             "claim": t.claim,
-            "knobs": [
-                {"name": k.name, "kind": k.kind, "default": k.default, "low": k.low, "high": k.high, "help": k.help}
-                | ({"choices": list(k.choices)} if k.choices else {})
-                for k in t.knobs()
-            ],
+            "knobs": knobs_of(t),
             "exact": t.exact,
             "speed": t.speed,
             "covers": list(t.covers),
@@ -212,9 +298,7 @@ def techniques(a: argparse.Namespace) -> None:
         return
     for r in rows:
         print(f"{r['id']:18} {r['door']:16} {'exact' if r['exact'] else 'lossy':6} {r['speed']:10} {r['title']}")
-        for k in r["knobs"]:
-            span = " | ".join(k.get("choices", ())) or (f"{k['low']}…{k['high']}" if k["low"] is not None else "")
-            print(f"{'':4}{k['name']} = {k['default']}  {span}  {k['help']}")
+        show_knobs(r["knobs"])
 
 
 def models(a: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""One run at a time, for many visitors: a fair queue, a thread that generates, and a tail of its events to draw."""
+"""One job at a time, for many visitors: a fair queue, a thread that computes, and a tail of what happens to draw."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from llmlab.abilities import Refused
 from llmlab.events import Event, Failed
 from llmlab.experiment import Lab, Settings, out_of_memory
+from llmlab.study import Stopped, Study, Subject, carry_out
 
 log = logging.getLogger(__name__)
 
 REMEMBERED = 64
-"""Finished runs whose events are kept for exports and for panels that missed a message."""
+"""Finished jobs that are kept for exports and for panels that missed a message."""
 
 
 @dataclass
-class Run:
-    """One visitor's run, or baseline and run: its events so far and what has become of it."""
+class Job:
+    """What a visitor has asked the engine for, and what has become of it."""
 
     id: str
     settings: Settings
-    compare: bool
-    owner: str = ""
-    events: list[Event] = field(default_factory=list)
-    state: str = "queued"
-    note: str = ""
-    stop: threading.Event = field(default_factory=threading.Event)
-    ended: threading.Event = field(default_factory=threading.Event)
+    owner: str = field(default="", kw_only=True)
+    state: str = field(default="queued", init=False)
+    note: str = field(default="", init=False)
+    stop: threading.Event = field(default_factory=threading.Event, init=False)
+    ended: threading.Event = field(default_factory=threading.Event, init=False)
 
     @property
     def over(self) -> bool:
@@ -41,28 +42,82 @@ class Run:
         self.note, self.state = note, state
         self.ended.set()
 
-    def tail(self, period: float) -> Iterator[list[Event]]:
-        """What has happened since the last call, at most every `period` seconds, until the run is over.
+    def report(self, what: str, done: int, total: int) -> None:
+        self.note = f"{what}|{done}|{total}"
 
-        Closing this generator stops the run: a visitor who has left needs no more tokens.
+    def work(self, lab: Lab) -> None:
+        """Do it, in the engine's thread."""
+        raise NotImplementedError
+
+    def fail(self, message: str) -> None:
+        self.end("error", message)
+
+    def beats(self, period: float) -> Iterator[bool]:
+        """False every `period` seconds while the job is not over, then True once.
+
+        Closing this generator stops the job: a visitor who has left needs nothing more.
         """
-        sent = 0
         try:
-            while True:
-                over = self.over
-                fresh = self.events[sent:]
-                sent += len(fresh)
-                yield fresh
-                if over:
-                    return
+            while not self.over:
+                yield False
                 # A fixed beat, cut short only by the end: waking for every token would take time from the engine.
                 self.ended.wait(period)
+            yield True
         finally:
             self.stop.set()
 
 
+@dataclass
+class Run(Job):
+    """One visitor's run, or baseline and run: its events so far."""
+
+    compare: bool = False
+    events: list[Event] = field(default_factory=list, init=False)
+
+    def work(self, lab: Lab) -> None:
+        prepared = lab.prepare(self.settings, self.report)
+        if self.stop.is_set():
+            return
+        go = lab.compare if self.compare else lab.run
+        for e in go(prepared, self.stop, report=self.report):
+            self.events.append(e)
+            self.note = ""
+
+    def fail(self, message: str) -> None:
+        last = self.events[-1].t if self.events else 0.0
+        self.events.append(Failed(last, message))
+        super().fail(message)
+
+    def tail(self, period: float) -> Iterator[list[Event]]:
+        """What has happened since the last call, at most every `period` seconds, until the run is over."""
+        sent = 0
+        with closing(self.beats(period)) as beats:
+            for _ in beats:
+                fresh = self.events[sent:]
+                sent += len(fresh)
+                yield fresh
+
+
+@dataclass
+class StudyRun(Job):
+    """One visitor's study: what it found, once it is through (schema llmlab.study/1)."""
+
+    study: Study
+    findings: dict[str, Any] | None = field(default=None, init=False)
+
+    def work(self, lab: Lab) -> None:
+        try:
+            self.findings = carry_out(self.study, Subject(lab, self.settings, self.report, self.stop))
+            self.note = ""
+        except Stopped:
+            self.note = "stopped"
+
+
+J = TypeVar("J", bound=Job)
+
+
 class Engine:
-    """Owns the lab and the one thread that computes. Every run waits its turn, by whatever door of the server it came.
+    """Owns the lab and the one thread that computes. Every job waits its turn, by whatever door of the server it came.
 
     One thread for good, because OpenMP keeps a team of workers for every thread that has computed, and as soon as there
     are more workers than processors it lets all of them sleep between products: half the speed, for all later runs.
@@ -70,49 +125,61 @@ class Engine:
 
     def __init__(self, lab: Lab | None = None) -> None:
         self.lab = lab or Lab()
-        self._runs: OrderedDict[str, Run] = OrderedDict()
-        self._waiting: deque[Run] = deque()
-        self._current: Run | None = None
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._waiting: deque[Job] = deque()
+        self._current: Job | None = None
         self._count = itertools.count(1)
         self._change = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def find(self, run: str) -> Run | None:
-        return self._runs.get(run)
+        found = self._jobs.get(run)
+        return found if isinstance(found, Run) else None
 
-    def latest(self, owner: str) -> Run | None:
-        """A visitor's last run."""
-        return next((r for r in reversed(list(self._runs.values())) if r.owner == owner), None)
+    def latest(self, owner: str, kind: type[J] = Run) -> J | None:
+        """A visitor's last job of a kind."""
+        jobs = reversed(list(self._jobs.values()))
+        return next((j for j in jobs if j.owner == owner and isinstance(j, kind)), None)
 
     def start(self, settings: Settings, compare: bool = False, owner: str = "") -> Run:
         """Queue a run and return at once. Raises Refused for what cannot work, before it takes a place in the queue."""
         self.lab.check(settings)
-        run = Run(f"{owner[:8]}{next(self._count)}", settings, compare, owner)
+        return self._queue(Run(self._name(owner), settings, compare, owner=owner))
+
+    def study(self, study: Study, settings: Settings, owner: str = "") -> StudyRun:
+        """Queue a study of the model that `settings` name. Raises Refused for a model that is not there."""
+        self.lab.shelf.abilities(settings.model)
+        return self._queue(StudyRun(self._name(owner), settings, study, owner=owner))
+
+    def _name(self, owner: str) -> str:
+        return f"{owner[:8]}{next(self._count)}"
+
+    def _queue(self, job: J) -> J:
         with self._change:
-            self._runs[run.id] = run
-            for old in [k for k, r in self._runs.items() if r.over][: max(0, len(self._runs) - REMEMBERED)]:
-                del self._runs[old]
-            self._waiting.append(run)
+            self._jobs[job.id] = job
+            for old in [k for k, r in self._jobs.items() if r.over][: max(0, len(self._jobs) - REMEMBERED)]:
+                del self._jobs[old]
+            self._waiting.append(job)
             self._number()
             if not self._thread.is_alive():
                 self._thread.start()
             self._change.notify()
-        return run
+        return job
 
     def stop(self, owner: str) -> None:
         """Stop whatever this visitor has running or waiting."""
         with self._change:
-            for run in [r for r in self._runs.values() if r.owner == owner and not r.over]:
-                run.stop.set()
-                if run in self._waiting:
-                    self._waiting.remove(run)
-                    run.end("done", "stopped")
+            for job in [r for r in self._jobs.values() if r.owner == owner and not r.over]:
+                job.stop.set()
+                if job in self._waiting:
+                    self._waiting.remove(job)
+                    job.end("done", "stopped")
             self._number()
 
     def _number(self) -> None:
-        """Tell each waiting run how many are before it."""
-        for place, run in enumerate(self._waiting, 1 if self._current else 0):
-            run.note = f"waiting:{place}"
+        """Tell each waiting job how many are before it."""
+        for place, job in enumerate(self._waiting, 1 if self._current else 0):
+            job.note = f"waiting:{place}"
 
     def _work(self) -> None:
         while True:
@@ -120,41 +187,24 @@ class Engine:
                 self._current = None
                 self._number()
                 self._change.wait_for(lambda: self._waiting)
-                run = self._current = self._waiting.popleft()
+                job = self._current = self._waiting.popleft()
                 self._number()
-            self._carry_out(run)
+            self._carry_out(job)
 
-    def _carry_out(self, run: Run) -> None:
-        if run.stop.is_set():
-            run.end("done", "stopped")
+    def _carry_out(self, job: Job) -> None:
+        if job.stop.is_set():
+            job.end("done", "stopped")
             return
-        run.state, run.note = "running", ""
+        job.state, job.note = "running", ""
         try:
-            self._generate(run)
-            run.end("done", run.note)
+            job.work(self.lab)
+            job.end("done", job.note)
         except Refused as e:
-            self._fail(run, str(e))
+            job.fail(str(e))
         except Exception as e:
             message = out_of_memory(e)
             if message is None:
-                log.exception("run %s failed", run.id)
+                log.exception("job %s failed", job.id)
                 name = type(e).__name__
                 message = f"The run broke off with an internal error ({name}). Try again; report it if it stays."
-            self._fail(run, message)
-
-    def _generate(self, run: Run) -> None:
-        def report(what: str, done: int, total: int) -> None:
-            run.note = f"{what}|{done}|{total}"
-
-        prepared = self.lab.prepare(run.settings, report)
-        if run.stop.is_set():
-            return
-        go = self.lab.compare if run.compare else self.lab.run
-        for e in go(prepared, run.stop, report=report):
-            run.events.append(e)
-            run.note = ""
-
-    def _fail(self, run: Run, message: str) -> None:
-        last = run.events[-1].t if run.events else 0.0
-        run.events.append(Failed(last, message))
-        run.end("error", message)
+            job.fail(message)

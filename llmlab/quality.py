@@ -16,6 +16,8 @@ from llmlab.tools import ASSETS
 
 STRIDE = 8
 """Tokens scored per pass where the stack allows several."""
+DECIDING = ("Drafter", "Acceptor")
+"""Doors that choose among tokens and leave the probabilities of a given text alone."""
 EVALUATED = 256
 CONTEXT = 32
 """The evaluation text: how many of its tokens are read, and how many of those are context only."""
@@ -26,9 +28,9 @@ def score(model: Any, stack: Stack, tokens: Sequence[int], start: int) -> Tensor
     """Log-probabilities (n, V), n = len(tokens) - start, of every token from `start` on as the stack computes them.
 
     The tokens are forced, so that two stacks answer the same questions. Evictions, exits and changed weights take
-    effect as they would in a run.
+    effect as they would in a run; drafts, and rules that accept them, have nothing to decide.
     """
-    stack = stack.without("Drafter")
+    stack = stack.without(*DECIDING)
     session = Session(model, stack)
     session.scoring = True
     one = any(Ability.MANY_ROWS in t.spoiled() for t in stack)
@@ -63,6 +65,24 @@ def perplexity(logp: Tensor, tokens: Sequence[int]) -> float:
     return float(torch.exp(-logp.gather(1, torch.tensor(list(tokens))[:, None]).mean()))
 
 
+def choices(p: Tensor, q: Tensor | None, tokens: Sequence[int]) -> tuple[float, float | None]:
+    """(top-1 agreement, mean KL in nats) of a stack with the unmodified model on one text.
+
+    p (n, V): the unmodified model's log-probabilities. q (n, V): the stack's on the same text; None where what the
+    stack chooses is not a function of the text: then `tokens` (n,) are its own choices, and there is no KL.
+    """
+    if q is None:
+        return float((p.argmax(-1) == torch.tensor(list(tokens))).float().mean()), None
+    kl = (p.exp() * (p - q)).nan_to_num(0.0).sum(-1).clamp_min(0).mean()
+    return float((p.argmax(-1) == q.argmax(-1)).float().mean()), float(kl)
+
+
+def decides_itself(stack: Stack) -> bool:
+    """Whether a rule of acceptance, rather than the probabilities, may choose another token than the model would."""
+    acceptor = stack.one("Acceptor")
+    return acceptor is not None and not acceptor.lossless()
+
+
 def compare(
     plain: Any,
     changed: Any,
@@ -75,19 +95,24 @@ def compare(
     """Quality of a stack's run against the baseline's. `plain` and `changed`: the models without and with transforms.
 
     `identical, first_difference, margin` speak of the texts (margin: how far apart the baseline's two best tokens were
-    there, in nats). `kl_mean` and `top1_agreement` force the baseline's text through both. `perplexity_ratio` is on the
-    project's own evaluation text, changed over plain; None without a tokenizer.
+    there, in nats). `kl_mean` and `top1_agreement` force the baseline's text through both; under a lossy rule of
+    acceptance, which depends on drafts, top-1 agreement is how often the unmodified model would have chosen the tokens
+    of the stack's own text, and there is no `kl_mean`. `perplexity_ratio` is on the project's own evaluation text,
+    changed over plain; None without a tokenizer.
     """
     differs = first_difference(baseline, text)
     result: dict[str, Any] = {"identical": differs is None, "first_difference": differs, "margin": None}
     whole = [*prompt, *baseline]
     p = score(plain, Stack(), whole, len(prompt))
-    q = score(changed, stack, whole, len(prompt))
     if differs is not None and differs < len(p):
         best = p[differs].topk(2).values
         result["margin"] = float(best[0] - best[1])
-    result["kl_mean"] = float((p.exp() * (p - q)).nan_to_num(0.0).sum(-1).clamp_min(0).mean())
-    result["top1_agreement"] = float((p.argmax(-1) == q.argmax(-1)).float().mean())
+    if decides_itself(stack):
+        own = p if differs is None else score(plain, Stack(), [*prompt, *text], len(prompt))
+        result["top1_agreement"], result["kl_mean"] = choices(own, None, text)
+    else:
+        q = score(changed, stack, whole, len(prompt))
+        result["top1_agreement"], result["kl_mean"] = choices(p, q, baseline)
     result["perplexity_ratio"] = None
     if tokenizer is not None:
         text_ = (ASSETS / "texts" / "evaluation.txt").read_text(encoding="utf-8")

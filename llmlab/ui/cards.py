@@ -8,9 +8,12 @@ from functools import cache
 from html import escape
 
 from llmlab.stack import Stack
-from llmlab.technique import LABELS, Technique, card, registry
+from llmlab.study import Study
+from llmlab.technique import LABELS, Described, Technique, card, registry, title
 from llmlab.tools import ASSETS
-from llmlab.ui.words import both, both_words
+from llmlab.ui.words import both, both_words, catalogue, word
+
+LANGUAGES = tuple(catalogue())
 
 CLAIMS_ZH = {
     "prompt-lookup": "照抄前文中相同词语之后的内容作为猜测。",
@@ -25,6 +28,12 @@ CLAIMS_ZH = {
     "early-exit": "模型已有把握时在中间层停下。",
 }
 """Claims in Chinese by technique id; a technique without one shows its English claim."""
+
+
+STUDIES_ZH = {
+    "sweep": "调节一种技术的主要参数，在未曾用过的提示词上画出质量与代价。",
+}
+"""The same for studies."""
 
 
 def badge(kind: str) -> str:
@@ -49,6 +58,37 @@ def summary(technique: type[Technique]) -> str:
     return f'<p class="claim">{badges} {claim}</p>'
 
 
+def study_head(study: type[Study]) -> str:
+    """A study's title and claim."""
+    badges = badge("simulated") + " " if study.speed == "simulated" else ""
+    claim = both(study.claim, STUDIES_ZH.get(study._id(), study.claim))
+    return f'<h2>{escape(title(study))}</h2><p class="claim">{badges}{claim}</p>'
+
+
+def search_box() -> str:
+    """Where a visitor looks for a technique; page.js does the looking, in `search_index`."""
+    en, zh = word("search", "en"), word("search", "zh-CN")
+    field = '<input type="search" autocomplete="off" maxlength="60" data-search aria-label="{0}" placeholder="{0}">'
+    none = f'<p class="hint" hidden data-search-none>{both_words("search_none")}</p>'
+    return "".join(f'<span class="{c}">{field.format(escape(t))}</span>' for c, t in (("en", en), ("zh", zh))) + none
+
+
+def search_index() -> dict[str, dict[str, str]]:
+    """Per technique its family and the words by which it is found: name, claims and papers, in lower case."""
+    found = {}
+    for name, t in registry().items():
+        papers = " ".join(re.sub(r"<[^>]*>", "", _source(c)) for c in t.covers)
+        words = [name, title(t), t.claim, CLAIMS_ZH.get(name, ""), papers, *(word(t.door, lang) for lang in LANGUAGES)]
+        found[name] = {"door": t.door, "words": " ".join(words).lower()}
+    return found
+
+
+def fold(door: str, count: int, open_: bool) -> str:
+    """The button that folds and unfolds a family of techniques."""
+    told = f'{both_words(door)} <span class="count">{count}</span>'
+    return f'<button type="button" class="fold" data-fold="{door}" aria-expanded="{str(open_).lower()}">{told}</button>'
+
+
 def switch_rules() -> str:
     """CSS that greys a technique's switch where its family carries the class no-<id>."""
     return "".join(
@@ -56,7 +96,7 @@ def switch_rules() -> str:
     )
 
 
-def body(technique: type[Technique]) -> str:
+def body(technique: type[Described]) -> str:
     """The card's four paragraphs and the papers it covers, as escaped HTML."""
     parts = card(technique)
     texts = {label: re.sub(r"`(.+?)`", r"<code>\1</code>", escape(parts.get(label, ""))) for label in LABELS}

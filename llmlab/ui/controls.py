@@ -15,7 +15,7 @@ from llmlab.experiment import CHOICES, Settings
 from llmlab.meter import cores
 from llmlab.models import catalog
 from llmlab.stack import Stack
-from llmlab.technique import Knob, Technique, make, registry, title
+from llmlab.technique import Described, Knob, Technique, make, registry, title
 from llmlab.ui import cards
 
 OFF = "off"
@@ -31,6 +31,44 @@ class Family:
     choice: gr.Radio | gr.CheckboxGroup
     reason: gr.Markdown
     boxes: dict[str, gr.Group]
+
+
+def knob_control(owner: str, k: Knob) -> Any:
+    """The control of one knob, drawn from its metadata; its elem_id is knob-<owner>-<name>."""
+    at = {"label": k.name.replace("_", " "), "info": k.help or None, "elem_id": f"knob-{owner}-{k.name}"}
+    if k.kind == "bool":
+        return gr.Checkbox(k.default, **at)
+    if k.kind == "choice":
+        listed = [c for c in k.choices if c != "*"]
+        if "*" in k.choices and {k.default, *listed} & {*catalog.MODELS, *catalog.FORMATS}:  # it names a model
+            listed += [m for m in catalog.MODELS if m not in listed]
+        return gr.Dropdown(listed or [k.default], value=k.default, allow_custom_value="*" in k.choices, **at)
+    # A slider over the whole range of a knob like 4…65536 is useless; its useful part is below a few thousand.
+    if k.high is not None and k.high > 4096:
+        return gr.Number(k.default, precision=0 if k.kind == "int" else None, **at)
+    steps = (1,) if k.kind == "int" else (0.05, 0.01) if k.high <= 1 else (0.1, 0.01)
+    step = next((s for s in steps if abs(k.default / s - round(k.default / s)) < 1e-6), 0.001)
+    return gr.Slider(k.low, k.high, k.default, step=step, **at)
+
+
+def model_controls(_: Translate, default: str, prefix: str = "") -> tuple[gr.Dropdown, gr.Dropdown]:
+    """The choice of a model of the catalogue and of a weight format; their elem_ids start with `prefix`."""
+    choices = [(f"{e.title} · {e.parameters / 1e6:.0f} M", name) for name, e in catalog.MODELS.items()]
+    model = gr.Dropdown(choices, value=default, label=_("model"), elem_id=f"{prefix}model", filterable=True)
+    at = {"label": _("weights"), "info": _("weights_info"), "elem_id": f"{prefix}weights"}
+    return model, gr.Dropdown(list(catalog.FORMATS), value="dense-fp32", **at)
+
+
+def draw_knobs(described: type[Described], _: Translate, add: Callable[[str, Any], Any], owner: str) -> None:
+    """One control per knob, the rare ones folded away; `add` is told each control by `name.knob`."""
+    plain = [k for k in described.knobs() if not k.advanced]
+    rare = [k for k in described.knobs() if k.advanced]
+    for k in plain:
+        add(f"{described._id()}.{k.name}", knob_control(owner, k))
+    if rare:
+        with gr.Accordion(_("more_knobs"), open=False):
+            for k in rare:
+                add(f"{described._id()}.{k.name}", knob_control(owner, k))
 
 
 class Form:
@@ -53,32 +91,27 @@ class Form:
     # Drawing ---------------------------------------------------------------------------------------------------
 
     def draw_model(self, _: Translate, default: str) -> None:
-        choices = [(f"{e.title} · {e.parameters / 1e6:.0f} M", name) for name, e in catalog.MODELS.items()]
-        self.add("model", gr.Dropdown(choices, value=default, label=_("model"), elem_id="model", filterable=True))
-        self.add(
-            "weights",
-            gr.Dropdown(
-                list(catalog.FORMATS),
-                value="dense-fp32",
-                label=_("weights"),
-                info=_("weights_info"),
-                elem_id="weights",
-            ),
-        )
+        model, weights = model_controls(_, default)
+        self.add("model", model)
+        self.add("weights", weights)
         self.fit = gr.HTML("", elem_id="fit")
 
     def draw_techniques(self, _: Translate) -> None:
         known = registry()
+        gr.HTML(cards.search_box(), elem_id="search")
+        first = True
         for door in reversed(DOORS):  # drafts first: they show the most at the first glance
             members = {n: t for n, t in known.items() if t.door == door}
             if members:
-                self._family(door, members, _)
+                self._family(door, members, _, first)
+                first = False
 
-    def _family(self, door: str, members: dict[str, type[Technique]], _: Translate) -> None:
+    def _family(self, door: str, members: dict[str, type[Technique]], _: Translate, first: bool) -> None:
         many = next(iter(members.values())).slot == "chain"
         choices = [(title(t), n) for n, t in members.items()]
-        at = {"label": _(door), "info": _(f"{door}_info"), "elem_id": door}
+        at = {"label": _(door), "info": _(f"{door}_info"), "elem_id": door, "show_label": False}
         with gr.Group(elem_classes="family", elem_id=f"family-{door}"):
+            gr.HTML(cards.fold(door, len(members), first))
             if many:
                 control: Any = gr.CheckboxGroup(choices, value=[], **at)
             else:
@@ -89,37 +122,11 @@ class Form:
             for name, technique in members.items():
                 with gr.Group(visible=False, elem_classes="box", elem_id=f"box-{name}") as box:
                     gr.HTML(cards.summary(technique), elem_id=f"claim-{name}")
-                    plain = [k for k in technique.knobs() if not k.advanced]
-                    rare = [k for k in technique.knobs() if k.advanced]
-                    for k in plain:
-                        self._knob(name, k)
-                    if rare:
-                        with gr.Accordion(_("more_knobs"), open=False):
-                            for k in rare:
-                                self._knob(name, k)
+                    draw_knobs(technique, _, self.add, name)
                     with gr.Accordion(_("card"), open=False):
                         gr.HTML(cards.body(technique))
                 boxes[name] = box
         self.families.append(Family(door, many, control, reason, boxes))
-
-    def _knob(self, technique: str, k: Knob) -> None:
-        at = {"label": k.name, "info": k.help or None, "elem_id": f"knob-{technique}-{k.name}"}
-        if k.kind == "bool":
-            control: Any = gr.Checkbox(k.default, **at)
-        elif k.kind == "choice":
-            listed = [c for c in k.choices if c != "*"]
-            if "*" in k.choices:
-                listed += list(catalog.MODELS)
-            control = gr.Dropdown(listed, value=k.default, allow_custom_value="*" in k.choices, **at)
-        else:
-            # A slider over the whole range of a knob like 4…65536 is useless; its useful part is below a few thousand.
-            wide = k.high is not None and k.high > 4096
-            step = 1 if k.kind == "int" else 0.05 if k.high <= 1 else 0.1
-            if wide:
-                control = gr.Number(k.default, precision=0, **at)
-            else:
-                control = gr.Slider(k.low, k.high, k.default, step=step, **at)
-        self.add(f"{technique}.{k.name}", control)
 
     def draw_advanced(self, _: Translate) -> None:
         self.add("max_new_tokens", gr.Slider(1, 512, 96, step=1, label=_("max_new_tokens"), elem_id="max_new_tokens"))

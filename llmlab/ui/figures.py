@@ -1,27 +1,38 @@
-"""The finished run's figures, in Plotly: one function each, with the baseline as a grey ghost."""
+"""Figures in Plotly: a finished run's, one function each, with the baseline as a grey ghost; and a study's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
 
 from llmlab.events import Committed, Event, Prefilled, Started
-from llmlab.trace import lanes, rounds
+from llmlab.trace import lanes, ledger, rounds
+from llmlab.ui.findings import cell
 from llmlab.ui.words import word
 
 BLUE, GREY, GREEN, RED = "#2f6fde", "#9aa0a6", "#1a9850", "#d73027"
 COLOUR = {"baseline": GREY, "stack": BLUE}
+GROUPS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#e08214", "#8c6bb1", "#888888", "#1b9e77")
+SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "pentagon", "hexagon", "triangle-down")
+"""Colours and shapes of a study's groups, together different for a hundred of them."""
 
 
 def _figure(title: str, x: str, y: str, lang: str) -> go.Figure:
+    """An empty figure titled by the catalogue's words."""
+    return _empty(word(title, lang), word(x, lang), word(y, lang))
+
+
+def _empty(title: str, x: str, y: str) -> go.Figure:
     """An empty figure whose colours read on a light and on a dark page."""
     figure = go.Figure()
     figure.update_layout(
-        title={"text": word(title, lang), "font": {"size": 15}},
-        xaxis_title=word(x, lang),
-        yaxis_title=word(y, lang),
+        title={"text": title, "font": {"size": 15}},
+        xaxis_title=x,
+        yaxis_title=y,
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": "#7d8590"},
@@ -140,7 +151,141 @@ def layers(runs: dict[str, list[Event]], lang: str) -> go.Figure:
     return figure
 
 
+def position(runs: dict[str, list[Event]], lang: str) -> go.Figure | None:
+    """How many of the tokens drafted at each position were accepted; None where nothing was drafted."""
+    figure = _figure("c_position", "x_position", "y_share", lang)
+    for lane, events in runs.items():
+        counts = [d for d in ledger(events).get("accepted_by_depth", ()) if d[1]]
+        if counts:
+            figure.add_bar(
+                x=[d[0] for d in counts],
+                y=[d[2] / d[1] for d in counts],
+                text=[f"{d[2]}/{d[1]}" for d in counts],
+                name=_name(lane, lang),
+                marker_color=GREEN,
+            )
+    figure.update_xaxes(dtick=1)
+    figure.update_yaxes(range=[0, 1])
+    return figure if figure.data else None
+
+
+DRAWN = (tokens, passes, memory, layers, position)
+
+
 def all_of(events: Sequence[Event], lang: str) -> list[Any]:
-    """Every figure of a trace, in the page's order."""
+    """Every figure of a trace, in the page's order; None for one that has nothing to show."""
     runs = lanes(events)
-    return [draw(runs, lang) for draw in (tokens, passes, memory, layers)]
+    return [draw(runs, lang) for draw in DRAWN]
+
+
+# Studies ----------------------------------------------------------------------------------------------------------
+
+
+def study_figures(found: Mapping[str, Any], bench: str, lang: str) -> list[go.Figure]:
+    """The figures of a study's findings (schema llmlab.study/1): its charts, after what its bench always shows."""
+    first = [cascade(found, lang)] if bench == "cascade" else []
+    return [f for f in (*first, *(chart(found, c, lang) for c in found["charts"])) if f is not None]
+
+
+def _finite(value: Any) -> bool:
+    """Whether a cell can be a point's coordinate."""
+    return isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))
+
+
+def _about(found: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """A row as the pointer shows it."""
+    parts = [f"{escape(name)}: {escape(cell(row[key]))}" for key, name in found["columns"].items() if key in row]
+    return "<br>".join(parts[:12])
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those (cost, quality) that no other point beats: none costs as little or less and is better or as good."""
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), key=lambda p: (p[0], -p[1])):
+        if not best or y > best[-1][1]:
+            best.append((x, y))
+    return best
+
+
+def chart(found: Mapping[str, Any], spec: Mapping[str, Any], lang: str) -> go.Figure | None:
+    """A study's chart; None where no row has both of its columns."""
+    x, y, by, ideal = spec["x"], spec["y"], spec["group"], spec["ideal"]
+    rows = [r for r in found["rows"] if _finite(r.get(x)) and _finite(r.get(y))]
+    if not rows:
+        return None
+    names = found["columns"]
+    figure = _empty(escape(spec["title"]), escape(names[x]), escape(names[y]))
+    kind = spec["kind"]
+    groups = list(dict.fromkeys(r.get(by) for r in rows)) if by else [None]
+    for i, group in enumerate(groups):
+        mine = [r for r in rows if not by or r.get(by) == group]
+        if not isinstance(mine[0][x], str) and kind != "bar":
+            mine = sorted(mine, key=lambda r: r[x])
+        colour, symbol = GROUPS[i % len(GROUPS)], SYMBOLS[(i + i // len(GROUPS)) % len(SYMBOLS)]
+        label = escape(cell(group)) if by else escape(names[y])
+        at = {"x": [r[x] for r in mine], "y": [r[y] for r in mine], "name": label}
+        told = {"hovertext": [_about(found, r) for r in mine], "hoverinfo": "text"}
+        if kind == "bar":
+            figure.add_bar(**at, **told, marker_color=colour)
+        else:
+            marker = {"color": colour, "symbol": symbol, "size": 9}
+            mode = "lines+markers" if kind == "line" else "markers"
+            figure.add_scatter(**at, **told, mode=mode, marker=marker, line={"color": colour, "width": 2})
+        formula = [r for r in mine if ideal and _finite(r.get(ideal))]
+        if formula:
+            figure.add_scatter(
+                x=[r[x] for r in formula],
+                y=[r[ideal] for r in formula],
+                name=f"{label}: {escape(names[ideal])}",
+                mode="lines",
+                line={"color": colour, "dash": "dash", "width": 1.5},
+            )
+    if kind == "front":
+        edge = front([(r[x], r[y]) for r in rows])
+        figure.add_scatter(
+            x=[p[0] for p in edge],
+            y=[p[1] for p in edge],
+            name=word("front", lang),
+            mode="lines",
+            line={"color": "#7d8590", "dash": "dot", "shape": "hv", "width": 1.5},
+            hoverinfo="skip",
+        )
+    if kind in ("points", "front"):
+        figure.update_yaxes(rangemode="normal")
+    _legend(figure)
+    figure.update_layout(hovermode="closest", barmode="group", showlegend=len(figure.data) > 1)
+    return figure
+
+
+def _legend(figure: go.Figure) -> None:
+    """Room below for as many lines of legend as there are names, so that they do not press the plot flat."""
+    lines = -(-sum(len(t.name) + 8 for t in figure.data) // 60)
+    figure.update_layout(height=330 + 20 * lines, margin={"l": 60, "r": 20, "t": 50, "b": 70 + 20 * lines})
+    figure.update_layout(legend={"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom"})
+
+
+def cascade(found: Mapping[str, Any], lang: str) -> go.Figure | None:
+    """Who answered, rightly or wrongly, and at what mean cost; None for rows without level and cost."""
+    rows = [r for r in found["rows"] if r.get("level") is not None and _finite(r.get("cost"))]
+    if not rows:
+        return None
+    figure = _figure("cascade_title", "cascade_level", "cascade_count", lang)
+    levels = sorted({r["level"] for r in rows}, key=lambda v: (isinstance(v, str), v))
+    shown = [escape(cell(v)) for v in levels]
+    known = any(r.get("correct") is not None for r in rows)
+    kinds = (("right", True, GREEN), ("wrong", False, RED)) if known else (("answered", None, BLUE),)
+    for name, correct, colour in kinds:
+        counts = [sum(r["level"] == v and (not known or r.get("correct") == correct) for r in rows) for v in levels]
+        figure.add_bar(x=shown, y=counts, name=word(name, lang), marker_color=colour, opacity=0.7)
+    costs = [[r["cost"] for r in rows if r["level"] == v] for v in levels]
+    figure.add_scatter(
+        x=shown,
+        y=[sum(c) / len(c) for c in costs],
+        name=word("cascade_cost", lang),
+        mode="markers+lines",
+        marker={"color": "#e08214", "size": 10, "symbol": "diamond"},
+        yaxis="y2",
+    )
+    figure.update_xaxes(type="category")
+    _right(figure, "cascade_cost", lang)
+    return figure

@@ -10,6 +10,8 @@ from urllib.parse import urlencode
 
 from llmlab.experiment import Settings
 from llmlab.stack import Stack
+from llmlab.study import Study, make_study
+from llmlab.technique import Knob
 
 SHORT = {
     "model": "m",
@@ -90,6 +92,40 @@ def python(settings: Settings) -> str:
         'print(record["metrics"])',
     ]
     return "\n".join(lines) + "\n"
+
+
+STUDIED = ("model", "weights", "device", "seed", "threads")
+"""The settings that a study looks at."""
+
+
+def study_query(study: Study, settings: Settings) -> str:
+    """`?study=…&<study>.<knob>=…&m=…`: the link that opens a study with its knobs; only what is not as by default."""
+    pairs = [("study", study.id)]
+    pairs += [(f"{study.id}.{k.name}", getattr(study, k.name)) for k in study.knobs() if _changed(study, k)]
+    pairs += [(SHORT[n], getattr(settings, n)) for n in STUDIED if getattr(settings, n) != DEFAULTS[n]]
+    return "?" + urlencode(pairs)
+
+
+def study_from_query(parameters: Mapping[str, str]) -> tuple[Study, Settings]:
+    """The inverse of `study_query`. Raises Refused for what cannot work."""
+    name = str(parameters["study"])[:LONGEST]
+    knobs = {k.removeprefix(f"{name}."): v for k, v in parameters.items() if k.startswith(f"{name}.")}
+    given = {n: str(parameters[SHORT[n]])[:LONGEST] for n in STUDIED if SHORT[n] in parameters}
+    return make_study(name, **knobs), Settings(**given)
+
+
+def study_command(study: Study, settings: Settings) -> str:
+    """The command that carries the study out."""
+    knobs = ",".join(f"{k.name}={getattr(study, k.name)}" for k in study.knobs() if _changed(study, k))
+    parts = ["python", "-m", "llmlab", "study", study.id + (f":{knobs}" if knobs else "")]
+    for name in STUDIED:
+        if name == "model" or getattr(settings, name) != DEFAULTS[name]:
+            parts += ["--" + name.replace("_", "-"), str(getattr(settings, name))]
+    return shlex.join(parts)
+
+
+def _changed(study: Study, k: Knob) -> bool:
+    return getattr(study, k.name) != k.default
 
 
 def settings_of(started: Any) -> Settings:

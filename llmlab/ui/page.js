@@ -1,8 +1,12 @@
-// The page's own script: language, keyboard, links. The live panel brings its own.
+// The page's own script: language, views, search, keyboard, links. The live panel brings its own.
 (() => {
   const words = WORDS;
+  const techniques = TECHNIQUES;
   const chinese = (navigator.language || "").toLowerCase().startsWith("zh");
-  const mark = () => document.body.classList.toggle("lang-zh", chinese);
+  const mark = () => {
+    document.body.classList.toggle("lang-zh", chinese);
+    document.body.classList.toggle("view-studies", new URLSearchParams(location.search).has("study"));
+  };
   document.body ? mark() : addEventListener("DOMContentLoaded", mark);
   document.documentElement.lang = chinese ? "zh-CN" : "en";
 
@@ -12,26 +16,76 @@
       e.preventDefault();
       // A text box tells its value when it loses focus; without this the run would miss the last words.
       document.activeElement?.blur?.();
-      setTimeout(() => press("run"), 50);
-    } else if (e.key === "Escape") {
-      press("stop");
+      setTimeout(() => press(view() === "studies" ? "study-run" : "run"), 50);
+    } else if (e.key === "Escape" && !e.target.matches?.("[data-search]")) {
+      press(view() === "studies" ? "study-stop" : "stop");
     }
+  });
+
+  // Views: both stay mounted, the style sheet hides one. Each has a link of its own.
+  const links = { playground: "", studies: "" };
+  const view = () => (document.body.classList.contains("view-studies") ? "studies" : "playground");
+  const show = () => {
+    for (const b of document.querySelectorAll("[data-view]")) b.setAttribute("aria-pressed", b.dataset.view === view());
+  };
+  const remember = (name, query) => {
+    if (query) links[name] = query;
+    if (query && view() === name) history.replaceState(null, "", location.pathname + query);
+  };
+  const change = (name) => {
+    document.body.classList.toggle("view-studies", name === "studies");
+    show();
+    if (links[name]) history.replaceState(null, "", location.pathname + links[name]);
+    dispatchEvent(new Event("resize")); // figures drawn while their view was hidden have no width yet
+    scrollTo(0, 0);
+  };
+
+  // The list of techniques: families fold, and a search shows what it finds wherever it is folded away.
+  const fold = (b) => b.setAttribute("aria-expanded", b.getAttribute("aria-expanded") !== "true");
+  const seek = (text) => {
+    const wanted = text.trim().toLowerCase().split(/\s+/).filter(Boolean);
+    const rules = [];
+    const families = {};
+    for (const [name, { door, words: own }] of Object.entries(techniques)) {
+      const hit = wanted.every((w) => own.includes(w));
+      families[door] ||= hit;
+      if (!hit) rules.push(`.family label:has(input[value="${name}"]) { display: none !important; }`);
+    }
+    for (const door in families) if (!families[door]) rules.push(`#family-${door} { display: none !important; }`);
+    let sheet = document.querySelector("#found");
+    if (!sheet) document.head.append((sheet = Object.assign(document.createElement("style"), { id: "found" })));
+    sheet.textContent = wanted.length ? rules.join("\n") : "";
+    document.body.classList.toggle("searching", wanted.length > 0);
+    const none = document.querySelector("[data-search-none]");
+    if (none) none.hidden = !wanted.length || Object.values(families).some(Boolean);
+  };
+  addEventListener("input", (e) => e.target.matches?.("[data-search]") && seek(e.target.value));
+  addEventListener("click", (e) => {
+    const button = e.target.closest?.("[data-view], [data-fold]");
+    if (button?.dataset.view) change(button.dataset.view);
+    else if (button) fold(button);
   });
 
   const whole = (query) => location.origin + location.pathname + (query || "");
   window.llmlabLink = (query) => {
     window.llmlabReady = true;
-    if (query) history.replaceState(null, "", location.pathname + query);
+    show();
+    remember("playground", query);
+    return query ? whole(query) : "";
+  };
+  window.llmlabStudyLink = (query) => {
+    window.llmlabStudyReady = true;
+    remember("studies", query);
     return query ? whole(query) : "";
   };
   window.llmlabCopy = async (query) => {
-    const link = window.llmlabLink(query);
+    const link = (view() === "studies" ? window.llmlabStudyLink : window.llmlabLink)(query);
     try {
       await navigator.clipboard.writeText(link);
     } catch {
       // Without https browsers offer no clipboard; the link stands in the address bar and in the Reproduce tab.
     }
-    const button = document.querySelector("#copy-link");
+    const button = document.querySelector(view() === "studies" ? "#copy-study-link" : "#copy-link");
     const old = button.textContent;
     button.textContent = words[chinese ? "zh-CN" : "en"].copied;
     setTimeout(() => (button.textContent = old), 1500);

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import cache
@@ -25,20 +22,18 @@ from llmlab.models import catalog, sources
 from llmlab.models.catalog import gigabytes
 from llmlab.tools import ASSETS
 from llmlab.ui import figures, links
-from llmlab.ui.cards import switch_rules
+from llmlab.ui.cards import search_index, switch_rules
 from llmlab.ui.controls import Form
+from llmlab.ui.exports import Exports
 from llmlab.ui.live.panel import LivePanel, message, recorded
 from llmlab.ui.story import quality_table, story
-from llmlab.ui.words import both, both_words, catalogue, language, word
+from llmlab.ui.studies import PRIVATE, Studies, language_of, owner_of, refusal
+from llmlab.ui.words import both, both_words, catalogue, word
 
 HERE = Path(__file__).parent
 PERIOD = 0.11
 """Seconds between messages to the live panel."""
-KEPT = 32
-"""Accounts whose export files are kept."""
 RUNS = ASSETS / "runs"
-PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-"""How the page's own small events are wired."""
 
 
 @cache
@@ -70,8 +65,8 @@ class Page:
         self.form = Form()
         self.i18n = gr.I18n(**translations())
         self.refused: dict[str, str] = {}
-        self.folders: deque[Path] = deque()
-        self.files = tempfile.TemporaryDirectory(prefix="llmlab-")
+        self.exports = Exports()
+        self.studies = Studies(engine, self.exports)
 
     # Drawing ------------------------------------------------------------------------------------------------------
 
@@ -80,17 +75,24 @@ class Page:
         with gr.Blocks(title="llmlab", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
             with gr.Row(elem_id="header"):
                 gr.HTML(f'<h1>llmlab</h1><p class="tagline">{both_words("tagline")}</p>', elem_id="title")
+                gr.HTML(views(), elem_id="views")
                 self.machine = gr.HTML("", elem_id="machine")
-                copy = gr.Button(_("copy_link"), size="sm", elem_id="copy-link", scale=0, min_width=110)
-            with gr.Row(elem_id="body"):
-                with gr.Column(scale=0, min_width=330, elem_id="controls"):
+                copies = [
+                    gr.Button(_("copy_link"), size="sm", elem_id=name, elem_classes="copy", scale=0, min_width=110)
+                    for name in ("copy-link", "copy-study-link")
+                ]
+            # Two views, of which the style sheet hides one: the live panel must stay mounted to miss no message.
+            with gr.Row(elem_id="body", elem_classes="two"):
+                with gr.Column(scale=0, min_width=330, elem_id="controls", elem_classes="side"):
                     form.draw_model(_, "smollm2-135m")
                     form.draw_techniques(_)
                     with gr.Accordion(_("advanced"), open=False, elem_id="advanced"):
                         form.draw_advanced(_)
-                with gr.Column(scale=1, min_width=320, elem_id="main"):
+                with gr.Column(scale=1, min_width=320, elem_id="main", elem_classes="wide"):
                     self._draw_main()
-            self._wire(demo, copy)
+            self.studies.draw(_)
+            self._wire(demo, copies[0])
+            self.studies.wire(copies[1])
         demo.queue(max_size=32, api_open=False, default_concurrency_limit=16)
         # Gradio looks for new events a thousand times a second, each time taking the interpreter from the engine.
         demo._queue.sleep_when_free = 0.02
@@ -127,8 +129,10 @@ class Page:
         with gr.Tabs(elem_id="after"):
             with gr.Tab(_("happened"), id="happened"):
                 self.story = gr.Markdown(_("after"), elem_id="story", sanitize_html=True)
-            with gr.Tab(_("charts"), id="charts"), gr.Row(elem_id="figures"):
-                self.plots = [gr.Plot(show_label=False, min_width=300, elem_id=f"figure-{i}") for i in range(4)]
+            with gr.Tab(_("charts"), id="charts"), gr.Row(elem_id="figures", elem_classes="figures"):
+                self.plots = [
+                    gr.Plot(show_label=False, min_width=300, elem_id=f"figure-{i}") for i in range(len(figures.DRAWN))
+                ]
             with gr.Tab(_("rounds"), id="rounds"):
                 self.rounds = gr.Dataframe(interactive=False, show_label=False, wrap=True, elem_id="rounds-table")
             with gr.Tab(_("quality"), id="quality"):
@@ -142,7 +146,7 @@ class Page:
                     "", language="python", label="Python", interactive=False, wrap_lines=True, elem_id="python"
                 )
             with gr.Tab(_("export"), id="export"), gr.Row(elem_classes="chips"):
-                self.exports = [
+                self.downloads = [
                     gr.DownloadButton(_(f"export_{kind}"), size="sm", min_width=60, elem_id=f"export-{kind}")
                     for kind in ("trace", "record", "rounds")
                 ]
@@ -159,7 +163,7 @@ class Page:
             self.query,
             self.command,
             self.python,
-            *self.exports,
+            *self.downloads,
         ]
         show_link = {"fn": None, "inputs": [self.query], "outputs": [self.link], "js": "(q) => llmlabLink(q)"}
         for button, compare in ((self.run, False), (self.ab, True)):
@@ -189,27 +193,28 @@ class Page:
         switches = [c.change for n, c in form.fields.items() if n not in ("prompt", "own")]
         watched = [*form.watched, form.fit]
         gr.on(switches, self.refresh, form.inputs, watched, trigger_mode="always_last", **PRIVATE)
-        demo.load(self.arrive, None, [self.machine, *shown], **PRIVATE).then(
+        demo.load(self.arrive, None, [self.machine, *shown, *self.studies.shown], **PRIVATE).then(
             self.refresh, form.inputs, watched, **PRIVATE
-        ).then(**show_link, show_progress="hidden")
+        ).then(**show_link, show_progress="hidden").then(**self.studies.show_link, show_progress="hidden")
         demo.unload(self.halt)
 
     # Handlers -----------------------------------------------------------------------------------------------------
 
     def arrive(self, request: gr.Request) -> dict[Any, Any]:
         """The first view: a recorded run with its settings, or those that the link asks for."""
-        lang = _language(request)
+        lang = language_of(request)
         parameters = {k: v for k, v in dict(request.query_params or {}).items() if not k.startswith("__")}
         first = recordings()[0]
         item = next((r for r in recordings() if r["id"] == parameters.get("run")), first)
         events = trace.load(RUNS / item["file"])
         shown = self._replayed(events, item["label"][lang], lang)
-        if set(parameters) & {*links.SHORT.values(), "t"}:
+        if set(parameters) & {*links.SHORT.values(), "t"} and "study" not in parameters:
             try:
                 settings = links.from_query(parameters, links.settings_of(events[0]))
                 shown |= self.form.write(settings) | {self.query: links.to_query(settings)}
             except Refused as e:
-                shown[self.refusal] = _refusal(str(e))
+                shown[self.refusal] = refusal(str(e))
+        shown |= self.studies.arrive(parameters)
         return shown | {self.machine: f'<p class="machine">{escape(hardware_line(lang))}</p>'}
 
     def refresh(self, *values: Any) -> list[Any]:
@@ -226,7 +231,7 @@ class Page:
 
         def start(request: gr.Request, *values: Any) -> Iterator[dict[str, Any]]:
             """Run, and pass the run's events on to the panel about ten times a second."""
-            owner = _owner(request)
+            owner = owner_of(request)
             try:
                 run = self.engine.start(self.form.read(values), compare, owner)
             except Refused as e:
@@ -248,22 +253,22 @@ class Page:
 
     def halt(self, request: gr.Request) -> None:
         """Stop what the visitor has running or waiting: asked to, or because the tab was closed."""
-        self.engine.stop(_owner(request))
+        self.engine.stop(owner_of(request))
 
     def finish(self, request: gr.Request) -> dict[Any, Any]:
         """The account of the visitor's last run, whole or stopped; or why there was none."""
-        if _owner(request) in self.refused:
-            return {self.refusal: _refusal(self.refused.pop(_owner(request)))}
-        run: Run | None = self.engine.latest(_owner(request))
+        if owner_of(request) in self.refused:
+            return {self.refusal: refusal(self.refused.pop(owner_of(request)))}
+        run: Run | None = self.engine.latest(owner_of(request))
         if run is None or not any(isinstance(e, Started) for e in run.events):
             return {self.story: gr.skip()}
-        return self._account(list(run.events), run.settings, run.compare, _language(request))
+        return self._account(list(run.events), run.settings, run.compare, language_of(request))
 
     def player(self, item: dict[str, Any]) -> Callable[[gr.Request], dict[Any, Any]]:
         """The handler of a recorded run's button."""
 
         def play(request: gr.Request) -> dict[Any, Any]:
-            lang = _language(request)
+            lang = language_of(request)
             return self._replayed(trace.load(RUNS / item["file"]), item["label"][lang], lang)
 
         return play
@@ -272,9 +277,9 @@ class Page:
         """A visitor's own trace; refused in a sentence, with what is on the page left as it was."""
         try:
             events = trace.load(path)
-            return self._replayed(events, Path(path).name[:60], _language(request))
+            return self._replayed(events, Path(path).name[:60], language_of(request))
         except Refused as e:
-            return {self.refusal: _refusal(str(e))}
+            return {self.refusal: refusal(str(e))}
 
     def share(self, *values: Any) -> str:
         try:
@@ -293,20 +298,19 @@ class Page:
     def _account(self, events: list[Event], settings: Settings, compare: bool, lang: str) -> dict[Any, Any]:
         return {
             self.story: story(events, lang),
-            **dict(zip(self.plots, figures.all_of(events, lang), strict=True)),
+            **{
+                plot: gr.update(value=drawn, visible=drawn is not None)
+                for plot, drawn in zip(self.plots, figures.all_of(events, lang), strict=True)
+            },
             self.rounds: {"headers": [word(k, lang) for k in ROUNDS], "data": _table(events, lang)},
             self.quality: quality_table(trace.quality(events), lang),
             self.query: links.to_query(settings),
             self.command: links.command_line(settings, compare),
             self.python: links.python(settings),
-            **dict(zip(self.exports, self._files(events), strict=True)),
+            **dict(zip(self.downloads, self._files(events), strict=True)),
         }
 
     def _files(self, events: list[Event]) -> list[str]:
-        folder = Path(tempfile.mkdtemp(dir=self.files.name))
-        self.folders.append(folder)
-        if len(self.folders) > KEPT:  # Gradio has its own copies by then
-            shutil.rmtree(self.folders.popleft(), ignore_errors=True)
         lanes = trace.lanes(events)
         value: Any = {lane: record(run) for lane, run in lanes.items()}
         if len(lanes) == 1:
@@ -317,9 +321,7 @@ class Page:
             "llmlab-run.json": json.dumps(value, ensure_ascii=False, indent=2) + "\n",
             "llmlab-rounds.csv": trace.rounds_csv(last),
         }
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        return [str(folder / name) for name in texts]
+        return self.exports.write(texts)
 
 
 ROUNDS = ("r_lane", "r_round", "r_t", "r_ms", "r_drafted", "r_accepted", "r_tokens", "r_text", "r_rows", "r_layers")
@@ -335,16 +337,14 @@ def _table(events: Sequence[Event], lang: str) -> list[list[Any]]:
     return rows
 
 
-def _refusal(text: str) -> str:
-    return f'<p class="refusal" role="alert">{escape(text)}</p>'
-
-
-def _owner(request: gr.Request) -> str:
-    return str(request.session_hash)
-
-
-def _language(request: gr.Request) -> str:
-    return language(request.headers.get("accept-language"))
+def views() -> str:
+    """The switch between the page's two views; page.js moves it."""
+    buttons = "".join(
+        f'<button type="button" data-view="{v}" aria-pressed="{str(v == "playground").lower()}">'
+        f"{both_words(f'view_{v}')}</button>"
+        for v in ("playground", "studies")
+    )
+    return f'<nav class="views" aria-label="llmlab">{buttons}</nav>'
 
 
 def hardware_line(lang: str) -> str:
@@ -363,7 +363,7 @@ def fit_html(entry: catalog.Entry, weights: str, rows: int) -> str:
     try:
         f = catalog.require_fit(entry.size, weights, rows, free, entry.title, entry.formats)
     except Refused as e:
-        return _refusal(str(e))
+        return refusal(str(e))
     shares = {"w": 100 * f.weights / max(free, 1), "kv": 100 * f.kv / max(free, 1)}
     bar = "".join(f'<i class="{name}" style="width:{max(share, 0.5):.1f}%"></i>' for name, share in shares.items())
     sizes = {"weights": gigabytes(f.weights), "kv": gigabytes(f.kv), "free": gigabytes(free)}
@@ -388,7 +388,8 @@ def launch_options(page: Page) -> dict[str, Any]:
     """What `launch` needs besides host and port: looks, keyboard, languages, and nothing from any other host."""
     css = (HERE / "page.css").read_text(encoding="utf-8") + switch_rules()
     words = json.dumps({lang: {"copied": word("copied", lang)} for lang in catalogue()}, ensure_ascii=False)
-    script = (HERE / "page.js").read_text(encoding="utf-8").replace("WORDS", words)
+    index = json.dumps(search_index(), ensure_ascii=False).replace("</", "<\\/")
+    script = (HERE / "page.js").read_text(encoding="utf-8").replace("WORDS", words).replace("TECHNIQUES", index)
     return {
         "theme": gr.themes.Default(primary_hue="blue", neutral_hue="slate"),
         # In the head rather than as `css`, which Gradio confines to what lies inside its container.

@@ -86,8 +86,9 @@ def test_run_streams_tokens_and_leaves_an_account(visit: Any, site: Site) -> Non
     page.wait_for_selector("#story:has-text('24 tokens')")
     page.get_by_role("tab", name="Charts").click()
     page.wait_for_selector("#figures .js-plotly-plot")
-    assert page.locator("#figures .js-plotly-plot").count() == 4
-    assert page.locator('#figures [data-title*="Download plot as a PNG"]').count() == 4
+    shown = page.locator("#figures .js-plotly-plot").count()
+    assert shown >= 4
+    assert page.locator('#figures [data-title*="Download plot as a PNG"]').count() == shown
     page.get_by_role("tab", name="Rounds").click()
     page.wait_for_selector("#rounds-table:has-text('Drafted')")
     page.get_by_role("tab", name="Reproduce").click()
@@ -176,6 +177,8 @@ def test_a_link_that_cannot_work_is_explained(visit: Any, site: Site, query: dic
 
 def test_an_impossible_switch_is_greyed_with_its_reason(visit: Any, site: Site) -> None:
     page = visit(f"{site.url}?m=smollm2-135m&p=hi&t=prompt-lookup")
+    page.wait_for_selector("#reason-ForwardPatch", state="attached")
+    page.click('[data-fold="ForwardPatch"]')
     page.wait_for_selector("#reason-ForwardPatch:has-text('Switch one of them off')")
     label = page.locator('#ForwardPatch label:has(input[value="early-exit"])')
     assert float(label.evaluate("e => getComputedStyle(e).opacity")) < 0.6
@@ -196,7 +199,7 @@ def test_at_most_seven_controls_before_advanced(visit: Any, site: Site) -> None:
             .filter(b => b.offsetParent && b.querySelector('input, textarea') && !b.closest('#advanced'))
             .map(b => b.id)"""
     )
-    assert 5 <= len(shown) <= 7, shown
+    assert 4 <= len(shown) <= 7, shown
 
 
 def test_a_refusal_loses_nothing(visit: Any, site: Site) -> None:
@@ -292,7 +295,7 @@ def test_closing_the_tab_stops_the_engine(visit: Any, site: Site) -> None:
     settled(page)
     page.click("#ab")
     until(page, "d.state == 'running'")
-    run = next(r for r in reversed(list(site.engine._runs.values())) if not r.over)
+    run = next(r for r in reversed(list(site.engine._jobs.values())) if not r.over)
     page.close()
     assert run.ended.wait(5)
     assert run.stop.is_set()

@@ -92,7 +92,7 @@ def test_cancelling_stops_the_engine(client: Client, site: Site) -> None:
     job = client.submit(*values(site, max_new_tokens=400, prompt="hello"), api_name="/compare")
     while not job.outputs():
         time.sleep(0.02)
-    run = list(site.engine._runs.values())[-1]
+    run = list(site.engine._jobs.values())[-1]
     job.cancel()
     assert run.ended.wait(10)
 

@@ -1,0 +1,367 @@
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from llmlab import quality
+from llmlab.abilities import Refused, check
+from llmlab.events import Committed, Drafted, Event
+from llmlab.experiment import Prepared
+from llmlab.loop import text_of
+from llmlab.stack import Stack
+from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.technique import Knob, Technique, knob, make, registry, title
+from llmlab.tools import ASSETS
+
+KINDS = ("chat", "summary", "question answering", "mathematics", "code", "rewriting")
+VALUES: dict[str, tuple[float, ...]] = {
+    "threshold": (0.5, 0.7, 0.9),
+    "budget": (64, 128, 256),
+    "ratio": (0.1, 0.3, 0.5),
+    "count": (1, 2, 4),
+    "length": (1, 2, 4, 8),
+    "nodes": (1, 2, 4, 8),
+}
+"""Knobs that trade quality or work for cost, and what is tried of each; a technique's main one is its first here."""
+LENGTHS = ("length", "nodes", "heads")
+"""Knobs that bound how long a draft is: they move together, and drafts end at no other place while they do."""
+CLOSE = 0.1
+"""How far, as a share, a formula may be from what was measured and still be called confirmed."""
+
+
+def held_out(kind: str, each: int) -> list[dict[str, str]]:
+    """The first `each` held-out prompts of a kind, or of every kind for "all": id, kind and prompt."""
+    known = json.loads((ASSETS / "texts" / "held_out.json").read_text(encoding="utf-8"))
+    kinds = KINDS if kind == "all" else (kind,)
+    return [p for k in kinds for p in [q for q in known if q["kind"] == k][:each]]
+
+
+def main_knob(technique: type[Technique]) -> Knob | None:
+    """The knob that a sweep turns when nobody has chosen one; None where there is nothing to sweep."""
+    knobs = {k.name: k for k in technique.knobs()}
+    return next((knobs[name] for name in VALUES if name in knobs), None)
+
+
+SWEPT = tuple(name for name, t in registry().items() if main_knob(t))
+"""The techniques that a sweep of everything turns a knob of."""
+
+
+def expected_tokens(a: float, g: int) -> float:
+    """Tokens per pass with drafts of g tokens, each accepted with probability a: (1 − a^(g+1)) / (1 − a)."""
+    return sum(a**i for i in range(g + 1))
+
+
+@dataclass
+class Drafts:
+    """What became of the drafts of several runs, counted over passes whose draft was whole."""
+
+    lengths: set[int] = field(default_factory=set)
+    passes: int = 0
+    tokens: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    drafted: int = 0
+    seconds: float = 0.0
+
+    def count(self, events: Sequence[Event], limit: int) -> None:
+        """Add one run. A draft that the end of the run or a stop token cut short says nothing about its length."""
+        draft, produced = None, 0
+        for e in events:
+            if isinstance(e, Drafted):
+                draft = e
+            elif isinstance(e, Committed):
+                n = len(draft.tokens) if draft else 0
+                if draft:
+                    self.seconds += draft.seconds
+                    self.drafted += n
+                if n < limit - produced - 1 and len(e.tokens) == len(e.path) + 1:
+                    chain = draft is None or list(draft.parents) == list(range(-1, n - 1))
+                    self.lengths.add(n if chain else -1)
+                    self.passes += 1
+                    self.tokens += len(e.tokens)
+                    self.accepted += len(e.path)
+                    self.rejected += len(e.path) < n
+                draft, produced = None, produced + len(e.tokens)
+
+    @property
+    def length(self) -> int | None:
+        """How long every draft was; None where they differ, are trees or were none."""
+        (only,) = self.lengths if len(self.lengths) == 1 else (0,)
+        return only if only > 0 else None
+
+
+@dataclass
+class Base:
+    """The unmodified model on one prompt: its tokens, and their log-probabilities (n, V)."""
+
+    prepared: Prepared
+    text: list[int]
+    logp: Tensor
+
+
+@dataclass(frozen=True)
+class Sweep(Study):
+    """Quality against cost.
+
+    Idea: A technique's threshold, budget or length says how much quality it may spend, or how much work it does ahead.
+    Turn it, on prompts that nothing was tuned on, and see which settings of which techniques no other beats.
+    Rule: Per setting: how often it chooses as the unmodified model would on that model's own text (top-1 agreement),
+    KL(p‖q), share of equal texts; against layers, seconds and passes per token. A point is on the front when no other
+    costs less and is better. For drafts of g tokens with acceptance a and a draft step that costs c passes, tokens per
+    pass should be (1 − a^(g+1)) / (1 − a) (arXiv 2211.17192, equation 1) and the speed-up that over g·c + 1 (theorem
+    3.8).
+    Watch: Where a curve bends. Lossless techniques sit at agreement 1 and move only sideways. Theorem 3.8 takes a pass
+    over g + 1 tokens to cost as much as one over a single token: see by how much it does not here.
+    Differs: The baseline is measured anew before each technique, so that a machine that warms up favours none. The
+    acceptance a is estimated from the same run, as accepted over tested tokens. Drafts that stop early where they are
+    unsure are told not to, because the formulas speak of fixed lengths.
+    """
+
+    covers = ("speculative-decoding",)
+    bench = "sweep"
+    claim = "Turns a technique's main knob and draws quality against cost on held-out prompts."
+
+    technique: str = knob("all", choices=("all", *SWEPT), help="whose knob is turned")
+    turn: str = knob("auto", choices=("auto", "*"), help="the knob to turn; auto: the technique's main one")
+    values: str = knob("auto", choices=("auto", "*"), help="what to try, as 0.1/0.2/0.5; auto: three or four values")
+    kind: str = knob("all", choices=("all", *KINDS), help="kinds of held-out prompts")
+    each: int = knob(1, 1, 5, "prompts of each kind")
+    tokens: int = knob(32, 8, 64, "new tokens per prompt")
+
+    def settings_of(self, name: str) -> Iterator[tuple[str, Any, Technique]]:
+        """Each setting of a technique that is tried: the knob's name, its value, the technique with it."""
+        cls = registry()[name]
+        knobs = {k.name: k for k in cls.knobs()}
+        turned = main_knob(cls) if self.turn == "auto" else knobs.get(self.turn)
+        if turned is None:
+            raise Refused(title(cls), f"has no knob called {self.turn[:40]!r}", f"Its knobs are {', '.join(knobs)}")
+        together: dict[str, Any] = {}
+        if self.turn == "auto" and turned.name in LENGTHS:
+            together = {k: 0.0 for k in ("confidence",) if k in knobs}
+        if self.values != "auto":
+            values: list[Any] = [turned.read(title(cls), v) for v in re.split(r"[/,;\s]+", self.values.strip())]
+        elif turned.name in VALUES:
+            values = [v for v in VALUES[turned.name] if turned.low <= v <= turned.high]
+        else:
+            raise Refused(title(cls), f"has no usual values of {turned.name} to try", "Give the values")
+        for value in values:
+            lengths = {k: value for k in LENGTHS if together and k in knobs and value <= knobs[k].high}
+            yield turned.name, value, make(name, **{**together, **lengths, turned.name: value})
+
+    def stacks(self, subject: Subject) -> tuple[list[tuple[str, str, Any, Stack]], list[str]]:
+        """Everything that is tried, as (title, knob, value, stack), and what cannot be, in sentences."""
+        chosen = SWEPT if self.technique == "all" else (self.technique,)
+        if self.technique == "all" and (self.turn, self.values) != ("auto", "auto"):
+            raise Refused(self.title, "turns one knob of one technique or every main knob", "Choose a technique")
+        tried, notes = [], []
+        abilities = subject.lab.shelf.abilities(subject.settings.model)
+        for name in chosen:
+            for turned, value, technique in self.settings_of(name):
+                helpers = [make("draft-model")] if technique.door == "Acceptor" else []
+                stack = Stack([technique, *helpers])
+                refusals = check(stack, abilities, subject.settings.model)
+                if refusals and self.technique != "all":
+                    raise Refused(refusals[0].who, refusals[0].why, refusals[0].now)
+                if refusals:
+                    notes.append(f"Left out: {refusals[0]}")
+                    break
+                tried.append((technique.title, turned, value, stack))
+        return tried, notes
+
+    def run(self, subject: Subject) -> Findings:
+        tried, notes = self.stacks(subject)
+        prompts = held_out(self.kind, self.each)
+        total = len(tried) * len(prompts)
+        subject.progress("Loading the model", 0, 0)
+        bases = list(self._bases(subject, prompts))
+        rows: list[dict[str, Cell]] = [self._row(subject, bases, "Plain decoding", "", None, Stack(), 0, total)]
+        before, plain = "", rows[0]
+        refused: set[str] = set()
+        for i, (name, turned, value, stack) in enumerate(tried):
+            at = i * len(prompts)
+            if name in refused:
+                continue
+            try:
+                if name != before:
+                    plain = self._row(subject, bases, "Plain decoding", "", None, Stack(), at, total)
+                before = name
+                row = self._row(subject, bases, name, turned, value, stack, at, total)
+            except Refused as e:
+                if self.technique != "all":
+                    raise
+                refused.add(name)
+                notes.append(f"Left out: {e}")
+                continue
+            rows.append(row | self._against(row, plain))
+        for row in rows:
+            del row["draft_seconds"]
+        notes.append(f"Held-out prompts: {len(prompts)}; new tokens for each: at most {self.tokens}, greedy.")
+        return Findings(COLUMNS, rows, charts(rows), claims(rows, subject.settings.weights), notes)
+
+    def _bases(self, subject: Subject, prompts: Sequence[dict[str, str]]) -> Iterator[Base]:
+        """The unmodified model's answer to each prompt. The models and tools are those of the subject."""
+        lab, loaded = subject.lab, subject.loaded
+        for i, p in enumerate(prompts):
+            settings = replace(
+                subject.settings, prompt=p["prompt"], max_new_tokens=self.tokens, stack=Stack(), temperature=0.0
+            )
+            prepared = Prepared(settings, loaded, lab.tokens(loaded, settings), str(loaded.model.device))
+            if len(prepared.prompt) + self.tokens > loaded.model.context:
+                raise Refused(loaded.name, f"reads too few tokens for the prompt {p['id']}", "Choose another model")
+            subject.progress("Reading the baseline", i, len(prompts))
+            text = text_of(list(lab.run(prepared, subject.stop)))
+            whole = [*prepared.prompt, *text]
+            yield Base(prepared, text, quality.score(loaded.model, Stack(), whole, len(prepared.prompt)))
+
+    def _row(
+        self, subject: Subject, bases: list[Base], name: str, turned: str, value: Any, stack: Stack, at: int, total: int
+    ) -> dict[str, Cell]:
+        """One setting on every prompt: what it cost and how often it chose as the unmodified model would."""
+        same, top1, kl, seconds, layers, passes, tokens, drafts = 0, [], [], 0.0, 0.0, 0, 0, Drafts()
+        for i, base in enumerate(bases):
+            subject.progress(f"{name} {turned} {value if value is not None else ''}".rstrip(), at + i, total)
+            prepared = replace(base.prepared, settings=replace(base.prepared.settings, stack=stack))
+            events = list(subject.lab.run(prepared, subject.stop))
+            commits = [e for e in events if isinstance(e, Committed)]
+            text = text_of(events)
+            seconds += sum(e.seconds for e in commits)
+            layers += sum(e.layers_run for e in commits)
+            passes += len(commits)
+            tokens += len(text)
+            same += text == base.text
+            drafts.count(events, self.tokens)
+            agreement, distance = self._quality(subject, base, stack, text)
+            top1.append(agreement)
+            kl += [] if distance is None else [distance]
+        whole = drafts.passes and drafts.length
+        tested = drafts.accepted + drafts.rejected
+        return {
+            "technique": name,
+            "knob": turned,
+            "value": value,
+            "top1": statistics.fmean(top1),
+            "kl": statistics.fmean(kl) if kl else None,
+            "same_text": same / len(bases),
+            "lossless": stack.lossless(),
+            "layers": layers / tokens,
+            "ms": 1000 * seconds / tokens,
+            "passes": passes / tokens,
+            "ms_pass": 1000 * (seconds - drafts.seconds) / passes,
+            "acceptance": drafts.accepted / tested if tested else None,
+            "g": drafts.length,
+            "tokens_pass": drafts.tokens / drafts.passes if whole else None,
+            "draft_seconds": drafts.seconds / drafts.drafted if drafts.drafted else None,
+        }
+
+    def _quality(self, subject: Subject, base: Base, stack: Stack, text: list[int]) -> tuple[float, float | None]:
+        """(top-1 agreement, KL): as `quality.compare` measures them."""
+        prompt, loaded = base.prepared.prompt, subject.loaded
+        if quality.decides_itself(stack):
+            own = base.logp
+            if text != base.text:
+                own = quality.score(loaded.model, Stack(), [*prompt, *text], len(prompt))
+            return quality.choices(own, None, text)
+        q = base.logp
+        if len(stack.without(*quality.DECIDING)):
+            tools = subject.lab.tools(base.prepared)
+            changed = subject.lab.shelf.changed(loaded, stack, tools).model
+            q = quality.score(changed, stack, [*prompt, *base.text], len(prompt))
+        return quality.choices(base.logp, q, base.text)
+
+    @staticmethod
+    def _against(row: dict[str, Any], plain: dict[str, Any]) -> dict[str, Cell]:
+        """What needs the baseline that was measured just before: the speed-up, and what the formulas make of it."""
+        found: dict[str, Cell] = {"speedup": plain["ms"] / row["ms"], "pass_cost": row["ms_pass"] / plain["ms_pass"]}
+        if row["g"] and row["draft_seconds"] is not None and row["acceptance"] is not None:
+            c = 1000 * row["draft_seconds"] / plain["ms_pass"]
+            tokens = expected_tokens(row["acceptance"], row["g"])
+            found |= {"c": c, "expected_tokens": tokens, "expected_speedup": tokens / (row["g"] * c + 1)}
+        return found
+
+
+COLUMNS = {
+    "technique": "Technique",
+    "knob": "Knob",
+    "value": "Value",
+    "top1": "Top-1 agreement",
+    "kl": "KL (nats)",
+    "same_text": "Share of equal texts",
+    "lossless": "Lossless",
+    "layers": "Layers per token",
+    "ms": "ms per token",
+    "passes": "Passes per token",
+    "speedup": "Speed-up",
+    "ms_pass": "ms per pass, without drafting",
+    "pass_cost": "Pass against a plain one",
+    "acceptance": "Acceptance a",
+    "g": "Draft length g",
+    "c": "Draft step against a plain pass, c",
+    "tokens_pass": "Tokens per pass with a whole draft",
+    "expected_tokens": "Equation 1",
+    "expected_speedup": "Theorem 3.8",
+}
+
+
+def charts(rows: Sequence[dict[str, Any]]) -> list[Chart]:
+    drawn = [
+        Chart("Agreement against time", "ms", "top1", "technique", "front"),
+        Chart("Agreement against layers", "layers", "top1", "technique", "front"),
+        Chart("Equal texts against passes", "passes", "same_text", "technique", "front"),
+        Chart("Divergence against time", "ms", "kl", "technique", "points"),
+    ]
+    if any("expected_tokens" in r for r in rows):
+        drawn += [
+            Chart("Tokens per pass and equation 1", "g", "tokens_pass", "technique", "line", "expected_tokens"),
+            Chart("Speed-up and theorem 3.8", "g", "speedup", "technique", "line", "expected_speedup"),
+        ]
+    return drawn
+
+
+def claims(rows: Sequence[dict[str, Any]], weights: str) -> list[Claim]:
+    """What Leviathan et al. (arXiv 2211.17192) say, against what was measured."""
+    fixed = [r for r in rows if "expected_tokens" in r]
+    exact = [r for r in rows if r["lossless"] and r["knob"]]
+    where = "arXiv 2211.17192"
+    none = "no technique in this sweep drafts chains of one fixed length"
+
+    def compared(measured: str, formula: str) -> tuple[bool | None, str]:
+        if not fixed:
+            return None, none
+        pairs = [
+            f"{r['technique']} g={r['g']}: {r[measured]:.2f} measured, {r[formula]:.2f} by the formula" for r in fixed
+        ]
+        worst = max(abs(r[measured] / r[formula] - 1) for r in fixed)
+        return worst <= CLOSE, f"{'; '.join(pairs)}; at most {worst:.1%} apart"
+
+    equal = [r for r in exact if r["same_text"] == 1]
+    told = f"{len(equal)} of {len(exact)} lossless settings wrote every text as the baseline did, in {weights}"
+    tokens, speed = compared("tokens_pass", "expected_tokens"), compared("speedup", "expected_speedup")
+    if fixed:
+        costs = ", ".join(f"{r['pass_cost']:.2f} for g={r['g']}" for r in fixed)
+        speed = (speed[0], f"{speed[1]}. A pass with a draft took, in plain passes: {costs}; the theorem takes it as 1")
+    found = [
+        Claim(f"{where}, equation 1", "Tokens per pass are (1 − a^(g+1)) / (1 − a).", *tokens),
+        Claim(f"{where}, theorem 3.8", "The speed-up is (1 − a^(g+1)) / ((1 − a)(g c + 1)).", *speed),
+    ]
+    shortest = [r for r in fixed if r["g"] == 1]
+    able = {r["technique"]: r for r in shortest if r["acceptance"] > r["c"]}
+    if not able:
+        why = none if not fixed else "no drafter was measured with g = 1 and an acceptance above its cost"
+        found.append(Claim(f"{where}, corollary 3.9", COROLLARY, None, why))
+    for name, r in able.items():
+        best = max(x["speedup"] for x in fixed if x["technique"] == name)
+        bound = (1 + r["acceptance"]) / (1 + r["c"])
+        said = f"{name}: a = {r['acceptance']:.2f}, c = {r['c']:.2f}; best speed-up {best:.2f}, promised {bound:.2f}"
+        found.append(Claim(f"{where}, corollary 3.9", COROLLARY, best >= bound * (1 - CLOSE), said))
+    same = len(equal) == len(exact) if exact else None
+    found.append(Claim(where, "Drafts change nothing about what is written.", same, told if exact else none))
+    return found
+
+
+COROLLARY = "If a > c, some length speeds up decoding, by at least (1 + a) / (1 + c)."
