@@ -115,8 +115,8 @@ class Trainer:
         self.embed = model.tables.look_up
         self.device = model.device
 
-    def guesses(self, batch: list[Sequence], depth: int = DEPTH) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Per guess: the layer's logits (n, S), the model's own (n, S), and where they stand: (text, row) (n, 2)."""
+    def guesses(self, batch: list[Sequence]) -> list[tuple[Tensor, Tensor]]:
+        """Per guess: the layer's logits (n, S) and the model's own distribution over the shortlist (n, S)."""
         states = padded([s.states for s in batch if s.states is not None]).float()  # (B, T, taps, E)
         B, T = states.shape[:2]
         with torch.no_grad():
@@ -127,13 +127,13 @@ class Trainer:
             at = torch.tensor(rows)
             said = F.rms_norm(states[at[:, 0], at[:, 1] + 1, -1], self.norm.shape, self.norm, self.net.shape.eps)
             with torch.autocast("cpu", torch.bfloat16):
-                want = F.linear(said, self.head).float()
+                p = torch.softmax(F.linear(said, self.head), -1)
         out, before = [], []
         g = self.net.fused(states)
-        for j in range(depth):
+        for j in range(DEPTH):
             h = self.net(g, e, before)
-            there = at[:, 1] >= j
-            out.append((self.net.say(h[at[there, 0], at[there, 1]], self.head).float(), want[there], at[there]))
+            rows_of = h[at[:, 0], at[:, 1]]
+            out.append((self.net.say(rows_of, self.head).float(), p))
             g = F.pad(h, (0, 0, 1, 0))[:, :T]  # the layer's output at row t - 1 stands for the model's state of row t
         return out
 
@@ -141,10 +141,11 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16):
             guesses = self.guesses(batch)
         total, figures = torch.zeros(()), {}
-        for j, (got, want, _) in enumerate(guesses):
-            p = torch.softmax(want, -1)
-            total = total + FADE**j * -(p * torch.log_softmax(got, -1)).sum(-1).mean()
-            figures[f"agree {j + 1}"] = float((got.argmax(-1) == want.argmax(-1)).float().mean())
+        best = guesses[0][1].argmax(-1)
+        for j, (got, p) in enumerate(guesses):
+            # The cross entropy of p and softmax(got), without the whole log-softmax in memory.
+            total = total + FADE**j * (got.logsumexp(-1) - (p * got).sum(-1)).mean()
+            figures[f"agree {j + 1}"] = float((got.argmax(-1) == best).float().mean())
         return total, figures
 
     @torch.no_grad()
@@ -156,8 +157,8 @@ class Trainer:
                 continue
             with torch.autocast("cpu", torch.bfloat16):
                 guesses = self.guesses([s])
-            for j, (got, want, _) in enumerate(guesses):
-                hits = (got.argmax(-1) == want.argmax(-1)).float().tolist()
+            for j, (got, p) in enumerate(guesses):
+                hits = (got.argmax(-1) == p.argmax(-1)).float().tolist()
                 right.setdefault(f"agree {j + 1}", []).extend(hits)
                 if j == 0:
                     right.setdefault(f"agree 1, {s.kind}", []).extend(hits)
