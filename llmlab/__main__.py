@@ -47,6 +47,20 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--cases", default="", help="decode,prefill-500,… (default: a small choice)")
     c.add_argument("--rounds", default=5)
     c.add_argument("--json", default=None, metavar="OUT|-")
+    c = sub.add_parser("train", help="train a small part for a model, on text that the model writes itself")
+    c.add_argument("part", help="eagle: a drafter; heads: draft heads; exits: exit heads")
+    c.add_argument("--model", default="smollm2-135m", help="catalogue id, Hub id, local folder or GGUF file")
+    c.add_argument("--weights", default="int4", help="the format in which the model writes")
+    c.add_argument("--device", default="auto")
+    c.add_argument("--threads", default=0)
+    c.add_argument("--tokens", default=1_000_000, help="of text to write and learn from")
+    c.add_argument("--steps", default=2000)
+    c.add_argument("--batch", default=4096, help="tokens of a step")
+    c.add_argument("--rate", default=1e-3)
+    c.add_argument("--minutes", default=0, help="end the training after so many; 0: when the steps are done")
+    c.add_argument("--folder", default=None, help="where text and checkpoints are kept (default: the lab's cache)")
+    c.add_argument("--out", default=None, metavar="FILE.safetensors", help="where the part goes (default: the cache)")
+    c.add_argument("--json", default=None, metavar="OUT|-", help="the card")
     for name, help in (("techniques", "every technique with its knobs"), ("models", "the catalogue and what fits")):
         c = sub.add_parser(name, help=help)
         c.add_argument("--json", action="store_true")
@@ -358,6 +372,17 @@ def bench(a: argparse.Namespace) -> None:
     if a.json != "-":
         print(side_by_side.table(value["cases"], side_by_side.Ours.name))
     write(value, a.json)
+
+
+def train(a: argparse.Namespace) -> None:
+    from llmlab.training import command as training
+
+    card = training.main(a, report)
+    say(
+        f"{card['file']}: {card['steps']} steps on {card['tokens_of_text']} tokens; on texts kept back "
+        + ", ".join(f"{name} {value:.1%}" for name, value in card["held_out"].items())
+    )
+    write(card, a.json)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -130,7 +130,7 @@ class Trainer:
                 p = torch.softmax(F.linear(said, self.head), -1)
         out, before = [], []
         g = self.net.fused(states)
-        for j in range(DEPTH):
+        for _ in range(DEPTH):
             h = self.net(g, e, before)
             rows_of = h[at[:, 0], at[:, 1]]
             out.append((self.net.say(rows_of, self.head).float(), p))

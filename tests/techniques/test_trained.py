@@ -174,3 +174,11 @@ def test_a_file_that_is_no_part_is_refused(tmp_path: Path) -> None:
     (tmp_path / "eagle-bad.safetensors").write_bytes(b"12345678 not a part")
     with pytest.raises(Refused, match="no trained part"):
         trained.card_of(tmp_path / "eagle-bad.safetensors")
+
+
+def test_the_command_refuses_what_it_cannot_train(capsys: pytest.CaptureFixture[str]) -> None:
+    from llmlab.__main__ import main
+
+    assert main(["train", "nothing"]) == 2
+    assert "No part is called 'nothing'" in capsys.readouterr().err
+    assert main(["train", "heads", "--tokens", "many"]) == 2
