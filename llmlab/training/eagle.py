@@ -22,6 +22,8 @@ from llmlab.training.parts import Plan, Texts, padded, train
 
 DEPTH = 3
 """Guesses in a row that the layer is trained for."""
+ALONE = 0.75
+"""Share of the training in which it learns the first guess alone, at a third of the cost: the others rest on it."""
 FADE = 0.8
 """Weight of each guess's loss against the one before it."""
 
@@ -114,6 +116,10 @@ class Trainer:
         self.norm = model.norm.weight.float().cpu().clone()
         self.embed = model.tables.look_up
         self.device = model.device
+        self.depth = DEPTH
+
+    def pace(self, done: float) -> None:
+        self.depth = 1 if done < ALONE else DEPTH
 
     def guesses(self, batch: list[Sequence]) -> list[tuple[Tensor, Tensor]]:
         """Per guess: the layer's logits (n, S) and the model's own distribution over the shortlist (n, S)."""
@@ -130,7 +136,7 @@ class Trainer:
                 p = torch.softmax(F.linear(said, self.head), -1)
         out, before = [], []
         g = self.net.fused(states)
-        for _ in range(DEPTH):
+        for _ in range(self.depth):
             h = self.net(g, e, before)
             rows_of = h[at[:, 0], at[:, 1]]
             out.append((self.net.say(rows_of, self.head).float(), p))
@@ -151,6 +157,7 @@ class Trainer:
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """On the kept texts: how often each guess is the model's best word, all in all and by kind."""
+        self.depth = DEPTH
         right: dict[str, list[float]] = {}
         for s in self.texts.kept:
             if len(s.tokens) <= s.prompt:
@@ -179,7 +186,9 @@ def run(
     """
     texts = Texts(folder, taps(model))
     trainer = Trainer(model, texts, taps(model), min(words, model.shape.vocab) // 64 * 64 or model.shape.vocab)
-    result = train(trainer.net, trainer.loss, texts, plan, trainer.measure, work / "eagle.pt", report, seconds)
+    result = train(
+        trainer.net, trainer.loss, texts, plan, trainer.measure, work / "eagle.pt", report, seconds, trainer.pace
+    )
     part = {k: v.detach().bfloat16() for k, v in trainer.net.state_dict().items()}
     part |= {"taps": torch.tensor(trainer.taps), "shortlist": trainer.shortlist.to(torch.int32)}
     return part, {"words": len(trainer.shortlist), "covered": round(trainer.covered, 4), **result}

@@ -98,10 +98,12 @@ def train(
     checkpoint: Path,
     report: Report,
     seconds: float = math.inf,
+    pace: Callable[[float], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Train `net` with AdamW and a cosine rate; goes on where `checkpoint` ended, and ends early after `seconds`.
 
-    `loss(batch)` gives the loss and figures to follow; `measure()` looks at the kept texts. Returns the curve: a list
+    `loss(batch)` gives the loss and figures to follow; `measure()` looks at the kept texts; `pace(done)` hears before
+    each step which share of the training is over. Returns the curve: a list
     of figures by step, and what `measure` says at the end. Raises nothing for an interruption: the next call goes on.
     """
     optimizer = torch.optim.AdamW(net.parameters(), lr=plan.rate, betas=(0.9, 0.95), weight_decay=0.01)
@@ -131,6 +133,7 @@ def train(
         rate = plan.rate * min(1.0, (step + 1) / plan.warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
             group["lr"] = rate
+        pace(done)
         value, figures = loss(batch)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
@@ -139,7 +142,8 @@ def train(
         step += 1
         recent.append({"loss": float(value.detach()), **figures})
         if step % 25 == 0 or step == plan.steps:
-            mean = {k: sum(r[k] for r in recent) / len(recent) for k in recent[0]}
+            held = {k: [r[k] for r in recent if k in r] for k in recent[-1]}
+            mean = {k: sum(v) / len(v) for k, v in held.items()}
             curve.append({"step": step, **{k: round(v, 4) for k, v in mean.items()}})
             recent = []
             report("Training: " + ", ".join(f"{k} {v:.3f}" for k, v in mean.items()), step, plan.steps)
