@@ -112,6 +112,22 @@ def gathered(past: Tensor, imitated: Tensor) -> Tensor:
     return torch.cat([past, imitated]).transpose(0, 1)
 
 
+# Rules of several exits ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Each:
+    """A rule for every classifier, in their order: BranchyNet's thresholds T_1, T_2, … (arXiv 1709.01686, figure 1)."""
+
+    rules: tuple[Rule, ...]
+
+    def score(self, p: Tensor) -> Tensor:
+        return self.rules[len(p) - 1].score(p)
+
+    def leaves(self, p: Tensor) -> Tensor:
+        return self.rules[len(p) - 1].leaves(p)
+
+
 # Rules that remember ------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +311,20 @@ def _ranked(worth: Tensor, counts: Tensor, exits: tuple[int, ...]) -> Hash:
     return Hash(layers)
 
 
+@dataclass(frozen=True)
+class Above:
+    """A rule whose bar has been set from calibration data: leave where its score is above `bar`."""
+
+    rule: Rule
+    bar: float
+
+    def score(self, p: Tensor) -> Tensor:
+        return self.rule.score(p)
+
+    def leaves(self, p: Tensor) -> Tensor:
+        return self.rule.score(p) > self.bar
+
+
 # Bars from calibration data -----------------------------------------------------------------------------------------
 
 
@@ -331,6 +361,11 @@ def _binomial(n: int, k: int, p: float) -> float:
         return float(k == n * p)
     log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
     return math.exp(log + k * math.log(p) + (n - k) * math.log1p(-p))
+
+
+def scores_of(rule: Rule, p: Tensor) -> Tensor:
+    """p (l, n, C) to (l, n): the rule's score after each classifier in turn."""
+    return torch.stack([rule.score(p[:asked]).float() for asked in range(1, len(p) + 1)])
 
 
 def first_exit(scores: Tensor, bar: float) -> Tensor:

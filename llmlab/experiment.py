@@ -294,7 +294,10 @@ class Lab:
     def quality(self, prepared: Prepared, baseline: Sequence[Event], events: Sequence[Event]) -> dict[str, Any]:
         """What the stack's run cost in quality against the baseline's run of the same settings."""
         loaded, stack = prepared.loaded, prepared.settings.stack
-        changed = self.shelf.changed(loaded, stack, self.tools(prepared)).model
+        tools = self.tools(prepared)
+        changed = self.shelf.changed(loaded, stack, tools).model
+        for technique in stack:
+            technique.prepare(changed, tools)
         return quality.compare(
             loaded.model, changed, stack, prepared.prompt, text_of(baseline), text_of(events), loaded.tokenizer
         )

@@ -43,7 +43,7 @@ def generate(
         raise Refused(refusal.who, refusal.why, refusal.now)
     clock = Clock(model.device)
     session = Session(model, stack)
-    session.sampler, session.chance, session.exact = sampler, Dice(seed), exact
+    session.sampler, session.chance, session.exact, session.tools = sampler, Dice(seed), exact, tools
     yield replace(started or bare_start(model, stack, prompt), t=clock())
     drafter = stack.one("Drafter")
     if drafter and (taps := drafter.taps(model, tools)):

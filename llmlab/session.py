@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from llmlab.memory import Rows, Tail
 from llmlab.models.decoder import Batch, Depth, Span, Taps
 from llmlab.models.linears import Tables
 from llmlab.stack import Stack
+
+if TYPE_CHECKING:
+    from llmlab.tools import Tools
 
 PIECE = 512
 """Prompt tokens read in one pass, so that a stop is noticed and memory stays bounded."""
@@ -43,6 +46,7 @@ class Session:
         self.tokens: list[int] = []
         self.unread = 0
         self.depth: Depth | None = None
+        self.tools: Tools | None = None
         self.sampler = Sampler()
         self.chance: Chance = Dice(0)
         self.exact = True
@@ -177,6 +181,8 @@ class Session:
         with torch.inference_mode():
             inner = kept != list(range(len(kept)))
             for layer, held in zip(self.memory.layers, self._held, strict=True):
+                if layer.count == held:  # the pass left this layer out
+                    continue
                 if inner:
                     layer.keep(Tail(held, held + torch.tensor(kept), self.memory.next_position))
                 else:

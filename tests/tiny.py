@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from llmlab.models.decoder import Decoder
 from llmlab.models.families import build
 from llmlab.tools import Tools
-from llmlab.training import eagle
+from llmlab.training import eagle, exits
 
 VOCAB = 97
 SIZES = {
@@ -172,4 +172,9 @@ def parts(kind: str, model: Decoder, who: str) -> dict[str, Tensor]:
         return {**eagle.Net(model, layers).state_dict(), "taps": torch.tensor(layers), "shortlist": shortlist}
     if kind == "heads":
         return {"blocks": torch.randn(4, *[model.shape.width] * 2, generator=dice) * 0.3, "shortlist": shortlist}
+    if kind == "exits":
+        layers = exits.taps(model)[:-1]
+        state = exits.Exits(model.shape.width, len(layers), 32, 8).state_dict()
+        noise = {k: v + 0.1 * torch.randn(v.shape, generator=dice) for k, v in state.items()}
+        return {**noise, "layers": torch.tensor(layers), "shortlist": shortlist}
     raise KeyError(kind)

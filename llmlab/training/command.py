@@ -14,10 +14,10 @@ from llmlab.experiment import Lab, Settings, within
 from llmlab.meter import use_threads
 from llmlab.models.decoder import Decoder
 from llmlab.models.shelf import Report
-from llmlab.training import corpus, eagle, heads
+from llmlab.training import corpus, eagle, exits, heads
 from llmlab.training.parts import Plan
 
-PARTS: dict[str, Any] = {"eagle": eagle, "heads": heads}
+PARTS: dict[str, Any] = {"eagle": eagle, "exits": exits, "heads": heads}
 """Each has `taps(model)`, the layers that it looks at, and `run(…)`."""
 
 

@@ -34,9 +34,12 @@ Tokens = Sequence[int]
 
 BITING: dict[str, dict[str, Any]] = {
     "early-exit": {"threshold": 0.15, "first": 2, "step": 1},
+    "hash-exit": {"first": 2},
     "layer-drop": {"count": 1},
     "magnitude": {"ratio": 0.4},
     "neuron-drop": {"ratio": 0.4},
+    "skip-decode": {"least": 2, "over": 10},
+    "skip-layer": {"density": 0.7},
     "wanda": {"ratio": 0.4},
 }
 """Settings at which a lossy technique changes a tiny model's text, where its defaults would not."""
@@ -44,6 +47,7 @@ EAGER: dict[str, dict[str, Any]] = {
     "eagle": {"confidence": 0.0, "breadth": 8, "nodes": 31, "length": 4},
     "draft-heads": {"confidence": 0.0, "breadth": 4, "nodes": 15},
     "draft-model": {"length": 6, "confidence": 0.0},
+    "layer-skip": {"length": 5, "confidence": 0.0, "layer": 3},
     "prompt-lookup": {"length": 9, "ngram": 3, "least": 1},
     "self-speculation": {"length": 5, "confidence": 0.0, "skip": 0.5},
 }

@@ -1,83 +1,119 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from llmlab import exits
 from llmlab.abilities import Ability, Refused
 from llmlab.doors import ForwardPatch
-from llmlab.models.decoder import Batch, Decoder
+from llmlab.models.decoder import Batch, Decoder, Depth
+from llmlab.models.exit_heads import HEADS, WORDS, ExitHeads, calibration, once
 from llmlab.session import Session
 from llmlab.technique import knob
+from llmlab.tools import Tools
 
-
-def confidence(logits: Tensor, rule: str) -> float:
-    """How sure logits (V,) are, in 0..1: the top probability, its lead over the second, or 1 - entropy / log V."""
-    p = torch.softmax(logits.float(), -1)
-    if rule == "entropy":
-        return 1 - float(torch.special.entr(p).sum()) / math.log(p.shape[-1])
-    first, second = p.topk(2).values.tolist()
-    return first if rule == "probability" else first - second
+RULES = ("probability", "margin", "entropy", "speed", "patience", "consistency", "learned")
 
 
 @dataclass(frozen=True)
 class EarlyExit(ForwardPatch):
     """Early exit by confidence.
 
-    Idea: Easy tokens are decided before the last layer. After some layers, ask the head what it would say; when it is
-    sure enough, say it and skip the rest.
-    Rule: After layer l ≥ `first`, every `step` layers: confidence c(head(norm(h_l))) with c the top probability, the
-    lead of the first over the second, or 1 − entropy / log V. Exit when c > `threshold`. The skipped layers get keys
-    and values made from the exit's hidden state (state propagation), so that later tokens find rows in every layer.
-    Watch: Layers run per token, and time per pass. On a model without trained exits the intermediate layers agree
-    little with the last one (SmolLM2-135M: the same best token for 14 % of positions after layer 15 of 30, 34 % after
-    23, 58 % after 29), and one check on the whole vocabulary costs as much as four to five layers: expect a small gain,
-    none, or a loss.
-    Differs: CALM trains its exits and calibrates the threshold to a promise about the output; this is its rule on the
-    plain model.
+    Idea: Easy tokens are decided before the last layer. After some layers a head says what it would answer; when a rule
+    finds it sure enough, that is the token, and the other layers are skipped.
+    Rule: After each head in turn, over its distribution p: max p > θ; or p₁ − p₂ > θ (CALM); or entropy < 1 − θ, in
+    nats (BranchyNet, DeeBERT) or over ln |p| (FastBERT's speed); or `patience` heads in a row agree with the one before
+    (PABEE); or a regression on all that was said (CATs), or a trained gate that reads the state and asks no head (CALM)
+    is surer than θ. `epsilon` sets θ on the model's own words so that a share 1 − ε of tokens stays as it was (CATs).
+    Skipped layers get keys and values from the exit's hidden state.
+    Watch: Layers run per token, and time per pass. The model's own head on middle states, the logit lens, agrees little
+    with the last layer (SmolLM2-135M: 12 % after 18 layers of 30, 37 % after 24, 48 % after 27); trained exits do far
+    better. A check costs time too: hence the shortlist, and few heads.
+    Differs: The papers train the exits with the model or beside it; here the model is frozen. The token comes from the
+    exit's head, which knows the shortlist only. ε is promised for text like that which was calibrated on.
     """
 
-    covers = ("https://arxiv.org/abs/2207.07061",)
+    covers = ("branchynet", "deebert", "fastbert", "pabee", "cats", "https://arxiv.org/abs/2207.07061")
     needs = frozenset({Ability.LAYERS})
     spoils = ForwardPatch.spoils | {Ability.MANY_ROWS}
     claim = "Stops at a middle layer when the model is already sure."
     identity = {"threshold": 1.0}
 
-    rule: str = knob("probability", choices=("probability", "margin", "entropy"), help="what counts as sure")
-    threshold: float = knob(0.95, 0.0, 1.0, "how sure is sure enough; 1 never exits")
-    first: int = knob(0, 0, 64, "layers that every token goes through; 0: seven of eight")
-    step: int = knob(2, 1, 32, "layers between two checks", advanced=True)
+    rule: str = knob("probability", choices=RULES, help="what counts as sure")
+    threshold: float = knob(0.95, 0.0, 1.0, "θ: how sure is sure enough; 1 never exits, whatever the rule")
+    head: str = knob("logit-lens", choices=HEADS, help="the model's own head, or exits trained for this model")
+    epsilon: float = knob(0.0, 0.0, 0.5, "share of tokens that may differ: sets the threshold; 0 leaves it as it is")
+    patience: int = knob(2, 1, 10, "heads in a row that must agree (rule patience)", advanced=True)
+    first: int = knob(0, 0, 128, "layers that every token goes through; 0: seven of eight, or up to the first exit")
+    step: int = knob(2, 1, 32, "layers between two checks of the logit lens", advanced=True)
+    words: int = knob(WORDS, 0, 1 << 18, "words that the logit lens looks at; 0: all of them", advanced=True)
+
+    def prepare(self, model: Any, tools: Tools) -> None:
+        if self.threshold < 1:
+            self._ready(model, tools)
+
+    def _ready(self, model: Decoder, tools: Tools | None) -> tuple[ExitHeads, tuple[int, ...], exits.Rule]:
+        """The heads, after how many layers they are asked, and the rule."""
+        count, trained = len(model.layers), self.head == "trained"
+        if self.rule == "learned" and not trained:
+            raise Refused(self.title, "has no gate beside the logit lens", "Choose another rule, or head=trained")
+        first = self.first or (1 if trained else count * 7 // 8)
+        heads = ExitHeads.of(model, tools, self.head, range(first, count, self.step), self.words, self.title)
+        asked = tuple(layer for layer in heads.layers if first <= layer < count)
+        if not asked:
+            why = f"would never exit: it waits for layer {first} of {count}"
+            raise Refused(self.title, why, "Give a smaller number as first")
+        return heads, asked, once(model, (self, asked), lambda: self._set(heads, asked, tools))
+
+    def _set(self, heads: ExitHeads, asked: tuple[int, ...], tools: Tools | None) -> exits.Rule:
+        """The rule. Where ε sets its bar, or a regression is fitted, that is done on the model's own words."""
+        rules: dict[str, exits.Rule] = {
+            "margin": exits.Margin(θ := self.threshold),
+            "entropy": exits.Entropy(1 - θ),
+            "speed": exits.NormalisedEntropy(1 - θ),
+            "patience": exits.Patience(self.patience),
+        }
+        rule = rules.get(self.rule, exits.Probability(θ))  # of a gate's odds (n, 1): the odds themselves
+        if not self.epsilon and self.rule != "consistency":
+            return rule
+        p, same = calibration(heads, tools, asked, self.rule == "learned")
+        if self.rule == "consistency":
+            fit = torch.arange(p.shape[1], device=p.device) % 2 == 0  # what it was fitted on promises nothing
+            x = torch.cat([exits.features(p[:l, fit]) for l in range(1, len(p) + 1)])
+            rule = exits.Consistency.fitted(x, same[:, fit].flatten(), θ)
+            p, same = p[:, ~fit], same[:, ~fit]
+        bar = exits.conformal(exits.scores_of(rule, p), same, self.epsilon)
+        return exits.Above(rule, bar) if self.epsilon else rule
+
+    def _depth(self, session: Session) -> Depth:
+        heads, asked, rule = self._ready(session.model, session.tools)
+
+        def depth(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+            layers, said = list(model.layers), []
+            session.layers_run = float(len(layers))
+            for ran, block in enumerate(layers, 1):
+                h = block(h, batch)
+                if ran in asked:
+                    logits = None if self.rule == "learned" else heads.logits(ran, h)
+                    said.append(heads.odds(ran, h)[:, None] if logits is None else torch.softmax(logits, -1))
+                    if rule.leaves(torch.stack(said))[-1]:
+                        for later in layers[ran:]:
+                            later(h, batch, fill=True)
+                        session.exits.append((ran, float(said[-1][-1].amax())))
+                        session.layers_run = float(ran)
+                        return h, heads.spread(heads.logits(ran, h) if logits is None else logits)
+            return h, None
+
+        return depth
 
     @contextmanager
     def installed(self, session: Session) -> Iterator[None]:
-        count = len(session.model.layers)
-        first = self.first or count * 7 // 8
-        if self.threshold < 1 and first >= count:
-            raise Refused(
-                self.title, f"would never exit: it waits for layer {first} of {count}", "Give a smaller number as first"
-            )
-
-        def depth(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-            layers = list(model.layers)
-            for ran, block in enumerate(layers, 1):
-                h = block(h, batch)
-                if self.threshold < 1 and first <= ran < len(layers) and (ran - first) % self.step == 0:
-                    logits = model.head(h)
-                    sure = confidence(logits[-1], self.rule)
-                    if sure > self.threshold:
-                        for later in layers[ran:]:
-                            later(h, batch, fill=True)
-                        session.exits.append((ran, sure))
-                        session.layers_run = float(ran)
-                        return h, logits
-            session.layers_run = float(len(layers))
-            return h, None
-
-        session.depth = depth
+        session.depth = self._depth(session) if self.threshold < 1 else None
         try:
             yield
         finally:

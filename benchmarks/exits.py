@@ -1,0 +1,110 @@
+"""What leaving early costs and gains on held-out prompts of six kinds: agreement, layers per token, time per pass.
+
+    python -m benchmarks.exits [--technique early-exit:head=trained,rule=margin,threshold=0.6 …] [--weights int4]
+                               [--tokens 96] [--json OUT|-]
+
+The model first writes a text by itself, greedily. Every stack then reads that same text word by word, so that each of
+its answers can be held against the model's. Plain passes are timed in the same way, prompt by prompt in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from llmlab.__main__ import report, say, write
+from llmlab.abilities import Refused
+from llmlab.bench import busy
+from llmlab.experiment import Lab, Settings, within
+from llmlab.models.linears import argmax
+from llmlab.session import Session
+from llmlab.stack import Stack
+from llmlab.tools import ASSETS, Tools
+
+STACKS = ("early-exit:head=trained,rule=margin,threshold=0.6", "early-exit", "hash-exit", "skip-layer", "skip-decode")
+
+
+def forced(
+    model: Any, stack: Stack, tools: Tools, prompt: list[int], text: list[int]
+) -> list[tuple[int, float, float]]:
+    """Per token of `text`, which is given word by word: the stack's own choice, the layers it ran, and its seconds."""
+    session = Session(model, stack)
+    session.tools = tools
+    out = []
+    with ExitStack() as undo:
+        for patch in stack.through("ForwardPatch"):
+            undo.enter_context(patch.installed(session))
+        for _ in session.read(prompt):
+            pass
+        for token in text:
+            start = time.perf_counter()
+            (choice,) = argmax(session.forward())
+            out.append((choice, session.layers_run, time.perf_counter() - start))
+            session.commit((), token)
+    return out
+
+
+def measure(settings: Settings, stacks: dict[str, Stack]) -> dict[str, Any]:
+    """Per stack and kind: top-1 agreement, mean share of the layers, and time per pass over the plain model's."""
+    lab, rows = Lab(), []
+    prompts = json.loads((ASSETS / "texts" / "held_out.json").read_text(encoding="utf-8"))
+    seen: dict[tuple[str, str], list[tuple[bool, float]]] = {}
+    ratios: dict[tuple[str, str], list[float]] = {}
+    for number, item in enumerate(prompts):
+        report("Measuring", number, len(prompts))
+        prepared = lab.prepare(replace(settings, prompt=item["prompt"]))
+        plain, tools = prepared.loaded.model, lab.tools(prepared)
+        text: list[int] = []
+        for event in lab.run(prepared):
+            text += getattr(event, "tokens", []) if type(event).__name__ == "Committed" else []
+        base = statistics.mean(s for *_, s in forced(plain, Stack(), tools, prepared.prompt, text))
+        for name, stack in stacks.items():
+            model = lab.shelf.changed(prepared.loaded, stack, tools).model
+            for technique in stack:
+                technique.prepare(model, tools)
+            got = forced(model, stack, tools, prepared.prompt, text)
+            for kind in (item["kind"], "all"):
+                cell = seen.setdefault((name, kind), [])
+                cell += [(a == b, ran / len(plain.layers)) for (a, ran, _), b in zip(got, text, strict=True)]
+                ratios.setdefault((name, kind), []).append(statistics.mean(s for *_, s in got) / base)
+    for (name, kind), cell in seen.items():
+        agreement, layers = (statistics.mean(float(x[i]) for x in cell) for i in (0, 1))
+        row = {"stack": name, "kind": kind, "tokens": len(cell), "agreement": round(agreement, 4)}
+        rows.append(row | {"layers": round(layers, 4), "time": round(statistics.median(ratios[name, kind]), 3)})
+    return {"weights": settings.weights, "prompts": len(prompts), "tokens": settings.max_new_tokens, "rows": rows}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(prog="python -m benchmarks.exits", description=(__doc__ or "").splitlines()[0])
+    p.add_argument("--technique", action="append", default=[])
+    p.add_argument("--model", default="smollm2-135m")
+    p.add_argument("--weights", default="int4")
+    p.add_argument("--tokens", default=96)
+    p.add_argument("--json", default=None, metavar="OUT|-")
+    a = p.parse_args(arguments)
+    try:
+        settings = Settings(
+            model=a.model, weights=a.weights, max_new_tokens=within("tokens", a.tokens, 8, 2048, int), prompt="-"
+        )
+        stacks = {text: Stack.from_arguments(text.split("+")) for text in a.technique or STACKS}
+        if load := busy():
+            say(load)
+        result = measure(settings, stacks)
+    except Refused as e:
+        say(str(e))
+        return 2
+    for row in result["rows"]:
+        figures = f"agreement {row['agreement']:6.1%}, layers {row['layers']:6.1%}, time × {row['time']:.2f}"
+        say(f"{row['stack']:60} {row['kind']:10} {figures}")
+    write(result, a.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
