@@ -70,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("study", metavar="NAME:knob=value,knob=value")
     _study_options(c)
     c = sub.add_parser("sweep", help="quality against cost: turn the knobs of one technique or of all")
-    c.add_argument("--technique", default=None, metavar="NAME", help="whose knob is turned (default: all)")
+    c.add_argument(
+        "--technique", default=None, metavar="NAME", help="whose knob is turned, or all (default: draft-model)"
+    )
     c.add_argument("--knob", default=None, help="the knob to turn (default: the technique's main one)")
     c.add_argument("--values", default=None, metavar="V,V,…", help="what to try (default: three or four values)")
     c.add_argument("--kind", default=None, help="of held-out prompts (default: all)")

@@ -55,6 +55,9 @@ def check(stack: Stack, abilities: frozenset[Ability], model: str = "this model"
                     Refusal(technique.title, f"does the same job as {other}: {technique.job}", "Switch one of them off")
                 )
             holder.setdefault(technique.door, technique.title)
+        if technique.beside and not stack.through(technique.beside.door):
+            why = f"works beside a technique for {technique.beside.job}, and the stack has none"
+            refusals.append(Refusal(technique.title, why, "Switch one on"))
         for need in sorted(technique.required(), key=lambda a: a.name):
             if need not in abilities:
                 refusals.append(

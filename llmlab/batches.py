@@ -39,7 +39,7 @@ class Text:
 
     @property
     def seen(self) -> Tensor:
-        """(len(tokens) - 1, taps, E): the hidden states of each token that went through the model."""
+        """(len(tokens) - 1, taps, E): the hidden states of each token that went through the model, a prefix apart."""
         return torch.cat(self.states)
 
 
@@ -51,17 +51,20 @@ def continue_all(
     together: int = 32,
     taps: Sequence[int] = (),
     seed: int = 0,
+    prefix: Sequence[int] = (),
 ) -> Iterator[Text]:
     """Continue each text to its limit or its end, `together` at a time; they come back in the order in which they end.
 
     `texts` is asked for one more whenever there is room, so what it yields may depend on what has come back. With
-    `taps`, the hidden states after these layers are kept. Tokens are drawn at each text's own temperature.
+    `taps`, the hidden states after these layers are kept. Tokens are drawn at each text's own temperature. Where every
+    text begins with the same `prefix`, that is read once; its tokens then have no states.
     """
     waiting, dice = iter(texts), torch.Generator().manual_seed(seed)
     memories = [model.memory() for _ in range(together)]
     Memory.pooled(memories)
     tap = Taps(taps)
     running: list[Text | None] = [None] * together
+    shared = [len(prefix)] * len(model.layers)
     ended: list[Text] = []
 
     def step(tokens: list[int], places: list[int], spans: list[Span], last: int) -> Tensor:
@@ -74,7 +77,7 @@ def continue_all(
         text.tokens.append(token)
         if token in stop_tokens or len(text.answer) >= text.limit or len(text.tokens) >= model.context:
             running[slot] = None
-            memories[slot].restore([0] * len(model.layers))
+            memories[slot].restore(shared)
             ended.append(text)
 
     def fill(slot: int) -> bool:
@@ -82,12 +85,19 @@ def continue_all(
         if text is None:
             return False
         running[slot] = text
-        n = len(text.tokens)
-        logits = step(list(text.tokens), list(range(n)), [Span(0, n, memories[slot], first=0)], 1)
+        p, n = len(prefix), len(text.tokens)
+        logits = step(text.tokens[p:], list(range(p, n)), [Span(0, n - p, memories[slot], first=p)], 1)
         if taps:
             text.states.append(tap.taken())
         take(slot, _draw(logits, [text.temperature], dice)[0])
         return True
+
+    if prefix:
+        first, *others = memories
+        step(list(prefix), list(range(len(prefix))), [Span(0, len(prefix), first, first=0)], 0)
+        for memory in others:
+            for mine, read in zip(memory.layers, first.layers, strict=True):
+                mine.append(read.k, read.v, range(len(prefix)))
 
     more = True
     while True:
@@ -107,7 +117,7 @@ def continue_all(
         drawn = _draw(logits, [t.temperature if t else 0.0 for t in running], dice)
         for slot, text in enumerate(running):
             if text is None:
-                memories[slot].restore([0] * len(model.layers))
+                memories[slot].restore(shared)
                 continue
             if seen is not None:
                 text.states.append(seen[slot : slot + 1])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from llmlab.abilities import Ability
-from llmlab.draft import Draft, Verdict
+from llmlab.draft import Chance, Draft, Sampler, Verdict
 from llmlab.technique import Technique
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 UNBOUNDED = 65536
 """A budget that no text reaches, so that a cache policy with it changes nothing."""
-DOORS = ("WeightTransform", "ForwardPatch", "AttentionPattern", "CachePolicy", "Drafter")
+DOORS = ("WeightTransform", "ForwardPatch", "AttentionPattern", "CachePolicy", "Drafter", "Acceptor")
 """Canonical order: a stack runs in this order whatever order it was given in."""
 
 
@@ -118,5 +118,29 @@ class Drafter(Technique):
 
         `session.tokens` are the tokens so far (the prompt and everything committed); `session.room()` is how deep a
         draft may go now.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Acceptor(Technique):
+    """Decides which guesses stand, in place of the rule that keeps the model's own words. Has no say without a draft.
+
+    What it costs is the text: only at knobs that make it the exact rule, or let it accept nothing that the model could
+    have said otherwise, is the stack lossless.
+    """
+
+    door: ClassVar[str] = "Acceptor"
+    slot = "one"
+    job: ClassVar[str] = "deciding which guesses stand"
+    beside = Drafter
+
+    def accept(
+        self, draft: Draft, logits: Tensor, sampler: Sampler, chance: Chance, tools: Tools
+    ) -> tuple[tuple[int, ...], int]:
+        """The nodes of the draft that are accepted, from the root down, and one more token of the model's own.
+
+        `logits` (T, V), T = 1 + nodes, are what the model says after the root and after every node; `sampler` makes
+        the run's distributions of them, and every random act goes through `chance`.
         """
         raise NotImplementedError

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from llmlab.models.linears import argmax
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -44,6 +46,24 @@ class Draft:
 
     def children(self, node: int) -> list[int]:
         return [i for i, p in enumerate(self.parents) if p == node]
+
+    def scores(self, y: Tensor) -> Tensor:
+        """(N,): of y (T, V), said after the root and after every node, what each node's token got after its parent."""
+        return y[[p + 1 for p in self.parents], list(self.tokens)]
+
+    def longest(self, fits: Sequence[bool], value: Tensor) -> tuple[int, ...]:
+        """The longest path from the root through nodes that fit; of several, the one whose `value` (N,) adds up to
+        most."""
+        worth = value.tolist()
+        reached: dict[int, tuple[int, float]] = {-1: (0, 0.0)}
+        for i, p in enumerate(self.parents):
+            if fits[i] and p in reached:
+                reached[i] = (reached[p][0] + 1, reached[p][1] + worth[i])
+        node, path = max(reached, key=reached.__getitem__), []
+        while node >= 0:
+            path.append(node)
+            node = self.parents[node]
+        return tuple(reversed(path))
 
     def clipped(self, depth: int) -> Draft:
         """The draft without what lies deeper than `depth`."""
@@ -132,6 +152,10 @@ class Sampler:
             p = p / p.sum(-1, keepdim=True)
         return p
 
+    def drawn(self, logits: Tensor, chance: Chance) -> int:
+        """A token after logits (V,): the best one when greedy, else one that chance picks."""
+        return argmax(logits[None])[0] if self.greedy else chance.pick(self.distribution(logits))
+
 
 def accept_greedy(draft: Draft, best: Sequence[int]) -> tuple[tuple[int, ...], int]:
     """Walk down the tree while a child is the model's own choice. `best` (T,): argmax at the root and at every node."""
@@ -147,7 +171,9 @@ def accept_greedy(draft: Draft, best: Sequence[int]) -> tuple[tuple[int, ...], i
             return tuple(path), int(best[node + 1])
 
 
-def accept(draft: Draft, p: Tensor, chance: Chance) -> tuple[tuple[int, ...], int]:
+def accept(
+    draft: Draft, p: Tensor, chance: Chance, lenience: float = 1.0, sure: int = 0
+) -> tuple[tuple[int, ...], int]:
     """Keep a path of the draft so that the committed tokens follow p exactly.
 
     p (T, V) with T = 1 + nodes: the model's distribution after the root and after every node. Children of a node are
@@ -155,6 +181,9 @@ def accept(draft: Draft, p: Tensor, chance: Chance) -> tuple[tuple[int, ...], in
     max(p - q, 0) and the next child is tried. This is speculative sampling (Leviathan et al., arXiv 2211.17192,
     section 2.3) for a chain, and multi-step speculative sampling (SpecInfer, arXiv 2305.09781, algorithm 2) for a tree.
     A certain draft is the case of a one-hot q; greedy decoding the case of a one-hot p.
+
+    No longer exact: with `lenience` below 1, q(x) is multiplied by it where it is compared with p(x); the first `sure`
+    nodes of the path are accepted unasked.
 
     Returns the accepted nodes and one more token from what is left of p.
     """
@@ -165,7 +194,8 @@ def accept(draft: Draft, p: Tensor, chance: Chance) -> tuple[tuple[int, ...], in
         for child in draft.children(node):
             x = draft.tokens[child]
             q = draft.q[child]
-            if chance.coin(min(1.0, float(left[x]) / max(float(q[x]) if q is not None else 1.0, 1e-38))):
+            asked = lenience * (float(q[x]) if q is not None else 1.0)
+            if len(path) < sure or chance.coin(min(1.0, float(left[x]) / max(asked, 1e-38))):
                 path.append(child)
                 node = child
                 break

@@ -45,7 +45,7 @@ def generate(
     session = Session(model, stack)
     session.sampler, session.chance, session.exact, session.tools = sampler, Dice(seed), exact, tools
     yield replace(started or bare_start(model, stack, prompt), t=clock())
-    drafter = stack.one("Drafter")
+    drafter, acceptor = stack.one("Drafter"), stack.one("Acceptor")
     if drafter and (taps := drafter.taps(model, tools)):
         session.tap(taps)
     with ExitStack() as undo:
@@ -83,7 +83,9 @@ def generate(
             exits = list(session.exits)
             layers_run = session.layers_run
             best = argmax(logits) if proposals or sampler.greedy else []
-            if sampler.greedy:
+            if acceptor and len(draft):
+                path, bonus = acceptor.accept(draft, logits, sampler, session.chance, tools)
+            elif sampler.greedy:
                 path, bonus = accept_greedy(draft, best)
             else:
                 path, bonus = accept(draft, sampler.distribution(logits), session.chance)

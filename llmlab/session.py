@@ -32,7 +32,8 @@ class Session:
     """One sequence on one model under one stack.
 
     `model` is a Decoder or a Wrapped model. `exits` collects (layer, confidence) of the last pass where a patch ends
-    tokens early. Nothing here knows which technique is at work: policy and patterns come through their doors.
+    tokens early; `depth` and `reading` are what passes and the prompt go through where a patch has set them. Nothing
+    here knows which technique is at work: policy and patterns come through their doors.
     """
 
     def __init__(self, model: Any, stack: Stack | None = None) -> None:
@@ -46,6 +47,7 @@ class Session:
         self.tokens: list[int] = []
         self.unread = 0
         self.depth: Depth | None = None
+        self.reading: Depth | None = None
         self.tools: Tools | None = None
         self.sampler = Sampler()
         self.chance: Chance = Dice(0)
@@ -162,7 +164,7 @@ class Session:
         batch = Batch(torch.tensor(tokens, device=device), positions.to(device), [span], self.exact and last > 0)
         if last == 0:
             self.memory.next_position += T
-            return self.model.forward(batch, self._taps, 0)
+            return self.model.forward(batch, self.reading or self._taps, 0)
         self.exits = []
         return self.model.forward(batch, depth or self.depth or self._taps, last, self._best)
 
@@ -183,6 +185,7 @@ class Session:
             for layer, held in zip(self.memory.layers, self._held, strict=True):
                 if layer.count == held:  # the pass left this layer out
                     continue
+                held = layer.count - u - len(draft)  # rows that earlier passes had left out may have been made up for
                 if inner:
                     layer.keep(Tail(held, held + torch.tensor(kept), self.memory.next_position))
                 else:

@@ -139,6 +139,8 @@ class Technique(Described):
     speed: ClassVar[Literal["real", "simulated"]] = "real"
     identity: ClassVar[dict[str, Any] | None] = None
     """Knobs with which a lossy technique changes nothing at all; None for an exact one."""
+    beside: ClassVar[type[Technique] | None] = None
+    """The door that another member of the stack must open for this one to have something to do."""
 
     door: ClassVar[str] = ""
     slot: ClassVar[Literal["one", "chain"]] = "chain"
@@ -207,7 +209,8 @@ def made(kind: str, known: Mapping[str, type[T]], name: str, settings: Mapping[s
     """What `known` has by that name, with these knobs. Refused as `make` says."""
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
-        hint = f"Did you mean {near[0]}" if near else f"Choose one of {', '.join(known)}"
+        listed = ", ".join(known) if len(known) <= 12 else f"the {len(known)} that the command line lists"
+        hint = f"Did you mean {near[0]}" if near else f"Choose one of {listed}"
         raise Refused(f"No {kind} is called {name[:40]!r};", "the name was not found", hint)
     cls = known[name]
     knobs = {k.name: k for k in cls.knobs()}

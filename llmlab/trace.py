@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ def ledger(events: Sequence[Event]) -> dict[str, Any]:
         "drafted": drafted,
         "accepted": accepted,
         "acceptance_rate": accepted / drafted if drafted else None,
+        "accepted_by_depth": accepted_by_depth(events),
         "prefill_seconds": read - started.t,
         "ttft_seconds": commits[0].t - started.t if commits else None,
         "decode_seconds": decode,
@@ -113,6 +115,28 @@ def ledger(events: Sequence[Event]) -> dict[str, Any]:
         "layers_run_mean": statistics.fmean([e.layers_run for e in commits]) if commits else None,
         "evicted_rows": sum(sum(e.before) - sum(e.after) for e in events if isinstance(e, Evicted)),
     }
+
+
+def accepted_by_depth(events: Sequence[Event]) -> list[list[int]]:
+    """Per depth d = 1, 2, … of the drafts: [d, how many had a node there, of how many one was accepted there]."""
+    reached: Counter[int] = Counter()
+    accepted: Counter[int] = Counter()
+    deepest = 0
+    for e in events:
+        if isinstance(e, Drafted):
+            depths: list[int] = []
+            for p in e.parents:  # in a stranger's trace they may be any numbers
+                depths.append(depths[p] + 1 if 0 <= p < len(depths) else 1)
+            deepest = max(depths, default=0)
+        elif isinstance(e, Committed):
+            reached[deepest] += 1
+            accepted[min(len(e.path), deepest)] += 1
+            deepest = 0
+    table, drafts, kept = [], 0, 0
+    for d in range(max(reached, default=0), 0, -1):
+        drafts, kept = drafts + reached[d], kept + accepted[d]
+        table.append([d, drafts, kept])
+    return table[::-1]
 
 
 def quality(events: Sequence[Event]) -> dict[str, Any] | None:

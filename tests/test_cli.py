@@ -9,6 +9,7 @@ import pytest
 
 from llmlab import trace
 from llmlab.__main__ import main
+from llmlab.study import studies
 from llmlab.technique import registry
 from tests import made
 
@@ -105,6 +106,66 @@ def test_techniques_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> No
         assert {"id", "door", "title", "knobs", "exact", "speed", "covers"} <= set(row)
     assert main(["techniques"]) == 0
     assert "prompt-lookup" in capsys.readouterr().out
+
+
+def test_studies_lists_the_studies(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["studies", "--json"]) == 0
+    rows = {r["id"]: r for r in json.loads(capsys.readouterr().out)}
+    assert set(rows) == set(studies())
+    for row in rows.values():
+        assert {"id", "bench", "title", "claim", "knobs", "covers"} <= set(row)
+    assert main(["studies"]) == 0
+    shown = capsys.readouterr().out
+    assert "each = 1  1…5" in shown
+
+
+def test_a_study_prints_its_table_and_its_word_on_each_claim(
+    model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "study.json"
+    study = "sweep:technique=prompt-lookup,kind=chat,tokens=8,values=1/4"
+    assert main(["study", study, "--model", model, "--json", str(out)]) == 0
+    value = json.loads(out.read_text())
+    assert value["schema"] == "llmlab.study/1"
+    assert value["settings"]["tokens"] == 8
+    assert [r["value"] for r in value["rows"]] == [None, 1, 4]
+    shown = capsys.readouterr().out
+    assert "Plain decoding" in shown
+    assert "confirmed: 2 of 2 lossless settings wrote every text as the baseline did" in shown
+    assert "not testable here: " in shown
+
+
+def test_sweep_is_short_for_its_study(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    what = ["--technique", "h2o", "--knob", "budget", "--values", "16,64", "--kind", "chat", "--tokens", "8"]
+    assert main(["sweep", *what, "--model", model, "--json", "-"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["study"] == "sweep"
+    assert [(r["knob"], r["value"]) for r in value["rows"][1:]] == [("budget", 16), ("budget", 64)]
+    assert all(0 <= r["top1"] <= 1 for r in value["rows"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["study", "sweap"], "Did you mean sweep"),
+        (["study", "sweep:tokens=9999"], "whole number from 8 to 64"),
+        (["study", "sweep:tokns=9"], "Did you mean tokens"),
+        (["study", "sweep:tokens"], "has no value"),
+        (["study", "sweep", "--weights", "int3"], "Choose dense-fp32"),
+        (["study", "sweep", "--seed", "-1"], "Give 0 to"),
+        (["sweep", "--technique", "h3o"], "Choose one of"),
+        (["sweep", "--technique", "h2o", "--knob", "bugdet"], "has no knob called 'bugdet'"),
+        (["sweep", "--technique", "h2o", "--values", "-1"], "whole number from 4"),
+    ],
+)
+def test_a_study_that_cannot_work(
+    model: str, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    assert main([*arguments, "--model", model]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.strip().splitlines()) == 1
+    assert says in shown.err
 
 
 def test_models_says_what_is_here_and_what_fits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 
 from llmlab.abilities import Refused
-from llmlab.engine import Engine, Run
+from llmlab.engine import Engine, Job, StudyRun
 from llmlab.events import Compared, Failed, Finished, Started
 from llmlab.experiment import Lab, Settings
 from llmlab.models.shelf import Shelf
 from llmlab.stack import Stack
+from llmlab.study import make_study
 from llmlab.trace import lanes
 from tests import made
+from tests.ui.tiny_count import TinyCount
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,10 @@ def engine() -> Engine:
     return Engine()
 
 
-def wait(run: Run, seconds: float = 60) -> Run:
+J = TypeVar("J", bound=Job)
+
+
+def wait(run: J, seconds: float = 60) -> J:
     assert run.ended.wait(seconds), f"the run did not end: {run.state} {run.note}"
     return run
 
@@ -141,6 +146,53 @@ def test_an_error_within_a_run_leaves_the_engine_usable(
     assert says in run.note
     assert "secret" not in run.note
     assert wait(engine.start(Settings(model, "hello", max_new_tokens=2), owner="a")).state == "done"
+
+
+def test_a_study_waits_its_turn_and_computes_in_the_same_thread(model: str) -> None:
+    engine = Engine(Slow())
+    first = engine.start(Settings(model, "hello", max_new_tokens=40), owner="a")
+    study = engine.study(TinyCount(steps=3), Settings(model), owner="b")
+    last = engine.start(Settings(model, "hello", max_new_tokens=3), owner="a")
+    time.sleep(0.4)
+    assert (study.state, study.note) == ("queued", "waiting:1")
+    assert (last.state, last.note) == ("queued", "waiting:2")
+    assert wait(study).state == "done"
+    assert first.over
+    assert study.findings is not None
+    assert len(study.findings["rows"]) == 3
+    assert TinyCount.threads[-1] == "engine"
+    assert wait(last).state == "done"
+    assert engine.latest("b", StudyRun) is study
+    assert engine.latest("b") is None
+    assert engine.find(study.id) is None, "the live panel knows only runs"
+
+
+def test_a_study_tells_how_far_it_is_and_stops_when_asked(engine: Engine, model: str) -> None:
+    study = engine.study(TinyCount(steps=900, slow=0.02), Settings(model), owner="a")
+    while not study.note.startswith("Counting|"):
+        time.sleep(0.01)
+    assert study.note.endswith("|900")
+    engine.stop("a")
+    assert wait(study, 5).state == "done"
+    assert study.note == "stopped"
+    assert study.findings is None
+
+
+def test_a_visitor_who_leaves_stops_the_study(engine: Engine, model: str) -> None:
+    study = engine.study(TinyCount(steps=900, slow=0.02), Settings(model), owner="a")
+    beats = study.beats(0.05)
+    assert next(beats) is False
+    beats.close()
+    assert wait(study, 5).findings is None
+
+
+def test_a_study_that_cannot_work_ends_with_its_sentence(engine: Engine, model: str) -> None:
+    with pytest.raises(Refused, match="Did you mean smollm2-135m"):
+        engine.study(TinyCount(), Settings("smolm2-135m"))
+    study = wait(engine.study(make_study("sweep", technique="eagle", kind="chat", tokens=8), Settings(model)))
+    assert study.state == "error"
+    assert "EAGLE" in study.note
+    assert wait(engine.study(TinyCount(), Settings(model))).state == "done"
 
 
 def test_a_model_let_go_while_a_run_uses_it(model: str, tmp_path: Path) -> None:

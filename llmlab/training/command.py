@@ -21,24 +21,10 @@ PARTS: dict[str, Any] = {"eagle": eagle, "exits": exits, "heads": heads}
 """Each has `taps(model)`, the layers that it looks at, and `run(…)`."""
 
 
-def arguments(c: argparse.ArgumentParser) -> None:
-    c.add_argument("part", choices=sorted(PARTS), help="eagle: a drafter; heads: draft heads; exits: exit heads")
-    c.add_argument("--model", default="smollm2-135m", help="catalogue id, Hub id, local folder or GGUF file")
-    c.add_argument("--weights", default="int4", help="the format in which the model writes")
-    c.add_argument("--device", default="auto")
-    c.add_argument("--threads", default=0)
-    c.add_argument("--tokens", default=1_000_000, help="of text to write and learn from")
-    c.add_argument("--steps", default=2000)
-    c.add_argument("--batch", default=4096, help="tokens of a step")
-    c.add_argument("--rate", default=1e-3)
-    c.add_argument("--minutes", default=0, help="end the training after so many; 0: when the steps are done")
-    c.add_argument("--folder", default=None, help="where text and checkpoints are kept (default: the lab's cache)")
-    c.add_argument("--out", default=None, metavar="FILE.safetensors", help="where the part goes (default: the cache)")
-    c.add_argument("--json", default=None, metavar="OUT|-", help="the card")
-
-
 def main(a: argparse.Namespace, report: Report) -> dict[str, Any]:
     """Write, train, save; returns the card. Goes on where an earlier call with the same folder was interrupted."""
+    if a.part not in PARTS:
+        raise Refused(f"No part is called {str(a.part)[:40]!r};", "it is unknown", f"Choose {', '.join(PARTS)}")
     settings = Settings(model=a.model, weights=a.weights, device=a.device, threads=a.threads)
     tokens = within("tokens", a.tokens, 1_000, 100_000_000, int)
     plan = Plan(

@@ -21,10 +21,10 @@ from llmlab.models.shelf import Report
 from llmlab.training.corpus import Sequence
 from llmlab.training.parts import Plan, Texts, train
 
-SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
+SHARES = (0.6, 0.7, 0.8, 0.9)
 """After which shares of the layers exits sit."""
 INNER, GATE = 384, 64
-ROWS = 1024
+ROWS = 768
 """Rows of a batch that are looked at: the head takes most of a step's time."""
 FITTED = 30_000
 """Rows from which the exits' matrices are fitted before training."""

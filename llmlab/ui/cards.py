@@ -26,6 +26,10 @@ CLAIMS_ZH = {
     "neuron-drop": "去掉整个神经元：矩阵变小，节省是真实的。",
     "layer-drop": "去掉整层：权重、时间和 KV 内存一起减少。",
     "early-exit": "模型已有把握时在中间层停下。",
+    "typical": "只要模型认为猜测合乎情理就接受，不必是它的首选。",
+    "blockwise-acceptance": "猜测在模型的前 k 个之内，或数值相近，也算数。",
+    "lenience": "猜测与模型首选的概率相差不大时，就让它算数。",
+    "bild": "小模型的词元照用，除非大模型觉得太意外。",
 }
 """Claims in Chinese by technique id; a technique without one shows its English claim."""
 
@@ -90,9 +94,13 @@ def fold(door: str, count: int, open_: bool) -> str:
 
 
 def switch_rules() -> str:
-    """CSS that greys a technique's switch where its family carries the class no-<id>."""
+    """CSS that greys a technique's switch where its family carries the class no-<id>.
+
+    Gradio gives the id of a choice to a radio button as its value and to a checkbox as its name.
+    """
     return "".join(
-        f'.no-{name} label:has(input[value="{name}"]) {{ opacity: .4; pointer-events: none; }}\n' for name in registry()
+        f'.no-{n} label:has(input:is([value="{n}"], [name="{n}"])) {{ opacity: .4; pointer-events: none; }}\n'
+        for n in registry()
     )
 
 

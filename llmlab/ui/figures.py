@@ -270,17 +270,20 @@ def cascade(found: Mapping[str, Any], lang: str) -> go.Figure | None:
     if not rows:
         return None
     figure = _figure("cascade_title", "cascade_level", "cascade_count", lang)
-    levels = sorted({r["level"] for r in rows}, key=lambda v: (isinstance(v, str), v))
+    paid: dict[Any, list[float]] = {}
+    for r in rows:
+        paid.setdefault(r["level"], []).append(r["cost"])
+    mean = {v: sum(costs) / len(costs) for v, costs in paid.items()}
+    levels = sorted(mean, key=mean.__getitem__)  # who is asked later costs more, because those before are paid too
     shown = [escape(cell(v)) for v in levels]
     known = any(r.get("correct") is not None for r in rows)
     kinds = (("right", True, GREEN), ("wrong", False, RED)) if known else (("answered", None, BLUE),)
     for name, correct, colour in kinds:
         counts = [sum(r["level"] == v and (not known or r.get("correct") == correct) for r in rows) for v in levels]
         figure.add_bar(x=shown, y=counts, name=word(name, lang), marker_color=colour, opacity=0.7)
-    costs = [[r["cost"] for r in rows if r["level"] == v] for v in levels]
     figure.add_scatter(
         x=shown,
-        y=[sum(c) / len(c) for c in costs],
+        y=[mean[v] for v in levels],
         name=word("cascade_cost", lang),
         mode="markers+lines",
         marker={"color": "#e08214", "size": 10, "symbol": "diamond"},

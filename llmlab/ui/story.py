@@ -15,6 +15,8 @@ from llmlab.ui.words import word
 
 WAYS = ("bitwise", "fast", "copies", "no-bf16", "wrapped")
 """Ways of the engine that the account can name."""
+PLACES = 6
+"""Places of a draft whose acceptance is told one by one."""
 PAYS = 1.02
 """Times the baseline's speed below which a technique is said not to pay; two equal runs differ by about this much."""
 
@@ -60,8 +62,14 @@ def _run(name: str, events: Sequence[Event], base: Sequence[Event] | None, lang:
         if m["drafted"]:
             rate = f"{m['acceptance_rate']:.0%}"
             lines.append(word("s_drafts", lang, accepted=m["accepted"], drafted=m["drafted"], rate=rate))
+            places = [f"{d}: {kept / drafts:.0%}" for d, drafts, kept in m["accepted_by_depth"][:PLACES]]
+            if len(places) > 1:
+                lines.append(word("s_by_depth", lang, rates=", ".join(places)))
         else:
             lines.append(word("s_no_drafts", lang))
+    acceptor = stack.one("Acceptor")
+    if acceptor and m["drafted"] and not acceptor.lossless():
+        lines.append(word("s_acceptor", lang, name=acceptor.title))
     if stack.one("CachePolicy"):
         whole = m["prompt_tokens"] + m["new_tokens"]
         if m["evicted_rows"]:

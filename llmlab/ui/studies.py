@@ -110,7 +110,7 @@ class Studies:
             self.run = gr.Button(_("study_run"), variant="primary", elem_id="study-run", min_width=90)
             self.stop = gr.Button(_("study_stop"), variant="stop", elem_id="study-stop", min_width=90)
         self.progress = gr.HTML("", elem_id="study-progress")
-        with gr.Accordion(_("card"), open=True, elem_id="study-card"):
+        with gr.Accordion(_("card"), open=True, elem_id="study-card") as self.folded:
             self.card = gr.HTML(cards.body(first))
         self.claims = gr.HTML(f'<p class="hint">{both_words("study_none")}</p>', elem_id="study-claims")
         with gr.Row(elem_id="study-figures", elem_classes="figures"):
@@ -121,7 +121,8 @@ class Studies:
         self.table = gr.Dataframe(
             interactive=False, visible=False, label=_("study_table"), wrap=True, elem_id="study-table"
         )
-        self.json = gr.DownloadButton(_("study_json"), visible=False, size="sm", elem_id="study-json")
+        with gr.Row(elem_classes="chips"):
+            self.json = gr.DownloadButton(_("study_json"), visible=False, size="sm", elem_id="study-json")
         with gr.Accordion(_("reproduce"), open=False, elem_id="study-reproduce"):
             self.link = gr.Textbox("", label=_("link_here"), buttons=["copy"], interactive=False, elem_id="study-link")
             at: dict[str, Any] = {"label": _("command_line"), "interactive": False, "wrap_lines": True}
@@ -130,7 +131,7 @@ class Studies:
 
     @property
     def results(self) -> list[Any]:
-        return [self.claims, *self.plots, self.table, self.json]
+        return [self.folded, self.claims, *self.plots, self.table, self.json]
 
     @property
     def shown(self) -> list[Any]:
@@ -191,6 +192,7 @@ class Studies:
         shown |= {self.head: cards.study_head(cls), self.card: cards.body(cls), self.progress: ""}
         shown |= {c: gr.update(visible=False) for c in (*self.plots, self.table, self.json)}
         shown[self.claims] = f'<p class="hint">{both_words("study_none")}</p>'
+        shown[self.folded] = gr.update(open=True)
         if settings is not None:
             listed = settings.model in catalog.MODELS
             if listed:
@@ -256,7 +258,7 @@ class Studies:
             claims += f'<p class="hint">{escape(word("study_more", lang, n=len(drawn) - MOST))}</p>'
         # Another one may have been opened while this one ran; its findings belong under its own head.
         shown = {} if open_now == job.study.id else self.opened(job.study, job.settings)
-        shown[self.claims] = claims
+        shown |= {self.claims: claims, self.folded: gr.update(open=False)}
         for i, plot in enumerate(self.plots):
             shown[plot] = gr.update(value=drawn[i], visible=True) if i < len(drawn) else gr.update(visible=False)
         rows = [[_shown(row.get(name)) for name in found["columns"]] for row in found["rows"]]
@@ -264,9 +266,16 @@ class Studies:
         (path,) = self.exports.write(
             {f"llmlab-{job.study.id}.json": json.dumps(found, ensure_ascii=False, indent=2) + "\n"}
         )
-        shown[self.table] = gr.update(value=value, visible=True)
+        widths = [_width(name, [row[i] for row in rows]) for i, name in enumerate(value["headers"])]
+        shown[self.table] = gr.update(value=value, column_widths=widths, visible=True)
         shown[self.json] = gr.update(value=path, visible=True)
         return shown
+
+
+def _width(heading: str, values: Sequence[Any]) -> int:
+    """Pixels for a column: for its longest value and for the longest word of its heading, within reason."""
+    longest = max([len(str(v)) for v in values] + [len(w) for w in heading.split()], default=0)
+    return min(320, max(70, 28 + 9 * longest))
 
 
 def _shown(value: Any) -> Any:

@@ -33,13 +33,17 @@ Tokens = Sequence[int]
 # What there is to test ------------------------------------------------------------------------------------------
 
 BITING: dict[str, dict[str, Any]] = {
-    "early-exit": {"threshold": 0.15, "first": 2, "step": 1},
+    "blockwise-acceptance": {"k": 20},
+    "early-exit": {"threshold": 0.15, "first": 2, "step": 1, "fill": "copy"},
     "hash-exit": {"first": 2},
     "layer-drop": {"count": 1},
+    "lenience": {"lenience": 0.01},
     "magnitude": {"ratio": 0.4},
     "neuron-drop": {"ratio": 0.4},
     "skip-decode": {"least": 2, "over": 10},
     "skip-layer": {"density": 0.7},
+    "token-drop": {"ratio": 0.5, "first": 1, "times": 2},
+    "typical": {"epsilon": 0.01, "delta": 0.1},
     "wanda": {"ratio": 0.4},
 }
 """Settings at which a lossy technique changes a tiny model's text, where its defaults would not."""
@@ -47,9 +51,13 @@ EAGER: dict[str, dict[str, Any]] = {
     "eagle": {"confidence": 0.0, "breadth": 8, "nodes": 31, "length": 4},
     "draft-heads": {"confidence": 0.0, "breadth": 4, "nodes": 15},
     "draft-model": {"length": 6, "confidence": 0.0},
+    "jacobi": {"block": 8},
     "layer-skip": {"length": 5, "confidence": 0.0, "layer": 3},
+    "lookahead": {"window": 4, "ngram": 4, "candidates": 6},
+    "multi-draft": {"drafters": "int4+lookup", "length": 5, "tree": "2x1", "nodes": 15},
     "prompt-lookup": {"length": 9, "ngram": 3, "least": 1},
     "self-speculation": {"length": 5, "confidence": 0.0, "skip": 0.5},
+    "suffix-matching": {"factor": 4.0, "nodes": 12, "least": 1, "confidence": 0.0},
 }
 """Settings at which an exact technique drafts as much as it can."""
 
@@ -61,6 +69,18 @@ def sharp(id: str) -> Technique:
     return make(id, **{**small, **BITING.get(id, {}), **EAGER.get(id, {})})
 
 
+def accompanied(*techniques: Technique) -> Stack:
+    """A stack of these, and of a drafter where one of them has nothing to do without it."""
+    stack = Stack(techniques)
+    lacking = any(t.beside and not stack.through(t.beside.door) for t in techniques)
+    return Stack([*techniques, sharp("prompt-lookup")]) if lacking else stack
+
+
+def alone(id: str) -> Stack:
+    """The technique as `sharp` sets it, and a drafter where it has nothing to do without one."""
+    return accompanied(sharp(id))
+
+
 def exact_ids() -> list[str]:
     return [id for id, cls in registry().items() if cls.exact]
 
@@ -70,8 +90,11 @@ def lossy_ids() -> list[str]:
 
 
 def lossy_stacks() -> list[Stack]:
-    """The empty stack, every lossy technique alone, and every pair of them that goes together on our decoder."""
-    alone = [Stack([sharp(id)]) for id in lossy_ids()]
+    """The empty stack, every lossy technique alone, and every pair of them that goes together on our decoder.
+
+    Without rules of acceptance: what they write depends on the drafts, so no drafter is exact beside them.
+    """
+    alone = [Stack([sharp(id)]) for id in lossy_ids() if registry()[id].door != "Acceptor"]
     pairs = [Stack([*a, *b]) for a, b in itertools.combinations(alone, 2)]
     return [Stack(), *alone, *(s for s in pairs if not check(s, Decoder.abilities))]
 
@@ -240,6 +263,8 @@ def outcomes(act: Callable[[Fate], T]) -> Iterator[tuple[float, T]]:
 
 Law = dict[tuple[int, ...], float]
 Conditional = Callable[[tuple[int, ...]], Tensor]
+Rule = Callable[[Draft, Tensor, Fate], tuple[tuple[int, ...], int]]
+"""What becomes of a draft, given the model's distributions (T, V) after its root and nodes: a path and a token."""
 
 
 def conditional(seed: int, vocab: int, zeros: int = 0, sharp: float = 1.0) -> Conditional:
@@ -265,20 +290,20 @@ def extend(law: Law, sequence: tuple[int, ...], weight: float, p: Conditional, l
             extend(law, (*sequence, x), weight * w, p, length)
 
 
-def sampling(
+def committed(
     parents: Tokens,
     p: Conditional,
     q: Conditional | None,
     certain: Callable[[int, tuple[int, ...]], int] | None = None,
-    length: int | None = None,
-) -> float:
-    """How far the law of what `accept` commits, continued by p, lies from p's own: the largest difference.
+    rule: Rule = accept,
+) -> Law:
+    """The law of what `rule` commits, continued by p to one token more than the draft is deep.
 
     The draft has this topology. Node tokens are drawn from q of their prefix; where `certain(node, prefix)` is given
     instead, nodes are certain.
     """
     depths = Draft(tuple(parents), tuple(parents)).depths()
-    length = length or max(depths, default=0) + 1
+    length = max(depths, default=0) + 1
 
     def act(fate: Fate) -> tuple[int, ...]:
         prefixes: list[tuple[int, ...]] = []
@@ -294,14 +319,26 @@ def sampling(
             qs.append(distribution)
             prefixes.append((*before, token))
         draft = Draft(tuple(tokens), tuple(parents), tuple(qs))
-        path, bonus = accept(draft, torch.stack([p(()), *map(p, prefixes)]), fate)
+        path, bonus = rule(draft, torch.stack([p(()), *map(p, prefixes)]), fate)
         return (*(tokens[i] for i in path), bonus)
 
     got: Law = defaultdict(float)
     for weight, sequence in outcomes(act):
         extend(got, sequence, weight, p, length)
+    return got
+
+
+def sampling(
+    parents: Tokens,
+    p: Conditional,
+    q: Conditional | None,
+    certain: Callable[[int, tuple[int, ...]], int] | None = None,
+    rule: Rule = accept,
+) -> float:
+    """How far the law that `committed` finds lies from p's own: the largest difference."""
+    got = committed(parents, p, q, certain, rule)
     want: Law = defaultdict(float)
-    extend(want, (), 1.0, p, length)
+    extend(want, (), 1.0, p, len(next(iter(got))))
     return max(abs(got[s] - want[s]) for s in {*got, *want})
 
 

@@ -27,8 +27,8 @@ from llmlab.technique import make, registry
 from tests import tiny
 from tests.laws import laws
 
-STACKS = [Stack(), *(Stack([laws.sharp(id)]) for id in registry())]
-PAIRS = [s for a, b in itertools.combinations(STACKS[1:], 2) if not check(s := Stack([*a, *b]), Decoder.abilities)]
+STACKS = [Stack(), *(laws.alone(id) for id in registry())]
+PAIRS = [s for a, b in itertools.combinations(STACKS[1:], 2) if not check(s := Stack({*a, *b}), Decoder.abilities)]
 PROMPT = tiny.prompts(1, 21)[0]
 
 
@@ -66,7 +66,7 @@ def test_the_books_balance_when_sampling(llama: Decoder, stack: Stack, memories:
 
 @pytest.mark.parametrize("id", [None, *registry()])
 def test_a_stop_token_ends_the_run_and_is_the_last_token(llama: Decoder, id: str | None, memories: Memories) -> None:
-    stack = Stack([laws.sharp(id)] if id else [])
+    stack = laws.alone(id) if id else Stack()
     model = laws.changed(llama, stack, tiny.tools())
     whole = laws.text(model, PROMPT, 30, stack)
     stop = whole[11]
@@ -79,7 +79,7 @@ def test_a_stop_token_ends_the_run_and_is_the_last_token(llama: Decoder, id: str
 @pytest.mark.parametrize("length", [1, 2, 17, 200])
 @pytest.mark.parametrize("id", [None, *registry()])
 def test_prompts_of_any_length(llama: Decoder, id: str | None, length: int, memories: Memories) -> None:
-    stack = Stack([laws.sharp(id)] if id else [])
+    stack = laws.alone(id) if id else Stack()
     model = laws.changed(llama, stack, tiny.tools())
     assert laws.books(model, tiny.text(length), 9, stack, memories) == []
 
@@ -138,7 +138,7 @@ def test_the_ledger_adds_up(llama: Decoder) -> None:
 # Replay ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stack", [Stack(), *(Stack([laws.sharp(id)]) for id in registry())], ids=repr)
+@pytest.mark.parametrize("stack", STACKS, ids=repr)
 def test_a_trace_comes_back(llama: Decoder, stack: Stack, tmp_path: Path) -> None:
     events = laws.run(laws.changed(llama, stack, tiny.tools()), PROMPT, 20, stack)
     events.insert(1, WeightsChanged(0.0, "Wanda", 10, 9, "naïve – 一 \u2028 {}"))
@@ -279,7 +279,7 @@ def test_every_lossy_technique_has_a_setting_that_changes_nothing(llama: Decoder
     neutral = make(id, **registry()[id].identity)
     assert neutral.lossless()
     assert not laws.sharp(id).lossless()
-    stack, prompts = Stack([neutral]), tiny.prompts(10, 21)
+    stack, prompts = laws.accompanied(neutral), tiny.prompts(10, 21)
     model = laws.changed(llama, stack, tiny.tools())
     same = laws.texts(llama, Stack(), prompts, 20, tiny.tools), laws.texts(model, stack, prompts, 20, tiny.tools)
     assert laws.differences(*same) == []

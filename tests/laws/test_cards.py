@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
 from contextlib import suppress
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
@@ -16,8 +17,14 @@ from hypothesis import strategies as st
 
 from llmlab.abilities import Refused
 from llmlab.doors import DOORS
-from llmlab.stack import Stack
-from llmlab.technique import LABELS, Knob, Technique, card, make, registry, title
+from llmlab.experiment import Settings
+from llmlab.stack import Stack, parsed
+from llmlab.study import Study, make_study, studies
+from llmlab.technique import LABELS, Described, Knob, Technique, card, make, registry, title
+from llmlab.ui import links
+from llmlab.ui.cards import STUDIES_ZH
+from llmlab.ui.studies import BENCHES
+from llmlab.ui.words import catalogue
 from tests.laws import laws
 
 SURVEY = Path(__file__).parents[2] / "assets" / "survey.json"
@@ -28,6 +35,42 @@ def cls(request: pytest.FixtureRequest) -> type[Technique]:
     return registry()[request.param]
 
 
+@pytest.fixture(params=studies(), ids=str)
+def study(request: pytest.FixtureRequest) -> type[Study]:
+    return studies()[request.param]
+
+
+def explains_itself(described: type[Described]) -> None:
+    """A card with its four paragraphs, a short title and a claim of one sentence."""
+    paragraphs = card(described)
+    assert tuple(paragraphs) == LABELS
+    for label, text in paragraphs.items():
+        assert len(text) >= 30, label
+        assert text.rstrip()[-1] in ".?!)", label
+    assert 2 < len(title(described)) <= 40
+    assert "\n" not in described.claim
+    assert 20 <= len(described.claim) <= 100
+    assert described.claim.endswith(".")
+
+
+def covers_known_works(described: type[Described]) -> None:
+    assert described.covers
+    ids = {row["id"] for row in json.loads(SURVEY.read_text(encoding="utf-8"))}
+    unknown = [c for c in described.covers if c not in ids and not c.startswith("https://")]
+    assert unknown == []
+
+
+def has_complete_knobs(described: type[Described]) -> None:
+    for k in described.knobs():
+        assert len(k.help) >= 10, k.name
+        assert k.read("", k.default) == k.default
+        assert k.read("", str(k.default)) == k.default
+        if k.kind == "choice":
+            assert len(k.choices) > 1
+        elif k.kind != "bool":
+            assert k.low < k.high
+
+
 def test_the_registry_is_not_empty() -> None:
     assert {"prompt-lookup", "draft-model", "self-speculation", "streaming-llm", "h2o", "magnitude", "wanda"} <= {
         *registry()
@@ -35,15 +78,7 @@ def test_the_registry_is_not_empty() -> None:
 
 
 def test_a_card_has_its_four_paragraphs(cls: type[Technique]) -> None:
-    paragraphs = card(cls)
-    assert tuple(paragraphs) == LABELS
-    for label, text in paragraphs.items():
-        assert len(text) >= 30, label
-        assert text.rstrip()[-1] in ".?!)", label
-    assert 2 < len(title(cls)) <= 40
-    assert "\n" not in cls.claim
-    assert 20 <= len(cls.claim) <= 100
-    assert cls.claim.endswith(".")
+    explains_itself(cls)
 
 
 def test_a_technique_is_one_frozen_dataclass_in_a_short_file(cls: type[Technique]) -> None:
@@ -59,10 +94,7 @@ def test_a_technique_is_one_frozen_dataclass_in_a_short_file(cls: type[Technique
 
 
 def test_it_says_what_it_covers(cls: type[Technique]) -> None:
-    assert cls.covers
-    ids = {row["id"] for row in json.loads(SURVEY.read_text(encoding="utf-8"))}
-    unknown = [c for c in cls.covers if c not in ids and not c.startswith("https://")]
-    assert unknown == []
+    covers_known_works(cls)
 
 
 def test_exact_or_with_an_identity(cls: type[Technique]) -> None:
@@ -72,14 +104,55 @@ def test_exact_or_with_an_identity(cls: type[Technique]) -> None:
 
 
 def test_knobs_are_complete(cls: type[Technique]) -> None:
-    for k in cls.knobs():
-        assert len(k.help) >= 10, k.name
-        assert k.read("", k.default) == k.default
-        assert k.read("", str(k.default)) == k.default
-        if k.kind == "choice":
-            assert len(k.choices) > 1
-        elif k.kind != "bool":
-            assert k.low < k.high
+    has_complete_knobs(cls)
+
+
+def test_a_study_explains_itself_and_its_knobs(study: type[Study]) -> None:
+    explains_itself(study)
+    covers_known_works(study)
+    has_complete_knobs(study)
+    assert study.bench in BENCHES
+    assert f"bench_{study.bench}" in catalogue()["zh-CN"]
+    assert {f.name for f in fields(study)} == {k.name for k in study.knobs()}, "every field is a knob"
+    with pytest.raises(FrozenInstanceError):
+        study().anything = 1
+
+
+def test_a_study_survives_its_link_and_its_command(study: type[Study]) -> None:
+    plain = study()
+    assert links.study_query(plain, Settings()) == f"?study={plain.id}"
+    changed = {k.name: _other(k) for k in study.knobs()}
+    turned, settings = make_study(plain.id, **changed), Settings(weights="int4", seed=3)
+    query = dict(parse_qsl(links.study_query(turned, settings).removeprefix("?")))
+    assert links.study_from_query(query) == (turned, settings)
+    words = shlex.split(links.study_command(turned, settings))
+    name, knobs = parsed(words[words.index("study") + 1])
+    assert make_study(name, **knobs) == turned
+    assert words[-4:] == ["--weights", "int4", "--seed", "3"]
+
+
+def test_out_of_range_is_refused_by_a_study_too(study: type[Study]) -> None:
+    for k in study.knobs():
+        for value in _wrong(k):
+            with pytest.raises(Refused) as e:
+                make_study(study._id(), **{k.name: value})
+            assert k.name in str(e.value)
+    with pytest.raises(Refused, match="has no knob called"):
+        make_study(study._id(), no_such_knob=1)
+
+
+def test_a_translation_is_of_a_study_that_there_is() -> None:
+    assert set(STUDIES_ZH) <= set(studies())
+
+
+def _other(k: Knob) -> Any:
+    """A value of the knob that is not its default."""
+    match k.kind:
+        case "bool":
+            return not k.default
+        case "choice":
+            return next((c for c in k.choices if c not in ("*", k.default)), "word")
+    return k.low if k.default != k.low else k.high
 
 
 def _values(k: Knob) -> st.SearchStrategy[Any]:

@@ -39,21 +39,21 @@ def runs(stack: Stack) -> None:
 
 @pytest.mark.parametrize("pair", list(itertools.combinations(registry(), 2)), ids="+".join)
 def test_every_pair_runs_or_is_refused(llama: Decoder, pair: tuple[str, str]) -> None:
-    stack = Stack([laws.sharp(id) for id in pair])
+    stack = laws.accompanied(*map(laws.sharp, pair))
     refusals = check(stack, llama.abilities)
     if not refusals:
         runs(stack)
         return
     for refusal in refusals:
         assert well_said(refusal) == []
-        assert all(t.title in str(refusal) for t in stack), "a refusal names both"
+        assert sum(t.title in str(refusal) for t in stack) >= 2, "a refusal names both"
     with pytest.raises(Refused, match=re.escape(str(refusals[0]))):
         next(generate(llama, PROMPT, 1, stack))
 
 
 @pytest.mark.parametrize("technique", [t for id in registry() for t in laws.ends(id)], ids=lambda t: repr(Stack([t])))
 def test_every_end_of_every_knob_runs_or_is_refused(technique: Technique) -> None:
-    stack = Stack([technique])
+    stack = laws.accompanied(technique)
     assert check(stack, Decoder.abilities) == []
     refusals = []
     try:

@@ -15,6 +15,7 @@ from llmlab.draft import Dice, Draft, Sampler, accept, accept_greedy
 from llmlab.loop import text_of
 from llmlab.models.families import build
 from llmlab.stack import Stack
+from llmlab.technique import Technique, make
 from llmlab.tools import Tools
 from tests import tiny
 from tests.laws import laws
@@ -99,6 +100,69 @@ def test_greedy_is_sampling_from_a_one_hot(data: st.DataObject) -> None:
     assert accept(draft, one_hot, Dice(0)) == accept_greedy(draft, best)
 
 
+# Rules of acceptance ----------------------------------------------------------------------------------------------
+
+EXACT_RULES = [
+    make("bild", rollback=0.0),
+    make("blockwise-acceptance", rule="exact"),
+    make("blockwise-acceptance", k=1),
+    make("blockwise-acceptance", rule="tolerance", tolerance=0),
+    make("lenience", lenience=1.0),
+    make("typical", epsilon=1.0, delta=1e6),
+]
+LOSSY_RULES = [
+    make("bild", rollback=1.2),
+    make("blockwise-acceptance", k=2),
+    make("blockwise-acceptance", rule="exact", block=2),
+    make("lenience", lenience=0.5),
+    make("typical", epsilon=0.25, delta=0.5),
+]
+
+
+def as_rule(acceptor: Technique) -> laws.Rule:
+    """The acceptor as a rule over the distributions themselves, which are their own logits' softmax."""
+    return lambda draft, p, fate: acceptor.accept(draft, p.log(), Sampler(1.0), fate, Tools())
+
+
+def test_every_acceptor_is_under_these_laws() -> None:
+    acceptors = {id for id, cls in laws.registry().items() if cls.door == "Acceptor"}
+    assert {t.id for t in EXACT_RULES} == {t.id for t in LOSSY_RULES} == acceptors
+    assert all(t.lossless() for t in EXACT_RULES)
+    assert not any(t.lossless() for t in LOSSY_RULES)
+
+
+@pytest.mark.parametrize("acceptor", EXACT_RULES, ids=lambda t: repr(Stack([t])))
+@pytest.mark.parametrize("parents", TOPOLOGIES.values(), ids=TOPOLOGIES)
+@pytest.mark.parametrize("certain", [False, True], ids=["drawn", "certain"])
+def test_a_rule_that_claims_it_is_exact(acceptor: Technique, parents: tuple[int, ...], certain: bool) -> None:
+    guess = laws.conditional(4, 3)
+    fixed = (lambda i, prefix: (int(guess(prefix).argmax()) + i) % 3) if certain else None
+    for zeros in (0, 1, 2):
+        p, q = laws.conditional(1, 3, zeros), laws.conditional(2, 3, 1)
+        assert laws.sampling(parents, p, q, fixed, as_rule(acceptor)) < EPS
+
+
+@pytest.mark.parametrize("acceptor", LOSSY_RULES, ids=lambda t: repr(Stack([t])))
+def test_a_rule_that_is_lossy_changes_the_law(acceptor: Technique) -> None:
+    p, q = laws.conditional(1, 3), laws.conditional(2, 3)
+    assert laws.sampling((-1, 0), p, q, None, as_rule(acceptor)) > 0.01
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 999), st.integers(0, 2), st.integers(0, 2), st.floats(0.05, 1))
+def test_lenience_bounds_every_token(seed: int, p_zeros: int, q_zeros: int, lenience: float) -> None:
+    """P(x) = min(q, p / l) + (1 - sum of that) r with r the normalised max(p - q, 0), and never above p / l."""
+    p, q = laws.conditional(seed, 4, p_zeros, 2.0), laws.conditional(seed + 1000, 4, q_zeros, 2.0)
+    law = laws.committed((-1,), p, q, rule=as_rule(make("lenience", lenience=lenience)))
+    first = torch.zeros(4, dtype=torch.float64)
+    for sequence, weight in law.items():
+        first[sequence[0]] += weight
+    p_, q_ = p(()).double(), q(()).double()
+    kept, rest = torch.minimum(q_, p_ / lenience), (p_ - q_).clamp_min(0)
+    assert torch.allclose(first, kept + (1 - kept.sum()) * rest / rest.sum(), atol=1e-5)
+    assert (first <= p_ / lenience + 1e-5).all()
+
+
 # The whole loop -------------------------------------------------------------------------------------------------
 
 
@@ -113,31 +177,43 @@ def short(id: str) -> laws.Technique:
     return replace(technique, length=1) if hasattr(technique, "length") else technique
 
 
+def whole_law(model: laws.Decoder, monkeypatch: pytest.MonkeyPatch, stack: Stack) -> laws.Law:
+    """The law of two sampled tokens, by every way in which the dice can fall."""
+    sampler, limit = Sampler(temperature=1.3, top_k=4), 2
+    prompt = [0, 1, 2, 3, 1, 2, 4, 1, 0, 2, 3, 1, 2]
+    half = build(tiny.StateDict(tiny.reference("llama-small")), "int8")
+
+    def act(fate: laws.Fate) -> tuple[int, ...]:
+        monkeypatch.setattr(loop, "Dice", lambda seed: fate)
+        helpers = Tools(None, lambda name: half, [t % 5 for t in tiny.text(200)], tiny.parts)
+        return tuple(text_of(laws.run(model, prompt, limit, stack, sampler=sampler, tools=helpers)))
+
+    found: laws.Law = laws.defaultdict(float)
+    for weight, tokens in laws.outcomes(act):
+        found[tokens] += weight
+    return found
+
+
 @pytest.mark.parametrize("exact", [None, *laws.exact_ids()])
 @pytest.mark.parametrize("lossy", [[], ["h2o"]], ids=["alone", "h2o"])
 def test_the_law_of_a_whole_run(
     small: laws.Decoder, monkeypatch: pytest.MonkeyPatch, exact: str | None, lossy: list[str]
 ) -> None:
     """Two sampled tokens, in every way the dice can fall, follow the law of the model under the lossy stack."""
-    sampler, limit = Sampler(temperature=1.3, top_k=4), 2
-    prompt = [0, 1, 2, 3, 1, 2, 4, 1, 0, 2, 3, 1, 2]
-    half = build(tiny.StateDict(tiny.reference("llama-small")), "int8")
-
-    def law(stack: Stack) -> laws.Law:
-        def act(fate: laws.Fate) -> tuple[int, ...]:
-            monkeypatch.setattr(loop, "Dice", lambda seed: fate)
-            helpers = Tools(None, lambda name: half, [t % 5 for t in tiny.text(200)], tiny.parts)
-            return tuple(text_of(laws.run(small, prompt, limit, stack, sampler=sampler, tools=helpers)))
-
-        found: laws.Law = laws.defaultdict(float)
-        for weight, tokens in laws.outcomes(act):
-            found[tokens] += weight
-        return found
-
     base = Stack([laws.sharp(id) for id in lossy])
-    want = law(base)
-    got = law(Stack([*base, short(exact)]) if exact else base)
+    want = whole_law(small, monkeypatch, base)
+    got = whole_law(small, monkeypatch, Stack([*base, short(exact)]) if exact else base)
     assert len(want) == 16
+    assert max(abs(got[s] - want[s]) for s in {*got, *want}) < 1e-5
+
+
+@pytest.mark.parametrize("acceptor", EXACT_RULES, ids=lambda t: repr(Stack([t])))
+@pytest.mark.parametrize("drafter", ["draft-model", "prompt-lookup"])
+def test_the_law_of_a_whole_run_under_an_exact_rule(
+    small: laws.Decoder, monkeypatch: pytest.MonkeyPatch, acceptor: Technique, drafter: str
+) -> None:
+    want = whole_law(small, monkeypatch, Stack())
+    got = whole_law(small, monkeypatch, Stack([short(drafter), acceptor]))
     assert max(abs(got[s] - want[s]) for s in {*got, *want}) < 1e-5
 
 

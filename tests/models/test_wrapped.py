@@ -97,7 +97,7 @@ def test_bytes_and_shapes(models: dict[str, Wrapped], family: str) -> None:
 
 @pytest.mark.parametrize("id", registry())
 def test_a_technique_runs_or_is_refused(models: dict[str, Wrapped], family: str, id: str) -> None:
-    model, stack = models[family], Stack([laws.sharp(id)])
+    model, stack = models[family], laws.alone(id)
     tools = Tools(None, lambda name: model, tiny.text(100))
     refused = [a for t in stack for a in t.required() if a not in wrapped.ABILITIES]
     if refused:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab import exits
-from llmlab.abilities import Refused
+from llmlab.abilities import Refused, check
 from llmlab.events import Committed, Exited
 from llmlab.models import exit_heads
 from llmlab.models.decoder import Batch, Block, Decoder
@@ -87,7 +87,7 @@ def by_hand(model: Decoder, prompt: list[int], limit: int, after: int) -> list[i
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_leaving_after_a_layer(llama: Decoder, after: int) -> None:
     """With no threshold to pass, every token leaves at the first chance."""
-    stack = Stack([make("early-exit", threshold=0.0, first=after, step=8)])
+    stack = Stack([make("early-exit", threshold=0.0, first=after, step=8, fill="copy")])
     events = laws.run(llama, PROMPT, 15, stack)
     assert laws.text_of(events) == by_hand(llama, PROMPT, 15, after)
     assert {e.layers_run for e in events if isinstance(e, Committed)} == {after}
@@ -102,6 +102,39 @@ def test_every_layer_holds_a_row_of_every_token(llama: Decoder, id: str) -> None
     ran = [e.layers_run for e in events if isinstance(e, Committed)]
     assert min(ran) < 4
     assert all(len(set(e.kv_rows)) == 1 for e in events if isinstance(e, Committed))
+
+
+@pytest.mark.parametrize("id", ["early-exit", "hash-exit"])
+def test_what_waits_is_made_up_for(llama: Decoder, id: str) -> None:
+    """With a text that is given, passes that go all the way must answer like the model, whoever left before them."""
+    knobs = {"early-exit": {"threshold": 0.15, "first": 1, "step": 1}, "hash-exit": {"first": 1, "assign": "random"}}
+    plain, session = Session(llama), Session(llama)
+    session.tools = tiny.tools()
+    text = tiny.text(60, seed=3)
+    list(plain.read(PROMPT)), list(session.read(PROMPT))
+    ran, waited = [], 0
+    with make(id, fill="later", **knobs[id]).installed(session):
+        for token in text:
+            want, got = plain.forward()[0], session.forward()[0]
+            ran.append(int(session.layers_run))
+            rows = session.memory.rows()
+            assert rows == sorted(rows, reverse=True)
+            assert rows[: ran[-1]] == plain.memory.rows()[: ran[-1]]
+            if ran[-1] == 4:
+                assert torch.allclose(want, got, atol=1e-4)
+                waited += ran[-2:-1] != [4]
+            plain.commit((), token), session.commit((), token)
+    assert set(ran) == {1, 2, 3, 4}
+    assert waited > 3
+    for a, b in zip(plain.memory.layers, session.memory.layers, strict=True):
+        assert torch.allclose(a.k[:, : b.count], b.k, atol=1e-4)
+        assert torch.equal(a.positions[:, : b.count], b.positions)
+
+
+def test_what_waits_wants_no_eviction() -> None:
+    refusals = check(Stack([make("early-exit"), make("h2o")]), Decoder.abilities)
+    assert "which Early exit by confidence does not allow" in str(refusals[0])
+    assert not check(Stack([make("early-exit", fill="copy"), make("h2o")]), Decoder.abilities)
 
 
 def by_rule(rule: str, p: list[Tensor]) -> bool:

@@ -11,8 +11,10 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 
 from llmlab.engine import Engine
+from llmlab.study import studies
 from llmlab.ui.page import Page, launch_options
 from tests import made
+from tests.ui.tiny_count import TinyCount
 
 CHROMIUM = shutil.which("chromium")
 PANEL = "[data-testid=live-panel]"
@@ -20,7 +22,7 @@ PANEL = "[data-testid=live-panel]"
 
 @dataclass
 class Site:
-    """A running page with a tiny model beside the catalogue."""
+    """A running page with a tiny model beside the catalogue and a quick study beside the others."""
 
     url: str
     model: str
@@ -33,6 +35,7 @@ class Site:
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = made.folder(tmp_path_factory.mktemp("models") / "tiny")
+    studies()["tiny-count"] = TinyCount
     engine = Engine()
     page = Page(engine)
     demo = page.build()
@@ -42,6 +45,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     demo.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, **launch_options(page))
     yield Site(f"http://127.0.0.1:{port}/", str(folder), engine)
     demo.close()
+    del studies()["tiny-count"]
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +85,7 @@ def visit(browser: Any, site: Site) -> Iterator[Any]:
             ),
         )
         page.goto(url)
-        page.wait_for_selector(f'{PANEL}[data-state="recorded"]')
+        page.wait_for_selector(f'{PANEL}[data-state="recorded"]', state="attached")
         return page
 
     yield open_page

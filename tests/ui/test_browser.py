@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmlab import trace
-from llmlab.events import Started
+from llmlab.events import Committed, Drafted, Event, Exited, Finished, Prefilled, Started
 from llmlab.ui.page import RUNS, recordings
 from tests.ui.conftest import PANEL, Site
 
@@ -190,6 +190,60 @@ def test_an_impossible_switch_is_greyed_with_its_reason(visit: Any, site: Site) 
     )
 
 
+def test_a_rule_of_acceptance_waits_for_a_drafter(visit: Any, site: Site) -> None:
+    page = visit(f"{site.url}?m=smollm2-135m&p=hi&t=h2o")
+    page.wait_for_selector("#reason-Acceptor", state="attached")
+    page.click('[data-fold="Acceptor"]')
+    page.wait_for_selector("#reason-Acceptor:has-text('works beside a technique for guessing the next tokens')")
+    opacity = "getComputedStyle(document.querySelector('#Acceptor label:has(input[value=typical])')).opacity"
+    page.wait_for_function(f"{opacity} < 0.6")
+    page.check('#Drafter input[value="prompt-lookup"]')
+    page.wait_for_function(f"{opacity} === '1'")
+    page.check('#Acceptor input[value="typical"]')
+    page.wait_for_selector("#stack-badge .badge-lossy")
+
+
+def test_a_switch_among_several_is_greyed_too(visit: Any, site: Site) -> None:
+    page = visit(f"{site.url}?m=gpt2&p=hi")
+    page.click('[data-fold="WeightTransform"]')
+    page.wait_for_selector("#reason-WeightTransform:has-text('does not offer')")
+    label = page.locator('#WeightTransform label:has(input[name="layer-drop"])')
+    assert float(label.evaluate("e => getComputedStyle(e).opacity")) < 0.6
+
+
+def test_families_fold_and_a_search_finds_what_is_folded(visit: Any, site: Site) -> None:
+    page = visit(f"{site.url}?m=smollm2-135m&p=hi&t=h2o,wanda")
+    settled(page)
+
+    def shown(name: str) -> bool:
+        return page.locator(f'.family label:has(input:is([value="{name}"], [name="{name}"]))').is_visible()
+
+    page.wait_for_selector("#box-h2o")
+    assert shown("prompt-lookup"), "the first family is open"
+    assert shown("h2o"), "what is on is shown wherever it is"
+    assert shown("wanda")
+    assert not shown("streaming-llm")
+    assert not shown("early-exit")
+    page.focus('[data-fold="CachePolicy"]')
+    page.keyboard.press("Enter")
+    assert shown("streaming-llm")
+    assert page.get_attribute('[data-fold="CachePolicy"]', "aria-expanded") == "true"
+    page.keyboard.press("Enter")
+    assert not shown("streaming-llm")
+    search = page.locator("[data-search]").first
+    search.fill("hitters heavy")
+    assert shown("h2o")
+    assert not shown("streaming-llm")
+    assert not page.is_visible("#family-Drafter")
+    search.fill("early exit")
+    assert shown("early-exit")
+    search.fill("nothing like it")
+    assert page.is_visible("[data-search-none]")
+    search.fill("")
+    assert shown("prompt-lookup")
+    assert not shown("early-exit")
+
+
 def test_at_most_seven_controls_before_advanced(visit: Any, site: Site) -> None:
     page = visit(f"{site.url}?m=smollm2-135m&p=hi")
     settled(page)
@@ -215,6 +269,67 @@ def test_a_refusal_loses_nothing(visit: Any, site: Site) -> None:
     until(page, "d.state == 'error'")
     assert "reads at most 512" in page.inner_text(PANEL)
     assert page.input_value("#prompt textarea") == "x" * 600
+
+
+def a_tree() -> list[Event]:
+    """Two passes with trees of which nodes 0, 2 and 4 are accepted, then none; the second pass left after 3 layers."""
+    nodes = [-1, -1, 0, 0, 2]
+    texts = [" one", " won", " two", ATTACK, " three"]
+    settings = {"prompt": "count", "max_new_tokens": 8}
+    return [
+        Started(0.0, "tiny", "stack", "cpu", "int4", [], settings, 2, 4, 1000, True, ["co", "unt"]),
+        Prefilled(0.1, 1, 1, 100, [1] * 4),
+        Drafted(0.2, [1, 2, 3, 4, 5], nodes, 0.01, texts),
+        Committed(0.3, [1, 3, 5, 6], [0, 2, 4], 0.1, [5] * 4, 500, 4.0, [" one", " two", " three", " four"]),
+        Drafted(0.4, [1, 2, 3, 4, 5], nodes, 0.01, texts),
+        Exited(0.5, 3, 4, 0.9),
+        Committed(0.5, [7], [], 0.1, [6] * 4, 600, 3.0, [" five"]),
+        Finished(0.6, "limit"),
+    ]
+
+
+@pytest.mark.parametrize("lang", ["en-US", "zh-CN"])
+def test_a_tree_of_drafts_is_drawn_as_one(visit: Any, site: Site, tmp_path: Any, lang: str) -> None:
+    path = tmp_path / "tree.jsonl"
+    path.write_text(trace.dumps(a_tree()), encoding="utf-8")
+    page = visit(site.url, locale=lang)
+    assert not page.is_visible("[data-tree]"), "a run without trees has no place for them"
+    open_trace(page, path)
+    page.wait_for_selector("[data-tree] svg")
+    tree = page.locator("[data-tree]")
+    drawn = [tree.locator(f".node.{kind}").count() for kind in ("root", "accepted", "rejected", "own")]
+    assert drawn == [1, 0, 5, 1], "the last pass accepted nothing"
+    page.locator("h1").click()
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function("document.querySelectorAll('[data-tree] .node.accepted').length === 3")
+    assert tree.locator(".edge.accepted").count() == 3
+    assert tree.locator(".node.accepted text").all_text_contents() == ["one", "two", "three"]
+    assert tree.locator(".node.own text").text_content() == "four"
+    thick, bold = (
+        page.eval_on_selector(f"[data-tree] {what}", f"e => parseInt(getComputedStyle(e).{how})")
+        for what, how in ((".edge.accepted", "strokeWidth"), (".node.accepted text", "fontWeight"))
+    )
+    assert thick > 2
+    assert bold >= 700
+    assert page.locator("[data-tree] [role=img]").get_attribute("aria-label")
+    assert page.is_visible("[data-chart=exits]")
+    told = page.get_attribute("[data-chart=exits] canvas", "aria-label")
+    assert "4" in told
+    assert page.evaluate("window.pwned") is None
+
+
+def test_parents_that_cannot_be_do_no_harm(visit: Any, site: Site, tmp_path: Any) -> None:
+    events = a_tree()
+    events[2] = Drafted(0.2, [1, 2, 3, 4, 5], [4, 1, 99, -7, 0], 0.01, ["a", "b", "c", "d", "e"])
+    events[3] = Committed(0.3, [1, 3, 5, 6], [0, 2, 77], 0.1, [5] * 4, 500, 4.0, ["a", "c", "e", "f"])
+    path = tmp_path / "odd.jsonl"
+    path.write_text(trace.dumps(events), encoding="utf-8")
+    page = visit(site.url)
+    open_trace(page, path)
+    page.wait_for_selector("[data-tree] svg")
+    page.locator("h1").click()
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function("document.querySelectorAll('[data-tree] .node.accepted').length === 2")
 
 
 ATTACK = '<img src=x onerror="window.pwned=1"> ${7*7} {{7*7}} <script>window.pwned=2</script> `${window.pwned=3}`'

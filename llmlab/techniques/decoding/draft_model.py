@@ -4,8 +4,11 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from llmlab.doors import Drafter
 from llmlab.draft import Draft, Verdict
+from llmlab.drafting import Pace, branches, chain, grow, row_cost
 from llmlab.session import Session
 from llmlab.technique import knob
 from llmlab.tools import Tools
@@ -23,7 +26,9 @@ class DraftModel(Drafter):
     Watch: Acceptance rate against time per pass. It pays when k draft steps and one wide pass take less time than the
     tokens they yield would have taken one by one.
     Differs: The draft ends early where the draft model is unsure (`confidence`), which the papers leave open. "int4",
-    "int8" and "nf4" draft with the running model itself at lower precision (quantized self-speculation).
+    "int8" and "nf4" draft with the running model itself at lower precision (quantized self-speculation). `tree` drafts
+    several tokens per step, as later work does; `adapt` takes for α the rate of the last drafts, and for a draft step's
+    time its share of the bytes read.
     """
 
     covers = ("speculative-decoding", "speculative-sampling")
@@ -31,7 +36,15 @@ class DraftModel(Drafter):
 
     model: str = knob("int4", choices=("int4", "int8", "nf4", "*"), help="a catalogue model, or this one at fewer bits")
     length: int = knob(4, 1, 16, "tokens drafted per pass")
+    tree: str = knob(
+        "1", choices=("1", "2x1", "2x2x1", "3x2x1", "*"), help="children per step; the last number goes on"
+    )
+    adapt: bool = knob(False, help="shorten the draft where guesses are rejected, up to length where not")
     confidence: float = knob(0.4, 0.0, 1.0, "stop drafting below this probability", advanced=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        branches(self.tree, self.title)
 
     def prepare(self, model: Any, tools: Tools) -> None:
         tools.partner(self.model)
@@ -39,17 +52,19 @@ class DraftModel(Drafter):
     def drafts(self, session: Session, tools: Tools) -> Generator[Draft, Verdict, None]:
         helper = Session(tools.partner(self.model))
         tools.sessions.append(helper)
+        shape = branches(self.tree, self.title)
+        pace = Pace(self.length, row_cost(session.model) + helper.model.nbytes / session.model.nbytes)
+
+        def score(draft: Draft) -> Tensor:
+            helper.follow(session.tokens)  # takes the nodes of the level before back
+            return helper.forward(draft)
+
         while True:
-            k = min(self.length, session.room())
-            tokens: list[int] = []
-            q = []
-            if k:
+            k = min(pace.length() if self.adapt else self.length, session.room())
+            draft = Draft()
+            if k and shape == (1,):
                 helper.follow(session.tokens)
-            while len(tokens) < k:
-                token, qi, sure = session.guess(helper.forward()[0])
-                if session.sampler.greedy and sure < self.confidence:
-                    break
-                tokens.append(token)
-                q.append(qi)
-                helper.push(token)
-            yield Draft.chain(tokens, q)
+                draft = chain(session, helper, k, self.confidence)
+            elif k:
+                draft = grow(session, score, shape, k, self.confidence)
+            pace.learn((yield draft))

@@ -9,6 +9,7 @@ from torch import Tensor
 from llmlab.abilities import Ability
 from llmlab.doors import Drafter
 from llmlab.draft import Draft, Verdict
+from llmlab.drafting import Pace, branches, chain, grow, row_cost
 from llmlab.models.decoder import Batch, Decoder, Depth
 from llmlab.session import Session
 from llmlab.technique import knob
@@ -38,7 +39,8 @@ class SelfSpeculation(Drafter):
     Watch: Acceptance rate. A model that was not trained to lose layers agrees little with its own shortened self, so
     expect few accepted tokens; the text stays the same all the same.
     Differs: Draft & Verify searches S by Bayesian optimisation and adapts its stopping threshold; here S comes from one
-    measurement and `confidence` is fixed.
+    measurement and `confidence` is fixed, while `adapt` fits the length to the rate of the last drafts, counting a
+    draft step as 1 − `skip` passes. `tree` drafts several tokens per step.
     """
 
     covers = ("https://arxiv.org/abs/2309.08168",)
@@ -47,7 +49,15 @@ class SelfSpeculation(Drafter):
 
     skip: float = knob(0.2, 0.05, 0.8, "share of the layers left out while drafting")
     length: int = knob(3, 1, 16, "tokens drafted per pass")
+    tree: str = knob(
+        "1", choices=("1", "2x1", "2x2x1", "3x2x1", "*"), help="children per step; the last number goes on"
+    )
+    adapt: bool = knob(False, help="shorten the draft where guesses are rejected, up to length where not")
     confidence: float = knob(0.5, 0.0, 1.0, "stop drafting below this probability", advanced=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        branches(self.tree, self.title)
 
     def prepare(self, model: Any, tools: Tools) -> None:
         tools.influence(model)
@@ -56,16 +66,18 @@ class SelfSpeculation(Drafter):
         influence = tools.influence(session.model)
         order = sorted(range(1, len(influence) - 1), key=influence.__getitem__)
         depth = skipping(frozenset(order[: round(self.skip * len(influence))]))
-        while True:
-            k = min(self.length, session.room())
-            tokens: list[int] = []
-            q = []
+        shape = branches(self.tree, self.title)
+        pace = Pace(self.length, row_cost(session.model) + 1 - self.skip)
+
+        def score(draft: Draft) -> Tensor:
             with session.scratch() as ahead:
-                while len(tokens) < k:
-                    token, qi, sure = session.guess(ahead.forward(depth=depth)[0])
-                    if session.sampler.greedy and sure < self.confidence:
-                        break
-                    tokens.append(token)
-                    q.append(qi)
-                    ahead.push(token)
-            yield Draft.chain(tokens, q)
+                return ahead.forward(draft, depth)
+
+        while True:
+            k = min(pace.length() if self.adapt else self.length, session.room())
+            if shape == (1,):
+                with session.scratch() as ahead:
+                    draft = chain(session, ahead, k, self.confidence, depth)
+            else:
+                draft = grow(session, score, shape, k, self.confidence)
+            pace.learn((yield draft))

@@ -11,12 +11,14 @@ from torch import Tensor
 from llmlab import exits
 from llmlab.abilities import Ability, Refused
 from llmlab.doors import ForwardPatch
-from llmlab.models.decoder import Batch, Decoder, Depth
+from llmlab.models.decoder import Batch, Decoder
 from llmlab.models.exit_heads import HEADS, WORDS, ExitHeads, calibration, once
+from llmlab.models.leaving import FILLS, Leaving, Stop
 from llmlab.session import Session
 from llmlab.technique import knob
 from llmlab.tools import Tools
 
+ARXIV = "https://arxiv.org/abs/"
 RULES = ("probability", "margin", "entropy", "speed", "patience", "consistency", "learned")
 
 
@@ -24,13 +26,13 @@ RULES = ("probability", "margin", "entropy", "speed", "patience", "consistency",
 class EarlyExit(ForwardPatch):
     """Early exit by confidence.
 
-    Idea: Easy tokens are decided before the last layer. After some layers a head says what it would answer; when a rule
-    finds it sure enough, that is the token, and the other layers are skipped.
+    Idea: Easy tokens are decided before the last layer. A head after a middle layer says what it would answer; when a
+    rule finds it sure enough, that is the token, and the other layers are skipped.
     Rule: After each head in turn, over its distribution p: max p > θ; or p₁ − p₂ > θ (CALM); or entropy < 1 − θ, in
     nats (BranchyNet, DeeBERT) or over ln |p| (FastBERT's speed); or `patience` heads in a row agree with the one before
     (PABEE); or a regression on all that was said (CATs), or a trained gate that reads the state and asks no head (CALM)
     is surer than θ. `epsilon` sets θ on the model's own words so that a share 1 − ε of tokens stays as it was (CATs).
-    Skipped layers get keys and values from the exit's hidden state.
+    The keys and values of skipped layers are made when a later token goes further, or from the exit's state at once.
     Watch: Layers run per token, and time per pass. The model's own head on middle states, the logit lens, agrees little
     with the last layer (SmolLM2-135M: 12 % after 18 layers of 30, 37 % after 24, 48 % after 27); trained exits do far
     better. A check costs time too: hence the shortlist, and few heads.
@@ -38,7 +40,7 @@ class EarlyExit(ForwardPatch):
     exit's head, which knows the shortlist only. ε is promised for text like that which was calibrated on.
     """
 
-    covers = ("branchynet", "deebert", "fastbert", "pabee", "cats", "https://arxiv.org/abs/2207.07061")
+    covers = ("branchynet", "deebert", "fastbert", "pabee", "cats", ARXIV + "2207.07061", ARXIV + "2310.05424")
     needs = frozenset({Ability.LAYERS})
     spoils = ForwardPatch.spoils | {Ability.MANY_ROWS}
     claim = "Stops at a middle layer when the model is already sure."
@@ -48,10 +50,14 @@ class EarlyExit(ForwardPatch):
     threshold: float = knob(0.95, 0.0, 1.0, "θ: how sure is sure enough; 1 never exits, whatever the rule")
     head: str = knob("logit-lens", choices=HEADS, help="the model's own head, or exits trained for this model")
     epsilon: float = knob(0.0, 0.0, 0.5, "share of tokens that may differ: sets the threshold; 0 leaves it as it is")
+    fill: str = knob("later", choices=FILLS, help="skipped keys and values: made later, or of a copied state")
     patience: int = knob(2, 1, 10, "heads in a row that must agree (rule patience)", advanced=True)
     first: int = knob(0, 0, 128, "layers that every token goes through; 0: seven of eight, or up to the first exit")
     step: int = knob(2, 1, 32, "layers between two checks of the logit lens", advanced=True)
     words: int = knob(WORDS, 0, 1 << 18, "words that the logit lens looks at; 0: all of them", advanced=True)
+
+    def spoiled(self) -> frozenset[Ability]:
+        return self.spoils | ({Ability.EVICTION} if self.fill == "later" else frozenset())
 
     def prepare(self, model: Any, tools: Tools) -> None:
         if self.threshold < 1:
@@ -90,30 +96,24 @@ class EarlyExit(ForwardPatch):
         bar = exits.conformal(exits.scores_of(rule, p), same, self.epsilon)
         return exits.Above(rule, bar) if self.epsilon else rule
 
-    def _depth(self, session: Session) -> Depth:
-        heads, asked, rule = self._ready(session.model, session.tools)
-
-        def depth(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-            layers, said = list(model.layers), []
-            session.layers_run = float(len(layers))
-            for ran, block in enumerate(layers, 1):
-                h = block(h, batch)
-                if ran in asked:
-                    logits = None if self.rule == "learned" else heads.logits(ran, h)
-                    said.append(heads.odds(ran, h)[:, None] if logits is None else torch.softmax(logits, -1))
-                    if rule.leaves(torch.stack(said))[-1]:
-                        for later in layers[ran:]:
-                            later(h, batch, fill=True)
-                        session.exits.append((ran, float(said[-1][-1].amax())))
-                        session.layers_run = float(ran)
-                        return h, heads.spread(heads.logits(ran, h) if logits is None else logits)
-            return h, None
-
-        return depth
-
     @contextmanager
     def installed(self, session: Session) -> Iterator[None]:
-        session.depth = self._depth(session) if self.threshold < 1 else None
+        if self.threshold < 1:
+            heads, asked, rule = self._ready(session.model, session.tools)
+
+            def begin(batch: Batch) -> Stop:
+                said: list[Tensor] = []
+
+                def stop(ran: int, h: Tensor) -> tuple[Tensor, float] | None:
+                    logits = None if self.rule == "learned" else heads.logits(ran, h)
+                    said.append(heads.odds(ran, h)[:, None] if logits is None else torch.softmax(logits, -1))
+                    if not rule.leaves(torch.stack(said)):
+                        return None
+                    return heads.spread(heads.logits(ran, h) if logits is None else logits), float(said[-1].amax())
+
+                return stop
+
+            session.depth = Leaving(session, asked, begin, self.fill)
         try:
             yield
         finally:

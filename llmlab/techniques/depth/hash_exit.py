@@ -13,6 +13,7 @@ from llmlab.abilities import Ability, Refused
 from llmlab.doors import ForwardPatch
 from llmlab.models.decoder import Batch, Decoder, Span
 from llmlab.models.exit_heads import HEADS, ExitHeads, once
+from llmlab.models.leaving import FILLS, Leaving, Stop
 from llmlab.session import Session
 from llmlab.technique import knob
 from llmlab.tools import Tools
@@ -59,7 +60,11 @@ class HashExit(ForwardPatch):
     first: int = knob(0, 0, 128, "layers of the first bucket; 0: seven of eight; all layers and more: no exits")
     step: int = knob(1, 1, 32, "layers between buckets")
     head: str = knob("logit-lens", choices=HEADS, help="the model's own head, or exits trained for this model")
+    fill: str = knob("copy", choices=FILLS, help="skipped keys and values: made later, or of a copied state")
     seed: int = knob(0, 0, 1000, "of chance, and of the clusters' beginnings", advanced=True)
+
+    def spoiled(self) -> frozenset[Ability]:
+        return self.spoils | ({Ability.EVICTION} if self.fill == "later" else frozenset())
 
     def prepare(self, model: Any, tools: Tools) -> None:
         self._ready(model, tools)
@@ -97,21 +102,18 @@ class HashExit(ForwardPatch):
     def installed(self, session: Session) -> Iterator[None]:
         heads, table = self._ready(session.model, session.tools)
 
-        def depth(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-            layers = list(model.layers)
+        def begin(batch: Batch) -> Stop:
             leaves = int(table.at(batch.tokens[-1:].cpu()))
-            for block in layers[:leaves]:
-                h = block(h, batch)
-            session.layers_run = float(leaves)
-            if heads is None or leaves == len(layers):
-                return h, None
-            for later in layers[leaves:]:
-                later(h, batch, fill=True)
-            logits = heads.logits(leaves, h)
-            session.exits.append((leaves, float(torch.softmax(logits[-1], -1).amax())))
-            return h, heads.spread(logits)
 
-        session.depth = depth
+            def stop(ran: int, h: Tensor) -> tuple[Tensor, float] | None:
+                if ran != leaves:
+                    return None
+                logits = heads.logits(ran, h)
+                return heads.spread(logits), float(torch.softmax(logits, -1).amax())
+
+            return stop
+
+        session.depth = Leaving(session, heads.layers if heads else (), begin, self.fill)
         try:
             yield
         finally:

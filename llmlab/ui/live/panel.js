@@ -7,6 +7,7 @@ const lang = /^zh\b/i.test(navigator.language) ? "zh-CN" : LABELS[props.fallback
 const QUIET = 4000; // ms without a message before the panel asks for what it may have missed
 const TAIL = 60; // characters of the prompt that are shown at first
 const SHOWN_DRAFTS = 12; // rejected drafts shown per pass; a tree may have many more
+const TREE_NODES = 64; // nodes of a tree that are drawn
 
 function say(key, values) {
   const text = LABELS[lang][key] ?? LABELS.en[key] ?? key;
@@ -98,6 +99,8 @@ class Lane {
       sumDrafted: (last ? last.sumDrafted : 0) + drafted,
       sumAccepted: (last ? last.sumAccepted : 0) + path.length,
     };
+    pass.tree = pass.draft !== null && this.draft[3].some((parent, i) => parent !== i - 1);
+    this.trees ||= pass.tree;
     this.draft = null;
     this.exits = [];
     this.early ||= layers < this.layers - 0.01;
@@ -327,8 +330,9 @@ function build() {
   ui.strip.append(ui.prompt, ui.lanes, ui.legend);
 
   buildTransport();
+  buildTree();
   buildCharts();
-  root.append(ui.status, ui.alert, ui.figures, ui.strip, ui.transport, ui.lines, ui.charts, ui.absent, ui.polite);
+  root.append(ui.status, ui.alert, ui.figures, ui.strip, ui.transport, ui.tree, ui.lines, ui.charts, ui.absent, ui.polite);
 }
 
 function buildTransport() {
@@ -372,12 +376,126 @@ function buildTransport() {
   ui.transport.append(keys, ui.scrub, ui.position, ui.rate, ui.race, ui.live, ui.detail);
 }
 
+function buildTree() {
+  ui.tree = el("section", "card tree", undefined, { "data-tree": "" });
+  const header = el("header");
+  ui.treeTitle = el("span");
+  header.append(el("b", "", say("tree")), ui.treeTitle);
+  ui.treeBox = el("div", "branches", undefined, { tabindex: "0", role: "img" });
+  ui.treeMore = el("div", "hint");
+  ui.tree.append(header, ui.treeBox, ui.treeMore);
+}
+
+// Trees --------------------------------------------------------------------------------------------------------------
+
+const NODE = { wide: 92, high: 24, gap: 22, line: 30 };
+const OWN = -2; // the node of what the model itself wrote after the accepted path; -1 is the root
+let treeDrawn = 0;
+
+function svg(tag, attributes, text) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const name in attributes) node.setAttribute(name, attributes[name]);
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+
+// A token's text in the few characters that fit a node.
+function brief(text, id) {
+  const shown = Array.from((text ?? "").replace(/\n/g, "↵").replace(/^ /, "")).slice(0, 11).join("");
+  return shown.trim() ? shown : text ? "␣" : `⟨${id}⟩`;
+}
+
+// Where each node of a pass's draft goes: a column per level, a line per leaf, a parent beside its first child. A trace
+// may hold any numbers as parents, so only what comes before a node counts as one.
+function layout({ draft, path }, own) {
+  const [, , , parents] = draft;
+  const accepted = path.filter((i) => i >= 0 && i < parents.length);
+  const kept = new Set(accepted);
+  const up = (i) => (parents[i] >= 0 && parents[i] < i && kept.has(parents[i]) ? parents[i] : -1);
+  for (let i = 0; i < parents.length && kept.size < TREE_NODES; i++) if (parents[i] < 0 || up(i) >= 0) kept.add(i);
+  const children = new Map([[-1, []]]);
+  for (const i of [...kept].sort((a, b) => a - b)) {
+    children.set(i, []);
+    children.get(up(i)).push(i);
+  }
+  const last = accepted[accepted.length - 1] ?? -1;
+  if (own) children.set(OWN, []).get(last).unshift(OWN);
+  const places = new Map();
+  let lines = 0;
+  const todo = [[-1, 0]];
+  while (todo.length) {
+    const [i, depth] = todo.pop();
+    const below = children.get(i);
+    places.set(i, { depth, line: lines });
+    if (!below.length) lines++;
+    for (const child of [...below].reverse()) todo.push([child, depth + 1]);
+  }
+  return { places, lines, up: (i) => (i === OWN ? last : up(i)), accepted, hidden: parents.length - kept.size };
+}
+
+function drawTree() {
+  const some = S.lanes.some((l) => l.trees);
+  if (ui.tree.hidden !== !some) ui.tree.hidden = !some;
+  if (!some) return;
+  // Live, a tree every half second is all that anybody can read.
+  if (!over() && S.follow && performance.now() - treeDrawn < 500) return;
+  let at = S.cursor - 1;
+  while (at >= 0 && !S.order[at].tree) at--;
+  const p = at < 0 ? null : S.order[at];
+  if (ui.treeOf === p) return;
+  ui.treeOf = p;
+  treeDrawn = performance.now();
+  ui.treeBox.replaceChildren();
+  put(ui.treeTitle, p ? say("tree_title", { p: p.number, a: p.path.length, d: p.drafted }) : "");
+  put(ui.treeMore, say("tree_info"));
+  if (!p) return;
+  const own = p.tokens.length > p.path.length;
+  const { places, lines, up, accepted, hidden } = layout(p, own);
+  if (hidden) put(ui.treeMore, `${say("tree_more", { n: hidden })} · ${say("tree_info")}`);
+  const kindOf = (i) => (i === OWN ? "own" : accepted.includes(i) ? "accepted" : "rejected");
+  const [, , ids, , texts] = p.draft;
+  const deepest = Math.max(...[...places.values()].map((v) => v.depth));
+  const x = (depth) => depth * (NODE.wide + NODE.gap) + 2;
+  const y = (line) => line * NODE.line + 2;
+  const [wide, high] = [x(deepest) + NODE.wide + 2, y(lines - 1) + NODE.high + 2];
+  const picture = svg("svg", { width: wide, height: high, viewBox: `0 0 ${wide} ${high}`, "aria-hidden": "true" });
+  const edge = (from, to, kind) => {
+    const [x1, y1] = [x(from.depth) + NODE.wide, y(from.line) + NODE.high / 2];
+    const [x2, y2] = [x(to.depth), y(to.line) + NODE.high / 2];
+    const middle = (x1 + x2) / 2;
+    picture.append(svg("path", { class: `edge ${kind}`, d: `M${x1} ${y1}C${middle} ${y1} ${middle} ${y2} ${x2} ${y2}` }));
+  };
+  const node = (place, kind, text, what) => {
+    const group = svg("g", { class: `node ${kind}` });
+    group.append(svg("title", {}, what));
+    group.append(svg("rect", { x: x(place.depth), y: y(place.line), width: NODE.wide, height: NODE.high, rx: 5 }));
+    const middle = { x: x(place.depth) + NODE.wide / 2, y: y(place.line) + NODE.high / 2 };
+    group.append(svg("text", { ...middle, "dominant-baseline": "central", "text-anchor": "middle" }, text));
+    picture.append(group);
+  };
+  for (const [i, place] of places) if (i !== -1) edge(places.get(up(i)), place, kindOf(i));
+  const before = p.lane.passes[p.number - 2];
+  const n = p.tokens.length - 1;
+  for (const [i, place] of places) {
+    const kind = i === -1 ? "root" : kindOf(i);
+    if (kind === "root") node(place, kind, before ? brief(before.text[before.text.length - 1], "") : "…", "");
+    else if (kind === "own") node(place, kind, brief(p.text[n], p.tokens[n]), say("own"));
+    else if (kind === "accepted") node(place, kind, brief(texts[i], ids[i]), say("draft"));
+    else node(place, kind, brief(texts[i], ids[i]), say("rejected_title", { id: ids[i], p: p.number }));
+  }
+  ui.treeBox.append(picture);
+  const text = accepted.map((i) => texts[i]).join("") || say("tree_none");
+  const levels = Math.max(...[...places].map(([i, place]) => (i === OWN ? 0 : place.depth)));
+  ui.treeBox.setAttribute("aria-label", say("say_tree", { d: p.drafted, k: levels, text }));
+}
+
 // Tokens -------------------------------------------------------------------------------------------------------------
 
 function clearLanes() {
   ui.lanes.replaceChildren();
   ui.promptOpen = false;
   ui.marked = null;
+  ui.treeOf = undefined;
 }
 
 function drawLane(l) {
@@ -551,7 +669,8 @@ function stopPlaying() {
 
 function onKey(e) {
   if (!element.isConnected) return window.removeEventListener("keydown", onKey);
-  if (e.defaultPrevented || e.ctrlKey || e.metaKey || e.altKey || e.shiftKey || !S.order.length) return;
+  const plain = !(e.ctrlKey || e.metaKey || e.altKey || e.shiftKey);
+  if (e.defaultPrevented || !plain || !S.order.length || root.offsetParent === null) return;
   const at = document.activeElement;
   const busy = "input, textarea, select, button, summary, a[href], [contenteditable]:not([contenteditable='false'])";
   const roles = "slider spinbutton textbox combobox listbox option radio tab menuitem switch button".split(" ");
@@ -596,6 +715,7 @@ function draw() {
   drawFigures();
   drawLegend();
   drawTransport();
+  drawTree();
   drawCharts();
   const shown = (name) => {
     const l = lane(name);
@@ -779,7 +899,7 @@ let colours = {};
 
 function buildCharts() {
   ui.charts = el("div", "charts");
-  for (const key of ["tokens", "ms", "memory", "drafts", "rows", "layers"]) {
+  for (const key of ["tokens", "ms", "memory", "drafts", "rows", "layers", "exits"]) {
     const card = el("figure", "card chart", undefined, { "data-chart": key });
     card.style.margin = "0";
     const header = el("header");
@@ -1114,6 +1234,36 @@ const DRAW = {
   },
 };
 
+// How many layers each token of a pass went through.
+const depths = (p) => p.tokens.map((_, i) => (p.exits.length === p.tokens.length ? p.exits[i][2] : p.layers));
+
+DRAW.exits = (chart, list) => {
+  const s = list.findLast((one) => one.lane.early) ?? list[list.length - 1];
+  const { lane: l, passes } = s;
+  const x1 = Math.max(8, most([s], (p) => p.sumTokens, 1));
+  const unit = { unitX: say("x_tokens"), unitY: say("y_depth") };
+  const a = axes(chart, { x: [0, x1], y: [0, l.layers], ...unit, whole: true });
+  const wide = (a.right - a.left) / x1;
+  const all = passes.flatMap(depths);
+  a.g.fillStyle = colours.ghost;
+  a.g.globalAlpha = 0.16;
+  a.g.fillRect(a.left, a.Y(l.layers), wide * all.length, a.bottom - a.Y(l.layers));
+  a.g.globalAlpha = 1;
+  a.g.fillStyle = colours.main;
+  all.forEach((depth, i) => {
+    a.g.globalAlpha = depth < l.layers - 0.01 ? 1 : 0.35;
+    a.g.fillRect(a.X(i), a.Y(depth), Math.max(1, wide - (wide > 3 ? 1 : 0)), a.bottom - a.Y(depth));
+  });
+  a.g.globalAlpha = 1;
+  chart.probe = (pixel) => {
+    if (!all.length) return "";
+    const i = Math.max(0, Math.min(all.length - 1, Math.floor(a.back(pixel))));
+    return say("probe_exits", { n: i + 1, a: short(all[i]), m: l.layers });
+  };
+  const early = all.filter((depth) => depth < l.layers - 0.01).length;
+  return () => say("say_exits", { a: early, n: all.length, b: short(sum(all) / (all.length || 1)), m: l.layers });
+};
+
 // A function that says what a chart shows: the run's own, then the baseline's. Only called now and then.
 const told = (list, words) => () => {
   const parts = [];
@@ -1142,7 +1292,8 @@ function telling() {
     memory: true,
     drafts: S.lanes.some((l) => l.passes.length && l.passes[l.passes.length - 1].sumDrafted),
     rows: S.lanes.some((l) => l.evicted || uneven(l)),
-    layers: depth.size > 1 || S.lanes.some((l) => l.early),
+    layers: depth.size > 1,
+    exits: S.lanes.some((l) => l.early),
   };
 }
 
@@ -1165,7 +1316,9 @@ function drawCharts() {
   const some = S.lanes.some((l) => l.prefill || l.passes.length);
   ui.charts.hidden = !some;
   ui.lines.hidden = !some || !pair();
-  const missing = Object.keys(useful).filter((key) => !useful[key]);
+  // Layers per pass and depth per token say the same of a run in which nothing was left out.
+  const said = useful.exits ? "layers" : "exits";
+  const missing = Object.keys(useful).filter((key) => !useful[key] && key !== said);
   ui.absent.hidden = !some || !missing.length || !S.order.length;
   put(ui.absent, `${say("absent")} ${missing.map((key) => say(`absent_${key}`)).join(" · ")}`);
   if (!some) return;

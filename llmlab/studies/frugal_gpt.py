@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from llmlab import cascade, problems
+from llmlab.abilities import Refused
+from llmlab.cascade import Level, Plan, Scorer
+from llmlab.problems import KINDS
+from llmlab.replies import Reply, ask, features
+from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.technique import knob
+
+VARIANTS = (("pruned", ("layer-drop:count=2",)), ("whole", ()))
+BUDGETS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)
+"""Of what the most accurate level costs alone."""
+COLUMNS = {
+    "way": "Way",
+    "name": "Levels",
+    "budget": "Budget",
+    "right": "Right",
+    "cost": "Cost per query",
+    "share": "Cost against the best level",
+    "gflops": "GFLOPs per query",
+    "ms": "ms per query",
+    "auc": "Scorer: area under ROC",
+    "query": "Query",
+    "score": "Score",
+    "correct": "Correct",
+}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a level says of all queries, with what it looked at and what it took."""
+
+    level: Level
+    features: Tensor
+    gflops: Tensor
+    seconds: Tensor
+
+
+@dataclass(frozen=True)
+class FrugalGpt(Study):
+    """A learned cascade under a budget.
+
+    Idea: Ask a cheap model first and let a learned scorer decide whether its answer will do; only the rest goes on to
+    dearer ones. Which models to ask, in which order and when to stop is learned from a few labelled queries.
+    Rule: max over (L, τ) of the share of right answers, subject to a mean cost of at most b, where level L_i answers as
+    soon as its score g reaches τ_i and everybody asked is paid. A model costs c₂ per token read and c₁ per token
+    written. g is a logistic regression on the answer's log-probabilities, its length and whether it can be read.
+    Watch: The front of cost and right answers, on queries that nothing was learned from, beside each level alone; and
+    the orders that were chosen.
+    Differs: Prices are an input: by default each model costs ten times the one before it, whatever it really takes
+    (GFLOPs and time stand beside). The paper's scorer is a fine-tuned DistilBERT and its search is pruned; here all
+    orders are tried, with thresholds at quantiles. A level is a model with a style of prompt, so that the choice of the
+    prompt, another of the paper's levers, is learned with it; answer caches have their own study.
+    """
+
+    covers = ("frugalgpt",)
+    bench = "cascade"
+    claim = "Learns whom to ask, in which order and whom to believe, under a budget."
+
+    models: str = knob("variants", choices=("variants", "*"), help="cheaper variants of this model, or names with +")
+    styles: str = knob("cot+pot", choices=("pot", "cot+pot", "direct+cot+pot"), help="styles in which each is asked")
+    pay: str = knob("price", choices=("price", "flops", "seconds"), help="what a query costs")
+    prices: str = knob("tenfold", choices=("tenfold", "*"), help="in:out per million tokens, as 0.1:0.2/1:2, by model")
+    budget: float = knob(0.5, 0.01, 5.0, "of what the most accurate level costs alone")
+    kind: str = knob("all", choices=("all", *KINDS), help="kinds of problems")
+    each: int = knob(40, 10, 400, "problems of each kind; half to learn from")
+    examples: int = knob(5, 1, 8, "examples in the prompt", advanced=True)
+
+    def run(self, subject: Subject) -> Findings:
+        levels, learn, test = self._answers(subject)
+        singles = [a.level.part(learn) for a in levels]
+        top = max(singles, key=lambda s: (s.accuracy, -float(s.cost.mean())))
+        best = singles.index(top)
+        found = cascade.plans(singles, steps=10 if len(levels) <= 4 else 6)
+        tested = [a.level.part(test) for a in levels]
+        unit = float(tested[best].cost.double().mean())
+        rows = [self._single(a, test, unit) for a in levels]
+        learned: list[tuple[float, Plan, dict[str, Cell]]] = []
+        for share in sorted({*BUDGETS, self.budget}):
+            plan = cascade.best(found, share * float(top.cost.double().mean()))
+            if plan is not None:
+                learned.append((share, plan, self._planned(plan, share, levels, test, unit)))
+        rows += [row for _, _, row in learned]
+        chosen = next((p for share, p, _ in learned if share == self.budget), None)
+        if chosen:
+            rows += queries(chosen, tested)
+        notes = [f"Learned from {len(learn)} queries, tested on {len(test)} others."]
+        notes += [f"Budget {s:g}: {told(p, tested)}" for s, p, _ in learned]
+        return Findings(COLUMNS, rows, charts(), claims(learned, tested, best), notes)
+
+    def _answers(self, subject: Subject) -> tuple[list[Answers], Tensor, Tensor]:
+        seed = subject.settings.seed
+        asked = problems.asked(self.kind, self.each, seed, self.examples)
+        models = cascade.decoders(subject, self.models, VARIANTS)
+        table = self._table(len(models))
+        learn, test = torch.arange(0, len(asked), 2), torch.arange(1, len(asked), 2)
+        levels = []
+        for (name, model, tokenizer), price in zip(models, table, strict=True):
+            for style in self.styles.split("+"):
+                who = f"{name}, {style}"
+                replies = ask(
+                    model, tokenizer, asked, style,
+                    lambda done, all, who=who: subject.progress(who, done, all), self.examples, seed=seed,
+                )  # fmt: skip
+                levels.append(self._level(who, replies, price, learn))
+        return levels, learn, test
+
+    def _table(self, count: int) -> list[tuple[float, float]]:
+        """Per model, dollars per million tokens read and written."""
+        if self.prices == "tenfold":
+            return [(0.1 * 10**i, 0.2 * 10**i) for i in range(count)]
+        try:
+            pairs = [tuple(float(x) for x in pair.split(":")) for pair in self.prices.split("/")]
+        except ValueError:
+            pairs = []
+        table = [(p[0], p[1]) for p in pairs if len(p) == 2 and min(p) >= 0]
+        if len(table) != count:
+            raise Refused("The price table", f"does not give {count} models two prices each", "Write 0.1:0.2/1:2")
+        return table
+
+    def _level(self, name: str, replies: Sequence[Reply], price: tuple[float, float], learn: Tensor) -> Answers:
+        x = torch.tensor([features(r) for r in replies])
+        correct = torch.tensor([r.reading.right for r in replies])
+        gflops = torch.tensor([r.flops / 1e9 for r in replies], dtype=torch.double)
+        seconds = torch.tensor([r.seconds for r in replies], dtype=torch.double)
+        dollars = [r.prompt_tokens * price[0] + r.new_tokens * price[1] for r in replies]
+        cost = {"price": torch.tensor(dollars, dtype=torch.double) / 1e6, "flops": gflops, "seconds": seconds}[self.pay]
+        score = Scorer.fitted(x[learn], correct[learn])(x)
+        return Answers(Level(name, score, correct, cost), x, gflops, seconds)
+
+    def _single(self, a: Answers, test: Tensor, unit: float) -> dict[str, Cell]:
+        level = a.level.part(test)
+        cost = float(level.cost.mean())
+        return {
+            "way": "one level",
+            "name": level.name,
+            "right": level.accuracy,
+            "cost": cost,
+            "share": cost / unit,
+            "gflops": float(a.gflops[test].mean()),
+            "ms": 1000 * float(a.seconds[test].mean()),
+            "auc": cascade.auc(level.score, level.correct),
+        }
+
+    def _planned(
+        self, plan: Plan, share: float, levels: Sequence[Answers], test: Tensor, unit: float
+    ) -> dict[str, Cell]:
+        spent = {}
+        for what in ("gflops", "seconds"):
+            paid = [replace(a.level, cost=getattr(a, what)).part(test) for a in levels]
+            spent[what] = plan.run(paid).mean_cost
+        routed = plan.run([a.level.part(test) for a in levels])
+        return {
+            "way": "cascade",
+            "name": " → ".join(levels[k].level.name for k in plan.order),
+            "budget": share,
+            "right": routed.accuracy,
+            "cost": routed.mean_cost,
+            "share": routed.mean_cost / unit,
+            "gflops": spent["gflops"],
+            "ms": 1000 * spent["seconds"],
+        }
+
+
+def queries(plan: Plan, levels: Sequence[Level]) -> Iterator[dict[str, Cell]]:
+    """One row per query: who answered it."""
+    order = [levels[k] for k in plan.order]
+    for row in plan.run(levels).rows(order):
+        yield {"way": "query", "name": row.pop("level"), **row}
+
+
+def told(plan: Plan, levels: Sequence[Level]) -> str:
+    bars = zip(plan.order[:-1], plan.thresholds, strict=True)
+    steps = [f"{levels[k].name} if its score is {t:.2f} or more" for k, t in bars]
+    return ", else ".join([*steps, levels[plan.order[-1]].name])
+
+
+def charts() -> list[Chart]:
+    return [
+        Chart("Right answers against cost", "share", "right", "way", "front"),
+        Chart("Right answers against GFLOPs", "gflops", "right", "way", "front"),
+        Chart("Right answers against time", "ms", "right", "way", "front"),
+    ]
+
+
+def claims(learned: Sequence[tuple[float, Plan, dict[str, Cell]]], tested: Sequence[Level], best: int) -> list[Claim]:
+    """What the paper promises, on the queries that nothing was learned from."""
+    where, top = "arXiv 2305.05176, abstract", tested[best]
+    error = sqrt(top.accuracy * (1 - top.accuracy) / len(top.correct))
+    rows = [row for _, _, row in learned]
+    able = [r for r in rows if r["right"] >= top.accuracy - error and r["share"] < 1]
+    first = min(able, key=lambda r: r["share"], default=None)
+    said = f"best level alone: {top.name}, {top.accuracy:.1%} ± {error:.1%} right"
+    less = "no cascade matched it for less"
+    if first:
+        less = f"{first['name']}: {first['right']:.1%} right for {first['share']:.1%} of the cost"
+    equal = [r for (share, _, _), r in zip(learned, rows, strict=True) if share <= 1]
+    most = max(equal, key=lambda r: r["right"], default=None)
+    gain = most["right"] - top.accuracy if most else 0.0
+    return [
+        Claim(where, "A cascade matches the best model with up to 98 % less cost.", first is not None,
+              f"{said}; {less}. The share follows from the price table, which is an input"),
+        Claim(where, "At equal cost a cascade is right up to 4 points more often than the best model.", gain >= 0.04,
+              f"{said}; the best cascade within its cost: {100 * gain:+.1f} points"),
+    ]  # fmt: skip

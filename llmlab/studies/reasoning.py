@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+from llmlab import cascade, problems
+from llmlab.problems import KINDS, STYLES
+from llmlab.replies import Reply, ask
+from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.technique import knob
+
+COLUMNS = {
+    "model": "Model",
+    "style": "Style",
+    "kind": "Problems",
+    "asked": "Asked",
+    "right": "Right",
+    "arithmetic": "Wrong arithmetic",
+    "plan": "Wrong plan",
+    "unreadable": "Nothing to read",
+    "wrong": "Wrong, no steps shown",
+    "plan_right": "Right once sums are corrected",
+    "prompt_tokens": "Prompt tokens",
+    "new_tokens": "New tokens",
+    "gflops": "GFLOPs per question",
+    "ms": "ms per question",
+}
+
+
+@dataclass(frozen=True)
+class Reasoning(Study):
+    """Answer, chain or program.
+
+    Idea: Show the model how to answer: with the number alone, with worked steps in words (chain of thought), or with a
+    program that a calculator runs (program of thought). Steps cost tokens; see what they buy.
+    Rule: The same problems and examples in three styles, greedy. A chain whose last sum comes out right once every sum
+    is done by a calculator had a right plan and wrong arithmetic; otherwise the plan was wrong. A program is run by an
+    evaluator of assignments and + - * / // % ** only, so that its arithmetic cannot be wrong.
+    Watch: Tokens per answer against the share that is right. Where chains fail by arithmetic, programs win by exactly
+    that.
+    Differs: Both papers ask for grade-school and finance problems of models a thousand times larger; here the problems
+    are made from templates, of one and two steps and of dates, and the examples come from the same templates. Programs
+    are assignments, never executed as Python.
+    """
+
+    covers = ("chain-of-thought", "program-of-thoughts")
+    bench = "cascade"
+    claim = "Direct answers, chains and programs: what is right, what goes wrong, what it costs."
+
+    models: str = knob("this", choices=("this", "*"), help="this model, or names joined with +")
+    kind: str = knob("all", choices=("all", *KINDS), help="kinds of problems")
+    each: int = knob(24, 4, 200, "problems of each kind")
+    examples: int = knob(5, 1, 8, "examples in the prompt")
+
+    def run(self, subject: Subject) -> Findings:
+        asked = problems.asked(self.kind, self.each, subject.settings.seed, self.examples)
+        variants = [(subject.settings.model, ())]
+        models = cascade.VARIANTS if self.models == "this" else self.models
+        rows: list[dict[str, Cell]] = []
+        notes: list[str] = []
+        got: dict[tuple[str, str], list[Reply]] = {}
+        for name, model, tokenizer in cascade.decoders(subject, models, variants):
+            for style in STYLES:
+                replies = ask(
+                    model, tokenizer, asked, style,
+                    lambda done, all, what=f"{name}: {style}": subject.progress(what, done, all),
+                    self.examples, seed=subject.settings.seed,
+                )  # fmt: skip
+                got[name, style] = replies
+                kinds = sorted({p.kind for p in asked}, key=KINDS.index)
+                for kind in (*kinds, "all") if len(kinds) > 1 else kinds:
+                    rows.append(row(name, style, kind, [r for r in replies if kind in ("all", asked[r.problem].kind)]))
+                wrong = next((r for r in replies if not r.reading.right), None)
+                if wrong:
+                    p = asked[wrong.problem]
+                    notes.append(f"{style}, {wrong.reading.verdict}: {p.question} → {wrong.text} ({p.answer})")
+        return Findings(COLUMNS, rows, charts(), claims(got), notes)
+
+
+def row(name: str, style: str, kind: str, replies: Sequence[Reply]) -> dict[str, Cell]:
+    n = len(replies)
+    verdicts = Counter(r.reading.verdict for r in replies)
+    right, slips = verdicts["right"] / n, verdicts["wrong arithmetic"] / n
+    return {
+        "model": name,
+        "style": style,
+        "kind": kind,
+        "asked": n,
+        "right": right,
+        "arithmetic": slips if style == "cot" else None,
+        "plan": verdicts["wrong plan"] / n if style != "direct" else None,
+        "unreadable": verdicts["unreadable"] / n,
+        "wrong": verdicts["wrong"] / n if style == "direct" else None,
+        "plan_right": right + slips if style != "direct" else None,
+        "prompt_tokens": sum(r.prompt_tokens for r in replies) / n,
+        "new_tokens": sum(r.new_tokens for r in replies) / n,
+        "gflops": sum(r.flops for r in replies) / n / 1e9,
+        "ms": 1000 * sum(r.seconds for r in replies) / n,
+    }
+
+
+def charts() -> list[Chart]:
+    return [
+        Chart("Right answers", "style", "right", "kind", "bar"),
+        Chart("Right once sums are corrected", "style", "plan_right", "kind", "bar"),
+        Chart("Right answers against new tokens", "new_tokens", "right", "style", "front"),
+        Chart("Right answers against GFLOPs", "gflops", "right", "style", "front"),
+    ]
+
+
+def gain(one: Sequence[Reply], other: Sequence[Reply], slips: bool = False) -> tuple[float, float]:
+    """(how much more often `one` is right than `other` on the same problems, its standard error).
+
+    With `slips`, chains of `other` with wrong arithmetic count as right.
+    """
+    good = ("right", "wrong arithmetic") if slips else ("right",)
+    d = [float(a.reading.right) - float(b.reading.verdict in good) for a, b in zip(one, other, strict=True)]
+    mean = sum(d) / len(d)
+    return mean, sqrt(sum((x - mean) ** 2 for x in d) / max(1, len(d) - 1) / len(d))
+
+
+def claims(got: dict[tuple[str, str], list[Any]]) -> list[Claim]:
+    """What the two papers say, model by model."""
+    names = list(dict.fromkeys(name for name, _ in got))
+
+    def each(one: str, other: str, slips: bool = False) -> list[tuple[str, float, float]]:
+        return [(n, *gain(got[n, one], got[n, other], slips)) for n in names]
+
+    def said(found: list[tuple[str, float, float]]) -> str:
+        return "; ".join(f"{n}: {100 * d:+.0f} ± {100 * e:.0f} points" for n, d, e in found)
+
+    chain, program = each("cot", "direct"), each("pot", "cot")
+    planned = each("pot", "cot", slips=True)
+    mean = sum(d for _, d, _ in program) / len(program)
+    return [
+        Claim(
+            "arXiv 2201.11903, section 3.2",
+            "Chains of thought do not help small models; the gain comes with about 100 billion parameters.",
+            all(d <= 2 * e for _, d, e in chain),
+            f"Chain against the bare answer, {said(chain)}. No model here has more than a few billion",
+        ),
+        Claim(
+            "arXiv 2211.12588, abstract",
+            "Programs are right about 12 points more often than chains, on average.",
+            mean >= 0.12,
+            said(program),
+        ),
+        Claim(
+            "arXiv 2211.12588, section 1",
+            "Leaving the sums to an interpreter gains what chains lose by arithmetic: the plans are as good.",
+            all(d >= -2 * e for _, d, e in planned),
+            f"Programs against chains whose sums were corrected, {said(planned)}",
+        ),
+    ]

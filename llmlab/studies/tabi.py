@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmlab import cascade, probes
+from llmlab.abilities import Refused
+from llmlab.cascade import Level, Plan
+from llmlab.classify import Data, Task, flops, paired, task
+from llmlab.meter import Clock
+from llmlab.models.decoder import Batch, Decoder, Span
+from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.technique import knob
+
+COLUMNS = {
+    "way": "Way",
+    "accuracy": "Accuracy",
+    "ms": "Mean ms",
+    "median": "Median ms",
+    "p99": "99th percentile, ms",
+    "reduction": "Mean time saved",
+    "sent": "Share sent on",
+    "last": "Share that reached the largest",
+    "tokens": "Tokens read by the last level asked",
+    "gflops": "GFLOPs per sentence",
+    "query": "Rank of the sentence by time",
+    "time": "Its time, ms",
+}
+
+
+@dataclass
+class Rank:
+    """One level: a model with its classifier, temperature and scale."""
+
+    name: str
+    t: Task
+    tokenizer: Any
+    classifier: probes.Linear
+    T: float
+
+    def says(self, h: Tensor) -> Tensor:
+        """The last layer's state (1, E) of a sentence's last token to its class distribution (C,)."""
+        scaled = (h[None].cpu() - self.t.scale.mean[-1:]) / self.t.scale.deviation[-1:]
+        return torch.softmax(self.classifier.logits(scaled.clamp(-8, 8))[0, 0] / self.T, -1)
+
+    def known(self, part: str) -> Tensor:
+        """(n, C) for the sentences of a part, from states that have been read."""
+        return torch.softmax(self.classifier.logits(self.t.x[part][-1:])[0] / self.T, -1)
+
+
+@dataclass
+class Served:
+    """What a way of serving did to each test sentence."""
+
+    right: list[bool] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    level: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    flops: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Tabi(Study):
+    """Levels that answer sentences, and pass on fewer words.
+
+    Idea: Small models answer most sentences. What they are unsure of goes on to a larger one, without the words that
+    the small model hardly looked at, and its answer is mixed with theirs.
+    Rule: A level answers when its calibrated confidence reaches its threshold. Words are ranked by the attention that
+    they get, over all heads and layers; the share `prune` that gets least is left out on the way up. The answer is
+    w·p_before + (1 - w)·p_here, with w per level from calibration sentences. Temperatures come from these too, and the
+    thresholds are those of least cost that keep within `loss` of the largest model.
+    Watch: Mean and 99th percentile of the time to an answer, sentence by sentence: whoever is sent on pays for every
+    level, so that the tail grows where the mean falls. Pruning must win that back.
+    Differs: Three levels run on one machine, one sentence at a time, where Tabi schedules them over GPUs. Attention is
+    causal, so that a word's weight is what the last token gives it, and taking weights out slows the small pass.
+    Offline the levels are this model with layers removed. Classifiers never saw pruned sentences.
+    """
+
+    covers = ("tabi",)
+    bench = "cascade"
+    claim = "Calibrated levels, pruned words and a weighted answer, with measured times."
+
+    models: str = knob("variants", choices=("variants", "*"), help="this model with layers removed, or names with +")
+    kept: str = knob("6/15", choices=("6/15", "*"), help="layers that the variants keep")
+    prune: float = knob(0.3, 0.0, 0.9, "share of a sentence's words left out when it is sent on")
+    loss: float = knob(0.01, 0.0, 0.2, "accuracy that thresholds may give up")
+    words: str = knob("long", choices=("short", "long"), help="length of the sentences")
+    classes: int = knob(3, 2, 4, "labels of the made sentences")
+    train: int = knob(400, 60, 4000, "sentences that classifiers learn from")
+    calibrate: int = knob(150, 20, 2000, "sentences for temperatures, thresholds and weights")
+    test: int = knob(120, 20, 2000, "sentences that are timed")
+
+    def run(self, subject: Subject) -> Findings:
+        span = (4, 26) if self.words == "short" else (20, 60)
+        data = Data("made", self.classes, self.train, self.calibrate, self.test, subject.settings.seed, span)
+        total = len(subject.model.layers)
+        counts = [int(k) for k in re.split(r"[/,\s]+", self.kept.strip()) if k.isdigit()]
+        if not counts or counts != sorted(set(counts)) or not 1 <= counts[0] <= counts[-1] < total:
+            raise Refused(self.title, f"cannot keep {self.kept[:30]!r} layers", f"Give rising numbers below {total}")
+        variants = [(f"{k} layers", [f"layer-drop:count={total - k}"]) for k in counts]
+        ranks = []
+        for name, model, tokenizer in cascade.decoders(subject, self.models, [*variants, (f"{total} layers", [])]):
+
+            def told(what: str, done: int, all: int, name: str = name) -> None:
+                subject.progress(f"{name}: {what}", done, all)
+
+            own = task(subject, data) if model is subject.model else Task(model, tokenizer, data, told)
+            ranks.append(rank(name, own, tokenizer))
+        plan, weights, notes = self._plan(ranks)
+        ways: dict[str, Callable[[int], tuple[Tensor, int, int, float]]] = {
+            f"always {ranks[-1].name}": lambda i: serve(ranks[-1:], (), i, 0.0, ()),
+            f"always {ranks[0].name}": lambda i: serve(ranks[:1], (), i, 0.0, ()),
+            "levels": lambda i: serve(ranks, plan.thresholds, i, 0.0, ()),
+            "levels, pruned": lambda i: serve(ranks, plan.thresholds, i, self.prune, ()),
+            "levels, mixed": lambda i: serve(ranks, plan.thresholds, i, 0.0, weights),
+            "levels, pruned and mixed": lambda i: serve(ranks, plan.thresholds, i, self.prune, weights),
+        }
+        served = timed(subject, ways, ranks[-1].t.y["test"])
+        base = served[f"always {ranks[-1].name}"]
+        rows = [row(way, s, base, len(ranks)) for way, s in served.items()]
+        for way, s in served.items():
+            rows += [{"way": way, "query": i, "time": 1000 * t} for i, t in enumerate(sorted(s.seconds))]
+        return Findings(COLUMNS, rows, charts(), claims(rows, served, base), notes)
+
+    def _plan(self, ranks: Sequence[Rank]) -> tuple[Plan, tuple[float, ...], list[str]]:
+        """Thresholds and mixing weights from the calibration sentences, and a word on both."""
+        y = ranks[-1].t.y["calibration"]
+        p = [r.known("calibration") for r in ranks]
+        levels = []
+        for r, own in zip(ranks, p, strict=True):
+            cost = torch.tensor([flops(r.t.shape, [len(ids)] * r.t.layers) for ids in r.t.ids["calibration"]])
+            levels.append(Level(r.name, own.amax(-1), own.argmax(-1) == y, cost))
+        whole = tuple(range(len(ranks)))
+        able = [x for x in cascade.plans(levels, len(ranks), steps=10) if x.order == whole]
+        good = [x for x in able if x.accuracy >= levels[-1].accuracy - self.loss - 1e-9]
+        # Nothing that believes a small model may be good enough; then everybody is sent on.
+        plan = min(
+            good, key=lambda x: x.cost, default=Plan(whole, (1.01,) * (len(ranks) - 1), levels[-1].accuracy, 0.0)
+        )
+        weights = mixing(p, y, plan.thresholds)
+        told = ", ".join(f"{r.name} from {t:.2f}" for r, t in zip(ranks[:-1], plan.thresholds, strict=True))
+        return (
+            plan,
+            weights,
+            [
+                f"Thresholds: {told}. Temperatures: " + ", ".join(f"{r.name} {r.T:.2f}" for r in ranks) + ".",
+                "Weight of the levels before, on the way up: " + ", ".join(f"{w:.1f}" for w in weights) + ".",
+                f"{self.test} sentences, each way in turn on every one of them.",
+            ],
+        )
+
+
+def rank(name: str, t: Task, tokenizer: Any) -> Rank:
+    classifier = probes.trained(t.x["train"][-1:], t.y["train"], len(t.labels))
+    T = cascade.temperature(classifier.logits(t.x["calibration"][-1:])[0], t.y["calibration"])
+    return Rank(name, t, tokenizer, classifier, T)
+
+
+def mixing(p: Sequence[Tensor], y: Tensor, thresholds: Sequence[float]) -> tuple[float, ...]:
+    """The weight of what came before, at each level above the first: the best of 0, 0.1 … 0.9 on what reaches it."""
+    weights: list[float] = []
+    before, here = p[0], torch.ones(len(y), dtype=torch.bool)
+    for bar, own, below in zip(thresholds, p[1:], p, strict=False):
+        here = here & (below.amax(-1) < bar)
+        tried = [w / 10 for w in range(10)]
+
+        def worth(w: float, before: Tensor = before, own: Tensor = own, here: Tensor = here) -> tuple[float, float]:
+            q = w * before[here] + (1 - w) * own[here]
+            said = q[torch.arange(len(q)), y[here]].clamp_min(1e-9).log()
+            return float((q.argmax(-1) == y[here]).double().sum()), float(said.sum())
+
+        w = max(tried, key=worth) if here.any() else 0.0
+        weights.append(w)
+        before = w * before + (1 - w) * own
+    return tuple(weights)
+
+
+class Last:
+    """A depth through every layer that keeps the last token's state."""
+
+    def __init__(self) -> None:
+        self.state = torch.empty(0)
+
+    def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        for block in model.layers:
+            h = block(h, batch)
+        self.state = h[-1:].float()
+        return h, None
+
+
+@torch.inference_mode()
+def read(model: Decoder, ids: Sequence[int], look: bool) -> tuple[Tensor, Tensor | None]:
+    """The last token's state (1, E), and with `look` what that token gives each of the others, (T,), over all heads."""
+    seen: dict[int, Tensor] = {}
+
+    def watch(layer: int, weights: Tensor) -> None:
+        seen[layer] = weights[:, -1].mean(0)  # of a long sentence the last piece stays, which sees all
+
+    span = Span(0, len(ids), model.memory(), watch=watch if look else None, first=0)
+    places, last = torch.arange(len(ids), device=model.device), Last()
+    model.forward(Batch(torch.tensor(ids, device=model.device), places, [span]), last, 0)
+    return last.state, torch.stack(list(seen.values())).mean(0).cpu() if look else None
+
+
+def words_of(pieces: Sequence[str]) -> list[int]:
+    """Which word each token belongs to, from the tokens as the vocabulary writes them."""
+    number, found = -1, []
+    for piece in pieces:
+        if number < 0 or piece[:1] in ("Ġ", "▁", " "):
+            number += 1
+        found.append(number)
+    return found
+
+
+def pruned(ids: Sequence[int], word: Sequence[int], given: Tensor, share: float, always: int) -> list[int]:
+    """The ids without the `share` of words that were given least, in order; the first and the last `always` stay.
+
+    A word's weight is the sum of its tokens'.
+    """
+    body = len(ids) - always
+    weight: dict[int, float] = {}
+    for i in range(1, body):
+        if word[i] != word[0]:
+            weight[word[i]] = weight.get(word[i], 0.0) + float(given[i])
+    gone = set(sorted(weight, key=lambda w: weight[w])[: int(share * len(weight))])
+    return [t for i, t in enumerate(ids) if i >= body or word[i] not in gone]
+
+
+def serve(
+    ranks: Sequence[Rank], thresholds: Sequence[float], i: int, prune: float, weights: Sequence[float]
+) -> tuple[Tensor, int, int, float]:
+    """Test sentence i through the levels: (distribution, level that answered, tokens it read, FLOPs of all)."""
+    ids, asked = ranks[0].t.ids["test"][i], ranks[0].t.asked
+    total, before = 0.0, torch.empty(0)
+    for k, r in enumerate(ranks):
+        if r.t.ids["test"][i] != ranks[0].t.ids["test"][i]:
+            ids = r.t.ids["test"][i]  # another vocabulary: what was pruned cannot be carried over
+        last = k == len(ranks) - 1
+        h, given = read(r.t.model, ids, prune > 0 and not last)
+        total += flops(r.t.shape, [len(ids)] * r.t.layers)
+        own = r.says(h)
+        p = own if not k or not weights else weights[k - 1] * before + (1 - weights[k - 1]) * own
+        if last or float(own.max()) >= thresholds[k]:
+            return p, k, len(ids), total
+        before = p
+        if given is not None:
+            ids = pruned(ids, words_of(r.tokenizer.convert_ids_to_tokens(ids)), given, prune, asked)
+    raise AssertionError("the last level always answers")
+
+
+def timed(
+    subject: Subject, ways: dict[str, Callable[[int], tuple[Tensor, int, int, float]]], y: Tensor
+) -> dict[str, Served]:
+    """Every way on every sentence, in turn and in changing order, after a round that does not count."""
+    served = {way: Served() for way in ways}
+    clock, order = Clock(subject.model.device), list(ways)
+    for way in order:
+        ways[way](0)
+    for i in range(len(y)):
+        subject.progress("Serving sentences", i, len(y))
+        for way in order[i % len(order) :] + order[: i % len(order)]:
+            start = clock()
+            p, level, tokens, work = ways[way](i)
+            s = served[way]
+            s.seconds.append(clock() - start)
+            s.right.append(int(p.argmax()) == int(y[i]))
+            s.level.append(level)
+            s.tokens.append(tokens)
+            s.flops.append(work)
+    return served
+
+
+def percentile(seconds: Sequence[float], share: float) -> float:
+    """The least time that at least this share of the sentences keeps to."""
+    return sorted(seconds)[max(0, ceil(share * len(seconds) - 1e-9) - 1)]
+
+
+def row(way: str, s: Served, base: Served, levels: int) -> dict[str, Cell]:
+    n = len(s.right)
+    mean = sum(s.seconds) / n
+    return {
+        "way": way,
+        "accuracy": sum(s.right) / n,
+        "ms": 1000 * mean,
+        "median": 1000 * percentile(s.seconds, 0.5),
+        "p99": 1000 * percentile(s.seconds, 0.99),
+        "reduction": 1 - mean / (sum(base.seconds) / n),
+        "sent": sum(k > 0 for k in s.level) / n,
+        "last": sum(k == levels - 1 for k in s.level) / n,
+        "tokens": sum(s.tokens) / n,
+        "gflops": sum(s.flops) / n / 1e9,
+    }
+
+
+def charts() -> list[Chart]:
+    return [
+        Chart("Accuracy against mean time", "ms", "accuracy", "way", "front"),
+        Chart("Mean time", "way", "ms", "", "bar"),
+        Chart("99th percentile", "way", "p99", "", "bar"),
+        Chart("Times, ranked", "query", "time", "way", "line"),
+    ]
+
+
+def claims(rows: Sequence[dict[str, Any]], served: dict[str, Served], base: Served) -> list[Claim]:
+    where = "EuroSys 2023, DOI 10.1145/3552326.3587438"
+    by = {r["way"]: r for r in rows if "accuracy" in r}
+    large, full = next(iter(by.values())), by["levels, pruned and mixed"]
+    right = {way: torch.tensor(s.right).float() for way, s in served.items()}
+    d, e = paired(right["levels, pruned and mixed"], torch.tensor(base.right).float())
+    tail = full["p99"] / large["p99"]
+    cut, plain = by["levels, pruned"], by["levels"]
+    gain, spread = paired(right["levels, mixed"], right["levels"])
+    return [
+        Claim(f"{where}, abstract", "21 to 40 % less time on average, with a comparable tail, at the large model's"
+              " accuracy.", full["reduction"] >= 0.21 and tail <= 1.1 and d >= -2 * e,
+              f"{full['reduction']:.0%} less time on average, 99th percentile {tail:.2f} times as long,"
+              f" accuracy {100 * d:+.1f} ± {100 * e:.1f} points"),
+        Claim(where, "Pruning words makes up for asking several levels.", cut["p99"] < plain["p99"],
+              f"99th percentile {cut['p99']:.0f} ms against {plain['p99']:.0f} ms without pruning,"
+              f" mean {cut['ms']:.0f} against {plain['ms']:.0f} ms"),
+        Claim(where, "Mixing the levels' answers adds accuracy.", gain > 0,
+              f"{100 * gain:+.1f} ± {100 * spread:.1f} points"),
+    ]  # fmt: skip

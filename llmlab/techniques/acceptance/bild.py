@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from llmlab.doors import Acceptor
+from llmlab.draft import Chance, Draft, Sampler
+from llmlab.technique import knob
+from llmlab.tools import Tools
+
+
+@dataclass(frozen=True)
+class BigLittleRollback(Acceptor):
+    """Big Little Decoder.
+
+    Idea: A little model writes until it is unsure (fallback). Then the big one looks over all of it at once, lets pass
+    what it finds believable, and goes back to the first word that it finds too surprising (rollback).
+    Rule: Fallback where max q < α_FB: the knob `confidence` of the draft model, 0.6 in the paper, which also lets it
+    write 10 tokens at most. Rollback to the first drafted x with −ln p(x) > α_RB, in whose place the big model's own
+    token stands.
+    Watch: Passes of the big model per token against the quality, with both thresholds moved. A high α_RB leaves the
+    little model's text as it is.
+    Differs: This is the rollback; for the whole, switch on `draft-model:length=10,confidence=0.6` beside it. The paper
+    also tunes the little model on the big one's text. The draft model falls back in greedy runs only. Of a tree, the
+    longest path that is believable throughout is kept.
+    """
+
+    covers = ("bild",)
+    claim = "The little model's words stand unless they surprise the big one too much."
+    identity = {"rollback": 0.0}
+
+    rollback: float = knob(5.0, 0.0, 20.0, "surprise in nats above which a word is taken back")
+
+    def accept(
+        self, draft: Draft, logits: Tensor, sampler: Sampler, chance: Chance, tools: Tools
+    ) -> tuple[tuple[int, ...], int]:
+        p = (Sampler(1.0) if sampler.greedy else sampler).distribution(logits)
+        own = draft.scores(p).log()
+        path = draft.longest((-own <= self.rollback).tolist(), own)
+        return path, sampler.drawn(logits[path[-1] + 1 if path else 0], chance)

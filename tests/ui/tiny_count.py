@@ -1,0 +1,62 @@
+"""A study that counts: quick, with every kind of chart and claim, and with text that tries to be more than text."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+from llmlab.study import Chart, Claim, Findings, Study, Subject
+from llmlab.technique import knob
+
+ATTACK = '<img src=x onerror="window.pwned=1"> ${7*7} {{7*7}} <script>window.pwned=2</script> `${window.pwned=3}`'
+
+
+@dataclass(frozen=True)
+class TinyCount(Study):
+    """Counting.
+
+    Idea: A study for the tests of the page, which need one that takes no time and finds the same each time.
+    Rule: For each step a row with a level, a cost and whether the answer was right.
+    Watch: The table, one figure of each kind, and one claim of each outcome.
+    Differs: No paper counts like this one, so there is nothing that it could differ from.
+    """
+
+    covers = ("speculative-decoding",)
+    bench = "cascade"
+    claim = "Counts to a number and says what it has found on the way."
+    threads: ClassVar[list[str]] = []
+    """The names of the threads that have carried it out."""
+
+    steps: int = knob(4, 1, 1000, "how far it counts")
+    slow: float = knob(0.0, 0.0, 1.0, "seconds per step")
+    word: str = knob("auto", choices=("auto", "*"), help="a word that it repeats")
+    loud: bool = knob(False, help="whether it shouts", advanced=True)
+
+    def run(self, subject: Subject) -> Findings:
+        self.threads.append(threading.current_thread().name)
+        rows = []
+        for i in range(self.steps):
+            subject.progress("Counting", i, self.steps)
+            time.sleep(self.slow)
+            rows.append(
+                {
+                    "n": i,
+                    "level": i % 2,
+                    "cost": 1.5 + i,
+                    "correct": i % 3 > 0,
+                    "half": i / 2,
+                    "says": ATTACK + self.word,
+                }
+            )
+        columns = {"n": "Count", "level": "Level", "cost": "Cost", "correct": "Right", "half": "Half", "says": "Says"}
+        charts = [Chart(f"As a {kind}", "n", "cost", "level", kind) for kind in ("line", "bar", "points", "front")]
+        charts.append(Chart("Against its half", "n", "cost", ideal="half"))
+        charts.append(Chart("Nothing to draw", "says", "missing"))
+        claims = [
+            Claim("section 1", "Counting goes up.", True, f"It went to {self.steps}. {ATTACK}"),
+            Claim("section 2", "Counting goes down.", False, "It went up."),
+            Claim("section 3", "Counting ends.", None, "Nobody has waited for it."),
+        ]
+        return Findings(columns, rows, charts, claims, [f"A note. {ATTACK}"])
