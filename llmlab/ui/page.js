@@ -49,7 +49,7 @@
     for (const [name, { door, words: own }] of Object.entries(techniques)) {
       const hit = wanted.every((w) => own.includes(w));
       families[door] ||= hit;
-      if (!hit) rules.push(`.family label:has(input:is([value="${name}"], [name="${name}"])) { display: none !important; }`);
+      if (!hit) rules.push(`#controls label:has(input:is([value="${name}"], [name="${name}"])) { display: none !important; }`);
     }
     for (const door in families) if (!families[door]) rules.push(`#family-${door} { display: none !important; }`);
     let sheet = document.querySelector("#found");

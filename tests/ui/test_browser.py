@@ -216,7 +216,7 @@ def test_families_fold_and_a_search_finds_what_is_folded(visit: Any, site: Site)
     settled(page)
 
     def shown(name: str) -> bool:
-        return page.locator(f'.family label:has(input:is([value="{name}"], [name="{name}"]))').is_visible()
+        return page.locator(f'#controls label:has(input:is([value="{name}"], [name="{name}"]))').is_visible()
 
     page.wait_for_selector("#box-h2o")
     assert shown("prompt-lookup"), "the first family is open"
