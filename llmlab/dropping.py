@@ -205,5 +205,4 @@ def _left(h: Tensor, batch: Batch, here: Tensor, keep: Tensor, worth: Tensor | N
 
 def places(layers: int, first: int, times: int) -> list[int]:
     """After which layers tokens are dropped: after `first`, and at most `times` in all, evenly up to the last."""
-    last = layers - 1
-    return sorted({first + (last - first) * i // times for i in range(times)}) if first <= last else []
+    return sorted({first + (layers - first) * i // times for i in range(times)}) if first < layers else []
