@@ -287,3 +287,13 @@ def paired(one: Tensor, other: Tensor) -> tuple[float, float]:
     """(mean difference, its standard error) of two outcomes (n,) of the same sentences."""
     d = one.double() - other.double()
     return float(d.mean()), float(d.std() / len(d) ** 0.5)
+
+
+def points(gain: float, error: float) -> str:
+    """A difference between accuracies and its standard error, in words."""
+    return f"accuracy {100 * gain:+.1f} ± {100 * error:.1f} points"
+
+
+def no_loss(gain: float, error: float, loss: float) -> bool | None:
+    """Whether accuracy fell by at most `loss`; None where that is within a standard error of it."""
+    return True if gain >= -loss else None if gain + error >= -loss else False

@@ -384,6 +384,10 @@ def trade(scores: Tensor, consistent: Tensor, depths: tuple[int, ...], full: int
     return float(same.double().mean()), float(torch.tensor([*depths, full])[at].double().mean())
 
 
+TRIED = 400
+"""Bars that `at_agreement` tries at most."""
+
+
 def at_agreement(scores: Tensor, consistent: Tensor, least: float) -> float:
     """The lowest bar under which at least this share of the calibration examples answers as the full model.
 
@@ -391,8 +395,8 @@ def at_agreement(scores: Tensor, consistent: Tensor, least: float) -> float:
     """
     depths = tuple(range(len(scores)))
     tried = scores.double().flatten().unique()
-    if len(tried) > 2000:
-        tried = tried[torch.linspace(0, len(tried) - 1, 2000).long()]
+    if len(tried) > TRIED:
+        tried = tried[torch.linspace(0, len(tried) - 1, TRIED).long()]
     for bar in [-math.inf, *tried.tolist()]:
         if trade(scores, consistent, depths, len(scores), bar)[0] >= least - 1e-9:
             return bar

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llmlab import exits, probes
-from llmlab.classify import Data, Left, Task, at_most, flops, lead, leave, paired, task
+from llmlab.classify import Data, Left, Task, at_most, flops, lead, leave, no_loss, paired, points, task
 from llmlab.exits import Consistency, Each, Entropy, MultiView, NormalisedEntropy, Patience, Rule
 from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
 from llmlab.technique import knob
@@ -252,15 +252,6 @@ class Tried:
         gain, error = self.against_full()
         where = f"threshold {self.setting}" if self.setting else "no threshold was good enough on calibration sentences"
         return f"{where}: {self.chosen.mean():.1f} of {self.t.layers} layers, {points(gain, error)} against all"
-
-
-def points(gain: float, error: float) -> str:
-    return f"accuracy {100 * gain:+.1f} ± {100 * error:.1f} points"
-
-
-def no_loss(gain: float, error: float, loss: float) -> bool | None:
-    """Whether accuracy fell by at most `loss`; None where that is within a standard error of it."""
-    return True if gain >= -loss else None if gain + error >= -loss else False
 
 
 def _by_layer(t: Task, way: Way, left: Left) -> Iterator[dict[str, Cell]]:

@@ -3,113 +3,26 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab import selectors
-from llmlab.classify import Data, Task, batch_of, encoded, flops, lead, leave, paired, task
-from llmlab.dropping import AtLeast, Dropping, Fate, Selector, Top, places
+from llmlab.classify import Data, batch_of, flops, lead, leave, task
+from llmlab.dropped import Bench, Outcome, Results, Way, best_points, likeness, outcome, row_of, survivors, timed
+from llmlab.dropping import AtLeast, Dropping, Top
 from llmlab.exits import Entropy
-from llmlab.meter import Clock
-from llmlab.saliency import Saliency, saliency
 from llmlab.selectors import Contribution, Policy
-from llmlab.sentences import make
-from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.study import Chart, Claim, Findings, Study, Subject
 from llmlab.technique import knob
 
-TIMES = 6
-"""How often words may be dropped, evenly from an early layer to the last."""
-ASKED = 32
-"""Training sentences whose loss is differentiated."""
 LEARNED = 24
-"""Of them, those that predictors learn from; the others test them."""
-AT_ONCE = 16
-"""Sentences read in one pass."""
-LONG = (110, 150)
-"""Words of the long texts that are timed."""
-LAPS = 3
+"""Of the sentences whose loss is differentiated, those that predictors learn from; the others test them."""
 PRICE = 1.0
 """What a policy pays for keeping every word in every layer, in nats."""
-
-
-Plan = Mapping[int, Selector]
-
-
-@dataclass
-class Way:
-    """One setting: which selector stands after which layer, and what becomes of the words that leave."""
-
-    name: str
-    setting: str
-    plan: Plan
-    fate: Fate = "discard"
-
-    def depth(self) -> Dropping:
-        return Dropping(self.plan, self.fate)
-
-
-@dataclass
-class Outcome:
-    """A way on n sentences: scaled states (L, n, E) of their last tokens, and the tokens of each layer, (n, L)."""
-
-    x: Tensor
-    counts: list[list[int]]
-    kept: dict[int, list[Tensor]] = field(default_factory=dict)
-
-    def cost(self, t: Task, layers: Sequence[int] | None = None) -> Tensor:
-        """(n,) FLOPs, through all layers or so many of each sentence."""
-        depth = layers if layers is not None else [t.layers] * len(self.counts)
-        return torch.tensor([flops(t.shape, c[:l]) for c, l in zip(self.counts, depth, strict=True)])
-
-
-@torch.inference_mode()
-def outcome(t: Task, way: Way, sequences: Sequence[Sequence[int]]) -> Outcome:
-    states, counts, kept = [], [], {}
-    for a in range(0, len(sequences), AT_ONCE):
-        depth = way.depth()
-        t.model.forward(batch_of(t.model, sequences[a : a + AT_ONCE]), depth, 0)
-        states.append(torch.stack(depth.states).cpu())
-        counts += [list(c) for c in zip(*depth.counts, strict=True)]
-        for layer, who in depth.kept.items():
-            kept.setdefault(layer, []).extend(who)
-    return Outcome(t.scale.apply_(torch.cat(states, 1)), counts, kept)
-
-
-class Bench:
-    """What the papers' parts share: the task, where words may leave, and a pass forth and back over a few sentences."""
-
-    def __init__(self, subject: Subject, t: Task) -> None:
-        self.subject, self.t = subject, t
-        self.places = places(t.layers, max(1, t.layers // 10), min(TIMES, t.layers - 1))
-        self.rewards: list[float] = []
-        """TR-BERT's mean reward, round by round."""
-        self.agreement = 0.0
-        """How well AdapLeR's predictors rank the words of sentences that they have not seen."""
-
-    @cached_property
-    def found(self) -> Saliency:
-        t, y = self.t, self.t.y["train"][:ASKED]
-        W, b = t.probes.W[-1], t.probes.b[-1]
-        mean, deviation = t.scale.mean[-1], t.scale.deviation[-1]
-
-        def loss(h: Tensor) -> Tensor:
-            return F.cross_entropy((h.cpu() - mean) / deviation @ W + b, y, reduction="sum")
-
-        def told(done: int, total: int) -> None:
-            self.subject.progress("Going back through the layers", done, total)
-
-        f = saliency(t.model, t.ids["train"][:ASKED], loss, told)
-        return Saliency(f.h.cpu(), f.contribution.cpu(), f.gate.cpu(), f.received.cpu(), f.spans)
-
-    def right(self, x: Tensor, part: str) -> Tensor:
-        """(n,) 1 where the last layer's classifier is right of states x (L, n, E)."""
-        return (self.t.probes(x)[-1].argmax(-1) == self.t.y[part]).double()
 
 
 def power_bert(b: Bench) -> Iterator[Way]:
@@ -246,7 +159,7 @@ class TokenDrop(Study):
         whole = Outcome(t.x["test"], [[len(ids)] * t.layers for ids in t.ids["test"]])
         right = b.right(t.x["test"], "test")
         base = float(b.right(t.x["calibration"], "calibration").mean())
-        rows: list[dict[str, Any]] = [self._row(t, Way("All tokens", "", {}), whole, right, right, True)]
+        rows: list[dict[str, Any]] = [row_of(t, Way("All tokens", "", {}), whole, right, right, True)]
         claims: list[Claim] = []
         chosen: list[Way] = []
         for name in works:
@@ -255,10 +168,9 @@ class TokenDrop(Study):
             for way in WORKS[name](b):
                 subject.progress(f"{way.name} {way.setting}", len(r.ways), 0)
                 out = outcome(t, way, t.ids["test"])
-                row = self._row(t, way, out, b.right(out.x, "test"), right, False)
-                r.add(way, out, b.right(out.x, "test"), row)
-                own = way.name in OWN.values()
-                if not own or not way.plan:
+                row = row_of(t, way, out, b.right(out.x, "test"), right, False)
+                r.add(way, out, row)
+                if way.name not in OWN.values() or not way.plan:
                     continue
                 tried = outcome(t, way, t.ids["calibration"])
                 cost = float(tried.cost(t).mean())
@@ -272,11 +184,11 @@ class TokenDrop(Study):
             more, said = CLAIMS[name](self, b, r, pick)
             rows += r.rows + more
             claims += said
-        rows += list(_alike(b)) if "power-bert" in works else []
+        rows += list(likeness(b)) if "power-bert" in works else []
         example = max(range(len(t.ids["test"])), key=lambda i: len(t.ids["test"][i]))
         for way in chosen:
-            rows += list(_survivors(b, way, example))
-        times = self._times(b, [Way("All tokens", "", {}), *chosen])
+            rows += list(survivors(b, way, example))
+        times = timed(b, [Way("All tokens", "", {}), *chosen], self.timed)
         rows += times
         claims += list(_speed(times))
         notes = [
@@ -287,54 +199,6 @@ class TokenDrop(Study):
         ]
         return Findings(COLUMNS, rows, CHARTS, claims, notes)
 
-    def _row(self, t: Task, way: Way, out: Outcome, right: Tensor, full: Tensor, chosen: bool) -> dict[str, Any]:
-        whole = sum(flops(t.shape, [len(ids)] * t.layers) for ids in t.ids["test"])
-        cost = out.cost(t)
-        gain, error = paired(right, full)
-        return {
-            "method": way.name,
-            "setting": way.setting,
-            "accuracy": float(right.mean()),
-            "change": gain,
-            "error": error,
-            "layer_tokens": statistics.fmean(sum(c) for c in out.counts),
-            "gflops": float(cost.mean()) / 1e9,
-            "saved": 1 - float(cost.sum()) / whole,
-            "chosen": chosen,
-        }
-
-    def _times(self, b: Bench, ways: Sequence[Way]) -> list[dict[str, Any]]:
-        """The time to the answer of single texts, each way in turn; ratios to all tokens are of the same lap."""
-        t = b.t
-        short = [t.ids["test"][i] for i in range(min(self.timed, len(t.ids["test"])))]
-        made = make(self.classes, 1, 1, max(1, self.timed // 2), t.data.seed, LONG).test
-        long = encoded(b.subject.tokenizer, [s.text for s in made])
-        clock = Clock(t.model.device)
-        rows = []
-        for name, texts in (("short", short), ("long", long)):
-            seconds: dict[int, list[float]] = {i: [] for i in range(len(ways))}
-            for i, ids in enumerate(texts):
-                b.subject.progress(f"Timing {name} texts", i, len(texts))
-                for lap in range(LAPS + 1):
-                    for w, way in enumerate(ways):
-                        start = clock()
-                        outcome(t, way, [ids]) if way.plan else t.see([ids])
-                        if lap:  # the first warms up
-                            seconds[w].append(clock() - start)
-            for w, way in enumerate(ways):
-                ratio = [plain / own for plain, own in zip(seconds[0], seconds[w], strict=True)]
-                rows.append(
-                    {
-                        "method": way.name,
-                        "setting": way.setting,
-                        "texts": name,
-                        "tokens": statistics.fmean(map(len, texts)),
-                        "ms": 1000 * statistics.median(seconds[w]),
-                        "speedup": statistics.median(ratio),
-                    }
-                )
-        return rows
-
 
 OWN = {
     "power-bert": "PoWER-BERT",
@@ -343,37 +207,6 @@ OWN = {
     "magic-pyramid": "Magic Pyramid",
     "mpee": "MPEE, fused",
 }
-
-
-class Results:
-    """What a work's ways did on the test sentences."""
-
-    def __init__(self, full: Tensor, whole: float) -> None:
-        self.full, self.whole = full, whole
-        self.ways: list[Way] = []
-        self.outs: list[Outcome] = []
-        self.rights: list[Tensor] = []
-        self.rows: list[dict[str, Any]] = []
-
-    def add(self, way: Way, out: Outcome, right: Tensor, row: dict[str, Any]) -> None:
-        self.ways.append(way)
-        self.outs.append(out)
-        self.rights.append(right)
-        self.rows.append(row)
-
-    def curve(self, name: str) -> list[tuple[float, float]]:
-        """(GFLOP, accuracy), all tokens included, where every curve begins."""
-        own = [(r["gflops"], r["accuracy"]) for r in self.rows if r["method"] == name]
-        return [*own, (self.whole / 1e9, float(self.full.mean()))]
-
-    def told(self, pick: Way | None) -> str:
-        if pick is None:
-            return "no setting was good enough on calibration sentences"
-        row = self.rows[self.ways.index(pick)]
-        return (
-            f"{pick.setting}: {row['saved']:.0%} of the FLOPs saved, accuracy {100 * row['change']:+.1f} ± "
-            f"{100 * row['error']:.1f} points"
-        )
 
 
 Said = tuple[list[dict[str, Any]], list[Claim]]
@@ -390,8 +223,7 @@ def _compared(source: str, claim: str, r: Results, one: str, other: str) -> Clai
 
 def of_power_bert(study: TokenDrop, b: Bench, r: Results, pick: Way | None) -> Said:
     where = "PoWER-BERT, arXiv 2001.08950"
-    row = r.rows[r.ways.index(pick)] if pick else None
-    alike = [row["cosine"] for row in _alike(b)]
+    alike = [row["cosine"] for row in likeness(b)]
     return [], [
         Claim(
             f"{where}, section 3",
@@ -403,8 +235,8 @@ def of_power_bert(study: TokenDrop, b: Bench, r: Results, pick: Way | None) -> S
         Claim(
             where,
             "Up to 4.5 times less inference time with less than 1 % loss of accuracy.",
-            row is not None and row["change"] >= -study.loss and row["saved"] >= 1 - 1 / 4.5,
-            r.told(pick) + "; less of a loss than claimed needs no fine-tuning here, more saving would",
+            r.saves(pick, 1 - 1 / 4.5, study.loss),
+            r.told(pick) + "; nothing was fine-tuned after dropping, as the paper's model is",
         ),
         _compared(
             where,
@@ -422,7 +254,6 @@ def of_tr_bert(study: TokenDrop, b: Bench, r: Results, pick: Way | None) -> Said
     curve = b.rewards
     third = max(1, len(curve) // 3)
     first, last = statistics.fmean(curve[:third]), statistics.fmean(curve[-third:])
-    row = r.rows[r.ways.index(pick)] if pick else None
     return [], [
         Claim(
             where,
@@ -435,7 +266,7 @@ def of_tr_bert(study: TokenDrop, b: Bench, r: Results, pick: Way | None) -> Said
         Claim(
             where,
             "2 to 5 times faster with little loss.",
-            row is not None and row["saved"] >= 0.5 and row["change"] >= -study.loss,
+            r.saves(pick, 0.5, study.loss),
             r.told(pick),
         ),
     ]
@@ -464,9 +295,7 @@ def of_adapler(study: TokenDrop, b: Bench, r: Results, pick: Way | None) -> Said
         Claim(
             where,
             "Much faster with little loss of accuracy (up to 22 times).",
-            pick is not None
-            and r.rows[r.ways.index(pick)]["saved"] >= 0.5
-            and r.rows[r.ways.index(pick)]["change"] >= -study.loss,
+            r.saves(pick, 0.5, study.loss),
             r.told(pick) + spread,
         ),
     ]
@@ -492,7 +321,7 @@ def of_magic_pyramid(study: TokenDrop, b: Bench, r: Results, pick: Way | None) -
                 points[half][kind].append((float(cost[at].mean()) / 1e9, float(right[at].mean())))
             if unsure:
                 name = "Magic Pyramid, exits too" if way.plan else "Exits alone"
-                row = study._row(t, Way(name, f"{way.setting} and {unsure:g}", {}), out, right, r.full, False)
+                row = row_of(t, Way(name, f"{way.setting} and {unsure:g}", {}), out, right, r.full, False)
                 row["gflops"], row["saved"] = float(cost.mean()) / 1e9, 1 - float(cost.mean()) / r.whole
                 counts = [sum(c[:l]) for c, l in zip(out.counts, left.layers.tolist(), strict=True)]
                 rows.append({**row, "layer_tokens": statistics.fmean(counts)})
@@ -501,8 +330,8 @@ def of_magic_pyramid(study: TokenDrop, b: Bench, r: Results, pick: Way | None) -
         gaps = []
         for other in ("exit", "drop"):
             full = [points[half]["exit"][0]]
-            alone = _front([*points[half][other], *full])
-            gap = lead(_front([*points[half]["both"], *full]), alone)
+            alone = best_points([*points[half][other], *full])
+            gap = lead(best_points([*points[half]["both"], *full]), alone)
             gaps.append(gap)
         told = ", ".join(
             f"{100 * g:+.1f} points against {n} alone" if g is not None else f"no cost in common with {n} alone"
@@ -518,16 +347,6 @@ def of_magic_pyramid(study: TokenDrop, b: Bench, r: Results, pick: Way | None) -
             )
         )
     return rows, claims
-
-
-def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no cheaper one beats."""
-    best, front = -1.0, []
-    for cost, accuracy in sorted(points):
-        if accuracy > best:
-            best = accuracy
-            front.append((cost, accuracy))
-    return front
 
 
 def of_fused(study: TokenDrop, b: Bench, r: Results, pick: Way | None) -> Said:
@@ -549,28 +368,6 @@ CLAIMS: dict[str, Callable[[TokenDrop, Bench, Results, Way | None], Said]] = {
     "magic-pyramid": of_magic_pyramid,
     "mpee": of_fused,
 }
-
-
-def _alike(b: Bench) -> Iterator[dict[str, Any]]:
-    """Mean cosine between two words of a sentence, the first one left out, by layer."""
-    f = b.found
-    for l in range(1, len(f.h)):
-        found = []
-        for x, y in f.spans:
-            h = F.normalize(f.h[l, x + 1 : y], dim=-1)
-            n = y - x - 1
-            found.append(float(((h @ h.t()).sum() - n) / (n * (n - 1))))
-        yield {"method": "All tokens", "layer": l, "cosine": statistics.fmean(found)}
-
-
-def _survivors(b: Bench, way: Way, example: int) -> Iterator[dict[str, Cell]]:
-    """Which words of one sentence are still there after each place, the others as dots."""
-    t, ids = b.t, b.t.ids["test"][example]
-    words = [b.subject.tokenizer.decode([i]) for i in ids]
-    for layer, (kept,) in sorted(outcome(t, way, [ids]).kept.items()):
-        here = set(kept.tolist())
-        shown = [w if i in here else "·" for i, w in enumerate(words)]
-        yield {"method": way.name, "setting": way.setting, "layer": layer, "words": "".join(shown)}
 
 
 def _speed(times: Sequence[dict[str, Any]]) -> Iterator[Claim]:

@@ -19,6 +19,8 @@ from llmlab.training.corpus import Sequence
 from llmlab.training.parts import Plan, Texts, train
 
 HEADS = 4
+ROWS = 512
+"""Rows of a batch that are looked at: the head takes most of a step's time."""
 FADE = 0.8
 """Weight of each head's loss against the one before it (Medusa, section 2.2.1)."""
 
@@ -49,9 +51,9 @@ def run(
     texts, norm = Texts(folder, taps(model)), model.norm.weight.float().cpu()
     shortlist, covered = texts.shortlist(min(words, model.shape.vocab) // 64 * 64 or model.shape.vocab)
     head = model.tables.head.rows(shortlist.to(model.device)).float().cpu().clone()
-    net = Heads(model.shape.width, HEADS)
+    net, dice = Heads(model.shape.width, HEADS), torch.Generator().manual_seed(plan.seed)
 
-    def pairs(batch: list[Sequence]) -> list[tuple[Tensor, Tensor]]:
+    def pairs(batch: list[Sequence], most: int = ROWS) -> list[tuple[Tensor, Tensor]]:
         """Per head: its logits (n, S) and the model's own where that word is decided (n, S)."""
         with torch.no_grad():
             states = [s.states[:, -1].float() for s in batch if s.states is not None]
@@ -64,9 +66,11 @@ def run(
                 if last > first:
                     ahead.append(rows[first:last])
                     said.append(rows[first + 1 + k : last + 1 + k])
+            rows_of = torch.cat(ahead)
+            chosen = torch.randperm(len(rows_of), generator=dice)[:most]
             with torch.no_grad():
-                want = F.linear(torch.cat(said), head).float()
-            out.append((F.linear(net(torch.cat(ahead), k), head).float(), want))
+                want = F.linear(torch.cat(said)[chosen], head).float()
+            out.append((F.linear(net(rows_of[chosen], k), head).float(), want))
         return out
 
     def loss(batch: list[Sequence]) -> tuple[Tensor, dict[str, float]]:

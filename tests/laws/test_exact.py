@@ -28,7 +28,7 @@ COMPOSED = [
 @cache
 def without(lossy: Stack) -> tuple[Decoder, list[list[int]], list[list[int]]]:
     """The model with the transforms of a lossy stack, prompts, and what that stack writes after each of them."""
-    prompts = tiny.prompts(20 if len(lossy) < 2 else 5, 21)
+    prompts = tiny.prompts(20 if len(lossy.without("Drafter")) < 2 else 5, 21)
     model = laws.changed(tiny.decoder("llama"), lossy, tiny.tools())
     return model, prompts, laws.texts(model, lossy, prompts, LIMIT, tiny.tools)
 

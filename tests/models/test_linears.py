@@ -105,6 +105,35 @@ def test_nf4_is_near_what_was_stored() -> None:
     assert 0.01 < error < 0.12
 
 
+@pytest.mark.parametrize("size", [(64, 128), (96, 64), (576, 1536)])
+def test_nf4_in_the_order_of_its_kernel_is_nf4(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+    """The codes stay what they are and the blocks' maxima are rounded to bfloat16; the products differ by no more."""
+    W, x = matrix(*size), inputs(5, size[1])
+    if not linears._nf4_kernel(*size):
+        pytest.skip("this processor has no such kernel")
+    fast = Nf4(W)
+    with monkeypatch.context() as patch:
+        patch.setattr(linears, "_nf4_kernel", lambda M, K: False)
+        plain = Nf4(W)
+    assert (fast.blocked, plain.blocked) == (True, False)
+    codes, state = fast._plain()
+    assert torch.equal(codes, plain.packed)
+    assert torch.equal(state.absmax, plain.state.absmax.bfloat16().float())
+    assert ((fast.dense() - plain.dense()).abs() <= 2**-7 * plain.dense().abs()).all()
+    assert ((fast(x) - plain(x)).abs() <= 2**-6 * F.linear(x.abs(), W.abs())).all()
+    assert nbytes(fast) == size[0] * size[1] // 2 + size[0] * size[1] // 64 * 2 + 16 * 4
+    assert torch.equal(copy.deepcopy(fast)(x), fast(x))
+
+
+def test_nf4_that_leaves_the_processor_is_in_the_usual_order() -> None:
+    module = Nf4(matrix(64, 128))
+    module._apply(lambda t: t.to("meta"))
+    assert not module.blocked
+    assert module.packed.is_meta
+    assert module.packed.shape == (64 * 128 // 2, 1)
+    assert module.state.absmax.shape == (64 * 128 // 64,)
+
+
 @pytest.mark.parametrize("M", [64, 96, 7], ids=["kernel", "plain", "odd"])
 def test_int4_keeps_the_codes_of_a_file(M: int) -> None:
     """Scale and minimum go to bfloat16; the codes themselves stay as they are."""

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab import classify, dropping, exits, probes, saliency, sentences
+from llmlab import classify, dropping, exits, probes, saliency, selectors, sentences
 from llmlab.abilities import Refused
 from llmlab.classify import Data, Ends, Task, at_most, between, flops, lead, leave
 from llmlab.dropping import AtLeast, Dropping, Look, Top
 from llmlab.exits import Each, Entropy, Patience
 from llmlab.meter import flops_per_token
-from llmlab.models.decoder import Batch, Span, Taps
+from llmlab.models.decoder import Batch, Decoder, Span, Taps
+from llmlab.studies import exit_rules, token_drop
+from llmlab.study import make_study
 from tests import tiny
 
 QUIET = lambda *_: None  # noqa: E731
@@ -398,5 +401,98 @@ def test_saliency_is_the_derivative(name: str) -> None:
     assert torch.allclose(found.contribution[3], (h.grad * h.detach()).norm(dim=-1), atol=1e-4)
 
 
-def test_an_exit_rule_kept_apart() -> None:
-    assert replace(Data(), classes=4) != Data()
+# The studies --------------------------------------------------------------------------------------------------------
+
+
+class Spoken(Words):
+    def decode(self, ids: list[int]) -> str:
+        return "".join(f" w{i}" for i in ids)
+
+
+@pytest.fixture(scope="module")
+def subject() -> Any:
+    """A study's subject with a tiny model, which no shelf has loaded."""
+    return SimpleNamespace(
+        lab=SimpleNamespace(shelf=SimpleNamespace(abilities=lambda ref: Decoder.abilities)),
+        settings=SimpleNamespace(model="tiny", seed=0),
+        model=tiny.decoder(),
+        tokenizer=Spoken(),
+        progress=QUIET,
+    )
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        *(make_study("exit-rules", work=w, train=60, calibration=40, test=40) for w in exit_rules.WORKS),
+        *(make_study("token-drop", work=w, train=60, calibration=20, test=20, timed=1) for w in token_drop.WORKS),
+    ],
+    ids=lambda study: f"{study.id}-{study.work}",
+)
+def test_every_work_runs_and_judges_its_claims(study: Any, subject: Any) -> None:
+    found = study.run(subject)
+    assert all(set(row) <= set(found.columns) for row in found.rows)
+    measured = [row for row in found.rows if "accuracy" in row]
+    assert len(measured) > 2
+    assert all(0 <= row["accuracy"] <= 1 and -1e-9 <= row["saved"] + (study.id == "token-drop") for row in measured)
+    assert found.claims
+    assert all(claim.evidence and claim.source and claim.holds in (True, False, None) for claim in found.claims)
+    assert {row["method"] for row in found.rows} >= {measured[0]["method"]}
+
+
+def test_a_model_without_single_layers_is_refused(subject: Any) -> None:
+    wrapped = SimpleNamespace(**{**vars(subject), "lab": SimpleNamespace(shelf=SimpleNamespace(abilities=frozenset))})
+    wrapped.lab.shelf.abilities = lambda ref: frozenset()
+    with pytest.raises(Refused, match="needs a decoder"):
+        make_study("exit-rules").run(wrapped)
+
+
+# What is learned about words ----------------------------------------------------------------------------------------
+
+
+def test_a_retention_schedule_by_hand() -> None:
+    """Two places in ten layers. Ranks beyond the fifth are worth nothing at the first, beyond the second at the next."""
+    worth = torch.zeros(2, 10)
+    worth[0, :5], worth[1, :2] = 5.0, 5.0
+    masses = selectors.retention(worth, [2, 6], 10, 0.48)
+    # 2 layers of all, 4 of a half, 4 of a fifth: 4.8 of 10.
+    assert masses == pytest.approx([0.5, 0.2])
+    assert selectors.retention(worth, [2, 6], 10, 1.0)[0] == 1.0
+    rising = worth.flip(0)
+    assert selectors.retention(rising, [2, 6], 10, 0.48)[1] <= selectors.retention(rising, [2, 6], 10, 0.48)[0]
+
+
+def test_predictors_learn_what_stands_in_a_state() -> None:
+    dice = torch.Generator().manual_seed(0)
+    h = torch.randn(240, 8, generator=dice)
+    spans = [(i, i + 12) for i in range(0, 240, 12)]
+    truth = (2 * h[:, 3]).exp()
+    net = selectors.predictor(h, truth, spans[:15], seed=0)
+    with torch.no_grad():
+        agreement = [selectors.rank_correlation(net(h[a + 1 : b]), truth[a + 1 : b]) for a, b in spans[15:]]
+    assert sum(agreement) / 5 > 0.8
+    assert selectors.rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([9.0, 8.0, 7.0])) == pytest.approx(-1)
+    look = Look(3, 12, h[:12], h[:12, 0], h[:12, 0])
+    S = torch.softmax(net(h[:12]), -1)
+    assert selectors.Contribution(net, 0.5)(look).tolist() == (S >= 0.5 / 12).tolist()
+    assert int(selectors.Contribution(net, share=0.25)(look).sum()) == 3
+
+
+def test_rewards_teach_a_policy() -> None:
+    """Words whose first entry is positive are worth keeping, and every word costs."""
+    dice = torch.Generator().manual_seed(0)
+    h = torch.randn(16, 6, generator=dice)
+    net = selectors.Net(h, seed=0)
+
+    def act(step: int) -> tuple[list[selectors.Choices], Tensor]:
+        seen = [torch.randn(16, 6, generator=dice) for _ in range(4)] * 4
+        policy = selectors.Policy(net, dice=dice)
+        kept = [policy(Look(1, 16, x, x[:, 0], x[:, 0])) for x in seen]
+        reward = [float(torch.where(x[1:-1, 0] > 0, 1.0, -1.0)[k[1:-1]].sum()) for x, k in zip(seen, kept, strict=True)]
+        return [list(zip(seen, kept, strict=True))], torch.tensor(reward).view(4, 4).t()
+
+    curve = selectors.reinforced([net], act, 60, QUIET, rate=2e-2)
+    assert sum(curve[-10:]) > sum(curve[:10]) + 10
+    fresh = torch.randn(64, 6, generator=dice)
+    kept = selectors.Policy(net)(Look(1, 64, fresh, fresh[:, 0], fresh[:, 0]))
+    assert float((kept == (fresh[:, 0] > 0)).float().mean()) > 0.8

@@ -75,7 +75,7 @@ def test_typical_acceptance() -> None:
     """exp(-H) is 0.25 for four equal tokens, so the bar is 0.3 * 0.25 = 0.075; for the peaked one exp(-H) = 0.65 and
     the bar is epsilon = 0.09, above every token but the first."""
     entropy = -sum(x * math.log(x) for x in PEAKED)
-    assert 0.3 * math.exp(-entropy) == pytest.approx(0.1954, abs=1e-3)
+    assert 0.3 * math.exp(-entropy) == pytest.approx(0.1981, abs=1e-3)
     rule = make("typical", temperature=1.0)
     draft = Draft.chain([3, 1, 2])
     assert judged(rule, draft, [FLAT, PEAKED, FLAT, FLAT]) == ((0,), 0)
@@ -83,7 +83,7 @@ def test_typical_acceptance() -> None:
     assert judged(make("typical", temperature=1.0, delta=1.1, epsilon=0.3), draft, [FLAT] * 4)[0] == (), (
         "the bar is 0.275"
     )
-    assert judged(make("typical", temperature=1.0, epsilon=0.05), draft, [FLAT, PEAKED, FLAT, FLAT])[0] == (0, 1)
+    assert judged(make("typical", temperature=1.0, epsilon=0.05), draft, [FLAT, PEAKED, FLAT, FLAT])[0] == (0, 1, 2)
 
 
 def test_typical_acceptance_judges_a_greedy_run_at_its_own_temperature_and_a_sampled_one_at_the_runs() -> None:
@@ -286,22 +286,18 @@ def test_a_run_keeps_to_its_rule(llama: Decoder, id: str, drafter: str) -> None:
 
 def test_big_little_decoding_as_its_card_says(llama: Decoder) -> None:
     """The little model writes while it is sure; the big one takes back what surprises it."""
-    stack = Stack.from_arguments(["bild:rollback=2.0", "draft-model:length=10,confidence=0.2"])
+    stack, prompts = (
+        Stack.from_arguments(["bild:rollback=5", "draft-model:length=10,confidence=0.2"]),
+        tiny.prompts(8, 21),
+    )
     assert not stack.lossless()
-    events = [e for prompt in tiny.prompts(8, 21) for e in laws.run(llama, prompt, 40, stack)]
-    drafts = [e for e in events if isinstance(e, Drafted)]
-    lengths = {len(e.tokens) for e in drafts}
+    runs = [laws.run(llama, prompt, 40, stack) for prompt in prompts]
+    lengths = {len(e.tokens) for events in runs for e in events if isinstance(e, Drafted)}
     assert max(lengths) <= 10
     assert len(lengths) > 1, "the little model falls back where it is unsure"
-    strict = [
-        e for prompt in tiny.prompts(8, 21) for e in laws.run(llama, prompt, 40, Stack([*stack.without("Acceptor")]))
-    ]
-    rates = [
-        sum(len(e.path) for e in es if isinstance(e, Committed))
-        / sum(len(e.tokens) for e in es if isinstance(e, Drafted))
-        for es in (strict, events)
-    ]
-    assert rates[0] < rates[1]
+    plain = laws.texts(llama, Stack(), prompts, 40, tiny.tools)
+    assert laws.texts(llama, stack.without("Acceptor"), prompts, 40, tiny.tools) == plain
+    assert laws.differences(plain, map(text_of, runs)), "the little model's words never stood where the big one differs"
 
 
 @pytest.mark.parametrize("id", IDS)

@@ -31,9 +31,9 @@ class SuffixMatching(Drafter):
     claim = "Copies what most often followed the same words, further the longer the match."
 
     factor: float = knob(1.0, 0.25, 4.0, "tokens drafted per token of the match")
-    nodes: int = knob(8, 1, 64, "tokens drafted at most")
+    nodes: int = knob(16, 1, 64, "tokens drafted at most")
     least: int = knob(2, 1, 8, "shortest match that counts, in tokens")
-    confidence: float = knob(0.4, 0.0, 1.0, "leave out what is less likely than this")
+    confidence: float = knob(0.5, 0.0, 1.0, "leave out what is less likely than this")
     tree: bool = knob(True, help="draft the branches of a tree, not only the likeliest chain")
 
     def drafts(self, session: Session, tools: Tools) -> Generator[Draft, Verdict, None]:
