@@ -72,7 +72,7 @@ def retention(worth: Tensor, places: Sequence[int], layers: int, share: float) -
 # What a word contributes: AdapLeR -----------------------------------------------------------------------------------
 
 
-class Net(nn.Module):
+class Perceptron(nn.Module):
     """Two layers that look at a state: E to 32 to 1. States are put on one scale first."""
 
     def __init__(self, h: Tensor, seed: int) -> None:
@@ -97,13 +97,13 @@ class Contribution:
     `share`, the best of that share instead, whatever they contribute: the fixed schedule that it is compared with.
     """
 
-    net: Net
+    net: Perceptron
     eta: float = 1.0
     share: float | None = None
 
     @torch.no_grad()
     def __call__(self, look: Look) -> Tensor:
-        S = torch.softmax(self.net(look.h), -1).to(look.h.device)
+        S = torch.softmax(self.network(look.h), -1).to(look.h.device)
         if self.share is None:
             return self.eta / len(S) <= S
         keep = torch.zeros(len(S), dtype=torch.bool, device=S.device)
@@ -111,12 +111,14 @@ class Contribution:
         return keep
 
 
-def predictor(h: Tensor, contribution: Tensor, spans: Sequence[tuple[int, int]], seed: int, steps: int = 150) -> Net:
+def predictor(
+    h: Tensor, contribution: Tensor, spans: Sequence[tuple[int, int]], seed: int, steps: int = 150
+) -> Perceptron:
     """A net whose softmax over each sentence is close to the words' share of gradient × input, by KL.
 
     h (N, E), contribution (N,): one layer's. The first token's is left out: it draws everything and always stays.
     """
-    net = Net(h, seed)
+    net = Perceptron(h, seed)
     target = torch.cat([_shares(contribution[a + 1 : b]) for a, b in spans])
     pick = torch.cat([torch.arange(a + 1, b) for a, b in spans])
     sizes = [b - a - 1 for a, b in spans]
@@ -152,20 +154,20 @@ class Policy:
     TR-BERT (arXiv 2105.11618, section 3.2).
     """
 
-    net: Net
+    net: Perceptron
     bar: float = 0.5
     dice: torch.Generator | None = None
 
     @torch.no_grad()
     def __call__(self, look: Look) -> Tensor:
-        p = torch.sigmoid(self.net(look.h))
+        p = torch.sigmoid(self.network(look.h))
         keep = p > (self.bar if self.dice is None else torch.rand(len(p), generator=self.dice))
         return keep.to(look.h.device)
 
 
-def imitated(h: Tensor, worth: Tensor, spans: Sequence[tuple[int, int]], seed: int, steps: int = 100) -> Net:
+def imitated(h: Tensor, worth: Tensor, spans: Sequence[tuple[int, int]], seed: int, steps: int = 100) -> Perceptron:
     """A policy's start: it selects the half of each sentence's words that receive most attention."""
-    net = Net(h, seed)
+    net = Perceptron(h, seed)
     with torch.inference_mode(False):
         best = torch.cat([(worth[a:b] >= worth[a:b].median()).float() for a, b in spans])
         h = h.clone()
@@ -183,7 +185,7 @@ Choices = Sequence[tuple[Tensor, Tensor]]
 
 
 def reinforced(
-    nets: Sequence[Net],
+    nets: Sequence[Perceptron],
     act: Callable[[int], tuple[Sequence[Choices], Tensor]],
     rounds: int,
     progress: Callable[[int, int], None],

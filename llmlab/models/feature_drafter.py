@@ -92,7 +92,7 @@ class Growing:
     """A tree of guesses under way: per node its value, parent and token, and the layer's output once expanded."""
 
     def __init__(self, net: FeatureDrafter, memory: Memory, root: Tensor, held: int) -> None:
-        self.net, self.memory, self.root, self.held = net, memory, root, held
+        self.network, self.memory, self.root, self.held = net, memory, root, held
         self.value: list[float] = []
         self.parent: list[int] = []
         self.token: list[int] = []
@@ -132,6 +132,6 @@ class Growing:
                 visible[i] |= visible[place[above]]
         self.memory.restore([self.held])
         tokens, places = [self.token[n] for n in nodes], [self.held + d for d in depths]
-        out = self.net.forward(torch.stack(states), tokens, self.memory, places, visible)
+        out = self.network.forward(torch.stack(states), tokens, self.memory, places, visible)
         self.out.update(zip(nodes, out, strict=True))
         return out[-len(new) :]

@@ -31,7 +31,7 @@ FADE = 0.8
 """Weight of each guess's loss against the one before it."""
 
 
-class Net(nn.Module):
+class Layer(nn.Module):
     """The layer with trainable weights, in the names and the order of rows that `FeatureDrafter` reads."""
 
     def __init__(self, model: Decoder, taps: tuple[int, ...]) -> None:
@@ -110,10 +110,10 @@ def _later(x: Tensor, by: int) -> Tensor:
 
 
 class Trainer:
-    """Loss and measurement of a `Net` on a model's own texts."""
+    """Loss and measurement of a `Layer` on a model's own texts."""
 
     def __init__(self, model: Decoder, texts: Texts, taps: tuple[int, ...], words: int) -> None:
-        self.net, self.texts, self.taps = Net(model, taps), texts, taps
+        self.network, self.texts, self.taps = Layer(model, taps), texts, taps
         self.shortlist, self.covered = texts.shortlist(words)
         self.head = model.tables.head.rows(self.shortlist.to(model.device)).float().cpu().clone()
         self.norm = model.norm.weight.float().cpu().clone()
@@ -134,17 +134,17 @@ class Trainer:
             # Row t guesses what the model's state of row t + 1 says, which the last row of a text has not got.
             rows = [(i, t) for i, s in enumerate(batch) for t in range(max(0, s.prompt - 2), len(s.tokens) - 1)]
             at = torch.tensor(rows)
-            said = F.rms_norm(states[at[:, 0], at[:, 1] + 1, -1], self.norm.shape, self.norm, self.net.shape.eps)
+            said = F.rms_norm(states[at[:, 0], at[:, 1] + 1, -1], self.norm.shape, self.norm, self.network.shape.eps)
             with torch.autocast("cpu", torch.bfloat16):
                 p = torch.softmax(F.linear(said, self.head), -1)
         out, before = [], []
-        g = self.net.fused(states)
+        g = self.network.fused(states)
         if torch.is_grad_enabled():
             g = g + NOISE * g.detach().std() * (2 * torch.rand_like(g) - 1)
         for _ in range(self.depth):
-            h = self.net(g, e, before)
+            h = self.network(g, e, before)
             rows_of = h[at[:, 0], at[:, 1]]
-            out.append((self.net.say(rows_of, self.head).float(), p))
+            out.append((self.network.say(rows_of, self.head).float(), p))
             g = F.pad(h, (0, 0, 1, 0))[:, :T]  # the layer's output at row t - 1 stands for the model's state of row t
         return out
 
@@ -192,8 +192,8 @@ def run(
     texts = Texts(folder, taps(model))
     trainer = Trainer(model, texts, taps(model), min(words, model.shape.vocab) // 64 * 64 or model.shape.vocab)
     result = train(
-        trainer.net, trainer.loss, texts, plan, trainer.measure, work / "eagle.pt", report, seconds, trainer.pace
+        trainer.network, trainer.loss, texts, plan, trainer.measure, work / "eagle.pt", report, seconds, trainer.pace
     )
-    part = {k: v.detach().bfloat16() for k, v in trainer.net.state_dict().items()}
+    part = {k: v.detach().bfloat16() for k, v in trainer.network.state_dict().items()}
     part |= {"taps": torch.tensor(trainer.taps), "shortlist": trainer.shortlist.to(torch.int32)}
     return part, {"words": len(trainer.shortlist), "covered": round(trainer.covered, 4), **result}

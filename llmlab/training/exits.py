@@ -72,7 +72,7 @@ class Trainer:
         norm = model.norm.weight.float().cpu()
         self.head = (model.tables.head.dense().float().cpu() * norm).bfloat16()
         self.short = self.head[self.shortlist].clone()
-        self.net = Exits(model.shape.width, len(self.layers))
+        self.network = Exits(model.shape.width, len(self.layers))
         self.dice = torch.Generator().manual_seed(0)
         self._fit()
 
@@ -100,7 +100,7 @@ class Trainer:
             x = F.pad(self._rms(h[:, i]), (0, 1), value=1.0)
             A = x.t() @ x + 10 * torch.eye(x.shape[1])
             W = torch.linalg.solve(A, x.t() @ want).t()
-            self.net.W[i], self.net.b[i] = W[:, :-1], W[:, -1]
+            self.network.W[i], self.network.b[i] = W[:, :-1], W[:, -1]
 
     def says(self, h: Tensor) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
         """h (n, l + 1, E): per exit its logits (n, S), whether its best word is the model's (n,), and its gate's logits
@@ -112,8 +112,8 @@ class Trainer:
         for i in range(len(self.layers)):
             x = self._rms(h[:, i])
             with torch.autocast("cpu", torch.bfloat16):
-                got = F.linear(self._rms(self.net(x, i)), self.short)
-            out.append((got.float(), self.shortlist[got.argmax(-1)] == said, self.net.odds(x, i)))
+                got = F.linear(self._rms(self.network(x, i)), self.short)
+            out.append((got.float(), self.shortlist[got.argmax(-1)] == said, self.network.odds(x, i)))
         return out, whole[:, self.shortlist].float()
 
     def loss(self, batch: list[Sequence]) -> tuple[Tensor, dict[str, float]]:
@@ -163,7 +163,7 @@ def run(
     """
     texts = Texts(folder, taps(model))
     trainer = Trainer(model, texts, min(words, model.shape.vocab) // 64 * 64 or model.shape.vocab)
-    result = train(trainer.net, trainer.loss, texts, plan, trainer.measure, work / "exits.pt", report, seconds)
-    part = {k: v.detach().bfloat16() for k, v in trainer.net.state_dict().items()}
+    result = train(trainer.network, trainer.loss, texts, plan, trainer.measure, work / "exits.pt", report, seconds)
+    part = {k: v.detach().bfloat16() for k, v in trainer.network.state_dict().items()}
     part |= {"layers": torch.tensor(trainer.layers), "shortlist": trainer.shortlist.to(torch.int32)}
     return part, {"words": len(trainer.shortlist), "covered": round(trainer.covered, 4), **result}

@@ -36,7 +36,7 @@ def states_of(model: object, tokens: list[int], layers: tuple[int, ...]) -> torc
 def test_the_drafter_is_the_network_that_was_trained() -> None:
     model = tiny.decoder("llama")
     part = tiny.parts("eagle", model, "")
-    net, drafter = eagle.Net(model, eagle.taps(model)), FeatureDrafter(model, part)
+    net, drafter = eagle.Layer(model, eagle.taps(model)), FeatureDrafter(model, part)
     tokens = tiny.text(14)
     states = states_of(model, tokens[:12], eagle.taps(model))
     e = model.tables.look_up(torch.tensor(tokens[1:13]))
