@@ -18,7 +18,7 @@ from llmlab.replies import ask
 from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
 from llmlab.technique import knob
 
-VARIANTS = (("small: pruned", ("layer-drop:count=2", "neuron-drop:ratio=0.2")), ("large: whole", ()))
+VARIANTS = (("small: two layers removed", ("layer-drop:count=2",)), ("large: whole", ()))
 SKEWS = (0.0, 0.4, 0.8, 1.2, 2.0)
 MODELS: dict[str, tuple[int, ...]] = {"small": (0,), "large": (1,), "chosen": (0, 1)}
 SURE = (0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
@@ -66,8 +66,8 @@ class AnswerCache(Study):
 
     prompts: int = knob(20, 4, 200, "different queries in the simulation")
     ratio: float = knob(100.0, 1.0, 1000.0, "of the highest to the lowest cost in the simulation")
-    rounds: int = knob(3000, 100, 50_000, "queries in a stream")
-    tables: int = knob(5, 1, 50, "cost tables to average over", advanced=True)
+    rounds: int = knob(10_000, 100, 50_000, "queries in a stream")
+    tables: int = knob(3, 1, 50, "cost tables to average over", advanced=True)
     models: str = knob("variants", choices=("variants", "*"), help="a pruned copy first, or two names joined with +")
     style: str = knob("pot", choices=("pot", "cot"), help="how the models are asked")
     kind: str = knob("all", choices=("all", *KINDS), help="kinds of problems")
@@ -201,7 +201,7 @@ class AnswerCache(Study):
             Claim(where, "LEC is never dearer than LRU, whoever answers.", min(keep) >= 0.98,
                   f"LRU costs {min(keep):.2f} to {max(keep):.2f} times what LEC does, by skew, size and model"),
             Claim(where, "On real models the combination saves as well (4.3 times in FLOPs where models differ by 10).",
-                  base / exact["lec, chosen"] > 1,
+                  base / exact["lec, chosen"] > 1.05,
                   f"{base / exact['lec, chosen']:.2f} times in FLOPs against the better single model under LFU"),
             Claim("assumed throughout", "A query is found under its key only if it is the same query.",
                   all(r["wrong"] == 0 for r in alike),
