@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmlab import probes
 from llmlab.classify import Task, batch_of, encoded, flops, no_loss, paired, points
 from llmlab.dropping import Dropping, Fate, Selector, places
 from llmlab.meter import Clock
@@ -19,8 +20,8 @@ from llmlab.saliency import Saliency, saliency
 from llmlab.sentences import make
 from llmlab.study import Cell, Subject
 
-TIMES = 6
-"""How often words may be dropped, evenly from an early layer to the last."""
+TIMES = 5
+"""How often words may be dropped, evenly from a third of the layers to the last: earlier, they have told nobody yet."""
 ASKED = 32
 """Training sentences whose loss is differentiated."""
 AT_ONCE = 16
@@ -48,7 +49,7 @@ class Way:
 
 @dataclass
 class Outcome:
-    """A way on n sentences: scaled states (L, n, E) of their last tokens, and the tokens of each layer, (n, L)."""
+    """A way on n sentences: the states (L, n, E) of their last tokens, and the tokens of each layer, (n, L)."""
 
     x: Tensor
     counts: list[list[int]]
@@ -70,7 +71,33 @@ def outcome(t: Task, way: Way, sequences: Sequence[Sequence[int]]) -> Outcome:
         counts += [list(c) for c in zip(*depth.counts, strict=True)]
         for layer, who in depth.kept.items():
             kept.setdefault(layer, []).extend(who)
-    return Outcome(t.scale.apply_(torch.cat(states, 1)), counts, kept)
+    with torch.inference_mode(False):  # classifiers are trained on it
+        return Outcome(torch.cat(states, 1).clone(), counts, kept)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Classifiers and the scale of the states that they were trained on."""
+
+    scale: probes.Scale
+    own: probes.Linear
+    last: bool
+    """Whether there is one for the last layer alone."""
+
+    @classmethod
+    def trained(cls, t: Task, x: Tensor, last: bool = True) -> Judge:
+        """On the states x (L, n, E) of the training sentences, as the papers train again after words were dropped."""
+        x = x[-1:] if last else x
+        scale = probes.Scale.of(x)
+        return cls(scale, probes.trained(scale.apply_(x.clone()), t.y["train"], len(t.labels)), last)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x (L, n, E) to (L or 1, n, C)."""
+        return self.own.logits(self.scale.apply_((x[-1:] if self.last else x).clone()))
+
+    def right(self, x: Tensor, y: Tensor) -> Tensor:
+        """(n,) 1 where the last layer's classifier is right."""
+        return (self.logits(x)[-1].argmax(-1) == y).double()
 
 
 class Bench:
@@ -78,7 +105,7 @@ class Bench:
 
     def __init__(self, subject: Subject, t: Task) -> None:
         self.subject, self.t = subject, t
-        self.places = places(t.layers, max(1, t.layers // 10), min(TIMES, t.layers - 1))
+        self.places = places(t.layers, max(1, t.layers // 3), TIMES)
         self.rewards: list[float] = []
         """TR-BERT's mean reward, round by round."""
         self.agreement = 0.0
@@ -98,10 +125,6 @@ class Bench:
 
         f = saliency(t.model, t.ids["train"][:ASKED], loss, told)
         return Saliency(f.h.cpu(), f.contribution.cpu(), f.gate.cpu(), f.received.cpu(), f.spans)
-
-    def right(self, x: Tensor, part: str) -> Tensor:
-        """(n,) 1 where the last layer's classifier is right of states x (L, n, E)."""
-        return (self.t.probes(x)[-1].argmax(-1) == self.t.y[part]).double()
 
 
 def row_of(t: Task, way: Way, out: Outcome, right: Tensor, full: Tensor, chosen: bool) -> dict[str, Any]:
@@ -128,11 +151,13 @@ class Results:
         self.full, self.whole = full, whole
         self.ways: list[Way] = []
         self.outs: list[Outcome] = []
+        self.judges: list[Judge] = []
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, way: Way, out: Outcome, row: dict[str, Any]) -> None:
+    def add(self, way: Way, out: Outcome, judge: Judge, row: dict[str, Any]) -> None:
         self.ways.append(way)
         self.outs.append(out)
+        self.judges.append(judge)
         self.rows.append(row)
 
     def curve(self, name: str) -> list[tuple[float, float]]:
@@ -177,7 +202,7 @@ def timed(b: Bench, ways: Sequence[Way], count: int) -> list[dict[str, Any]]:
             for lap in range(LAPS + 1):
                 for w, way in enumerate(ways):
                     start = clock()
-                    outcome(t, way, [ids]) if way.plan else t.see([ids])
+                    outcome(t, way, [ids])
                     if lap:  # the first warms up
                         seconds[w].append(clock() - start)
         for w, way in enumerate(ways):

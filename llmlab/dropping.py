@@ -35,8 +35,7 @@ class Look:
     h: Tensor
     """(T, E): the states after this layer."""
     received: Tensor
-    """(T,): the attention that each got in this layer, summed over heads and over the queries that could see it, and
-    divided by how many those were: early tokens are seen by more."""
+    """(T,): the attention that each got in this layer, summed over heads and over the queries that could see it."""
     last: Tensor
     """(T,): the attention that the last token paid to each, summed over heads."""
 
@@ -50,7 +49,8 @@ class Top:
     """Keep the `share` of the tokens that are worth most by `score`; of those that began, where `of_whole`."""
 
     share: float
-    score: Literal["received", "last", "random"] = "received"
+    score: Literal["received", "mean", "last", "random"] = "received"
+    """"mean": what was received, divided by how many queries could see the token, which early tokens have more of."""
     of_whole: bool = False
     seed: int = 0
 
@@ -65,8 +65,10 @@ class Top:
             dice = torch.Generator().manual_seed(self.seed + 7919 * look.layer + T)
             worth = torch.rand(T, generator=dice).to(look.h.device)
         else:
-            worth = look.received if self.score == "received" else look.last
+            worth = look.last if self.score == "last" else look.received
         worth = worth.clone()
+        if self.score == "mean":
+            worth /= torch.arange(T, 0, -1, device=worth.device)
         worth[0] = worth[-1] = torch.inf
         keep = torch.zeros(T, dtype=torch.bool, device=look.h.device)
         keep[worth.topk(n).indices] = True
@@ -128,7 +130,7 @@ class Dropping:
             if not keep.all():
                 if self.fate == "pass":
                     waiting = h.clone() if waiting is None else waiting.index_copy(0, here, h)
-                worth = torch.cat([received for received, _ in attention]) if self.fate == "fuse" else None
+                worth = torch.cat([last for _, last in attention]) if self.fate == "fuse" else None
                 h, batch, here = _left(h, batch, here, keep, worth)
             self.kept[ran] = [batch.positions[s.start : s.stop].cpu() for s in batch.spans]
         return h, None
@@ -175,11 +177,10 @@ class Watched:
         self.last = own[:, -1].sum(0)
 
     def undo(self) -> tuple[Tensor, Tensor]:
-        """(received per query that could see it (T,), paid by the last (T,))."""
+        """(received (T,), paid by the last (T,))."""
         self.span.watch = self.before
         assert self.sum is not None
-        seen_by = torch.arange(len(self.sum), 0, -1, device=self.sum.device)
-        return self.sum / seen_by, self.last
+        return self.sum, self.last
 
 
 def _left(h: Tensor, batch: Batch, here: Tensor, keep: Tensor, worth: Tensor | None) -> tuple[Tensor, Batch, Tensor]:

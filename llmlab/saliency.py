@@ -26,7 +26,7 @@ class Saliency:
 
     h (L, N, E): their states. contribution (L, N): ‖∂loss/∂h ⊙ h‖₂, gradient times input. gate (L, N): -∂loss/∂g, where
     g = 1 scales what the layer's attention takes of a token: what keeping the token is worth. received (L, N): the
-    attention it draws, per query that can see it. `spans` are the sequences' places.
+    attention it draws, summed over heads and queries. `spans` are the sequences' places.
     """
 
     h: Tensor
@@ -63,7 +63,7 @@ def block_forward(
         if gate is not None:
             scores = scores + gate[a:b].log()
         weights = torch.softmax(scores, -1)
-        received.append(weights.detach().sum((0, 1)) / torch.arange(T, 0, -1, device=h.device))
+        received.append(weights.detach().sum((0, 1)))
         seen.append(torch.einsum("hqk,khd->qhd", weights, v[a:b].repeat_interleave(G, 1)).reshape(T, -1))
     h = h + linear(block.out, torch.cat(seen))
     gates, up = linear(block.gate_up, block.norm_feed(h)).chunk(2, -1)

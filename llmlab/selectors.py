@@ -97,7 +97,7 @@ class Contribution:
     `share`, the best of that share instead, whatever they contribute: the fixed schedule that it is compared with.
     """
 
-    net: Perceptron
+    network: Perceptron
     eta: float = 1.0
     share: float | None = None
 
@@ -149,12 +149,12 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """Select a word with probability σ(net(h)): by chance while it learns (`dice`), above `bar` afterwards.
+    """Select a word with probability σ(network(h)): by chance while it learns (`dice`), above `bar` afterwards.
 
     TR-BERT (arXiv 2105.11618, section 3.2).
     """
 
-    net: Perceptron
+    network: Perceptron
     bar: float = 0.5
     dice: torch.Generator | None = None
 

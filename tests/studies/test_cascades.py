@@ -265,6 +265,26 @@ def test_the_area_under_the_curve() -> None:
     assert cascade.auc(torch.ones(3), torch.ones(3, dtype=torch.bool)) is None
 
 
+def test_what_is_clear() -> None:
+    assert cascade.clear(0.5, 0.2) is True
+    assert cascade.clear(0.3, 0.2) is None
+    assert cascade.clear(0.0, 0.0) is False
+    assert cascade.clear(-0.1, 0.2) is False
+
+
+def test_an_area_is_ahead_by_so_much() -> None:
+    right = torch.tensor([True, False] * 40)
+    sure = Level("sure", right.double(), right, torch.ones(80))
+    blind = Level("blind", torch.ones(80), right, torch.ones(80))
+    assert cascade_bert.ahead(sure, blind) == (0.5, 0.0)
+    assert cascade_bert.ahead(blind, blind) == (0.0, 0.0)
+    noise = Level("noise", torch.rand(80, generator=torch.Generator().manual_seed(1)), right, torch.ones(80))
+    assert 0.03 < cascade_bert.ahead(sure, noise)[1] < 0.12
+    assert cascade_bert.ahead(
+        Level("", torch.ones(3), right[:1].repeat(3), torch.ones(3)), sure.part(torch.tensor([0, 2, 4]))
+    ) == (0.0, 0.0)
+
+
 def test_temperature_by_hand() -> None:
     """Always 0.9 sure and right three times in four: ln 9 / T = ln 3, so that T is 2; and 1/2 the other way."""
     z = torch.tensor([[0.0, math.log(9)]]).repeat(4, 1)

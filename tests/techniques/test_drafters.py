@@ -455,7 +455,7 @@ def test_the_next_iterate_is_what_the_model_said() -> None:
     """A block of four after 1: guesses a a a, of which none is right, and the model's words after each of them."""
     session = Session(tiny.decoder("llama"))
     session.tokens = [1]
-    drafts = make("jacobi", block=4, init="repeat-last").drafts(session, Tools())
+    drafts = make("jacobi", mode="jacobi", block=4, init="repeat-last").drafts(session, Tools())
     draft = next(drafts)
     assert draft.tokens == (1, 1, 1)
     session.tokens += [5]

@@ -45,7 +45,7 @@ def test_a_ratio_of_nothing_is_the_plain_run() -> None:
 def test_it_reads_as_the_depth_by_itself_does() -> None:
     session = session_after(TokenDrop(ratio=0.4, first=2, times=1))
     model = tiny.decoder()
-    depth = Dropping({2: Top(0.6)}, answer=False)
+    depth = Dropping({2: Top(0.6, "last")}, answer=False)
     memory = model.memory()
     ids = torch.tensor(PROMPT[:-1])
     with torch.inference_mode():

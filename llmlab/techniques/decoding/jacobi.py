@@ -31,7 +31,7 @@ class Jacobi(Drafter):
     covers = ("jacobi-parallel-decoding",)
     claim = "Guesses a block of tokens and lets the model correct all of them at once."
 
-    mode: str = knob("jacobi", choices=("jacobi", "gs-jacobi", "hybrid"), help="what follows a finished token")
+    mode: str = knob("gs-jacobi", choices=("gs-jacobi", "jacobi", "hybrid"), help="what follows a finished token")
     block: int = knob(4, 2, 32, "tokens corrected at once")
     init: str = knob("copy", choices=("copy", "repeat-last", "random", "pad"), help="what a block begins with")
     parallel: int = knob(64, 1, 4096, "tokens that hybrid writes in blocks", advanced=True)
