@@ -21,7 +21,7 @@ from llmlab.sentences import make
 from llmlab.study import Cell, Subject
 
 TIMES = 5
-"""How often words may be dropped, evenly from a third of the layers to the last: earlier, they have told nobody yet."""
+"""How often words may be dropped, evenly up to the last layer."""
 ASKED = 32
 """Training sentences whose loss is differentiated."""
 AT_ONCE = 16
@@ -103,9 +103,9 @@ class Judge:
 class Bench:
     """What the papers' parts share: the task, where words may leave, and a pass forth and back over a few sentences."""
 
-    def __init__(self, subject: Subject, t: Task) -> None:
+    def __init__(self, subject: Subject, t: Task, first: int = 0) -> None:
         self.subject, self.t = subject, t
-        self.places = places(t.layers, max(1, t.layers // 3), TIMES)
+        self.places = places(t.layers, first or max(1, t.layers // 2), TIMES)
         self.rewards: list[float] = []
         """TR-BERT's mean reward, round by round."""
         self.agreement = 0.0

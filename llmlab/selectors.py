@@ -26,13 +26,14 @@ BINS = 10
 def worth_by_rank(found: Saliency, places: Sequence[int]) -> Tensor:
     """(places, BINS): what keeping a word of each rank is worth in the layers from a place to the next, per layer.
 
-    The rank is by attention received in the layer before the place; the worth is the loss's slope along the word's
-    gate, averaged over words and sentences.
+    The rank is by attention received in the layer before the place; the worth is how much the loss moves with the
+    word's gate, |∂loss/∂g|, averaged over words and sentences. Along the signed slope, words would seem to do harm that
+    do none once others have gone (Molchanov et al., arXiv 1611.06440, take the same for filters).
     """
     L = len(found.gate)
     total = torch.zeros(len(places), BINS)
     for i, (a, b) in enumerate(zip(places, [*places[1:], L], strict=True)):
-        gate = found.gate[a:b].mean(0)
+        gate = found.gate[a:b].abs().mean(0)
         for start, stop in found.spans:
             order = found.received[a - 1, start:stop].argsort(descending=True)
             bins = torch.arange(stop - start) * BINS // (stop - start)
@@ -45,9 +46,9 @@ def retention(worth: Tensor, places: Sequence[int], layers: int, share: float) -
     """What share of its words a sentence keeps after each place, if `share` of all tokens × layers are to remain.
 
     PoWER-BERT (arXiv 2001.08950, section 3.3) minimises loss + λ Σ_j j·mass_j over what each rank keeps in layer j, and
-    then keeps ⌈mass_j⌉ words. Along the loss's slope the least is at 1 for each rank that is worth more than λ·j and at
-    0 for the others; λ is found by halving. Later places never keep more than earlier ones, nor fewer than one in
-    `BINS`.
+    then keeps ⌈mass_j⌉ words. With the loss as a line, the least is at 1 for each rank that is worth more than λ·j
+    and at 0 for the others; λ is found by halving. Later places never keep more than earlier ones, nor fewer than one
+    in `BINS`.
     """
 
     def kept(price: float) -> list[float]:

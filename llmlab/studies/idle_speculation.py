@@ -10,7 +10,7 @@ from llmlab.study import Chart, Claim, Findings, Study, Subject
 from llmlab.technique import knob, make
 
 POLICIES = ("off", "always", "idle-only")
-LOUD = 0.2
+LOUD = 0.1
 """Where rounds of the same thing differ by more than this share, they cannot show that one policy never loses."""
 
 
@@ -108,8 +108,7 @@ class IdleSpeculation(Study):
         return Findings(
             {"policy": "guesses", "load": "load", "ratio": "× off", "other": "texts other than off's", **HEADINGS},
             [
-                {"policy": p, "load": load, "ratio": measured(by, p, "throughput")[0], "other": others(by, p)}
-                | figures(by[p])
+                {"policy": p, "load": load, "ratio": against_off(by, p)[0], "other": others(by, p)} | figures(by[p])
                 for load, by in found.items()
                 for p in POLICIES
             ],
@@ -123,15 +122,13 @@ class IdleSpeculation(Study):
         )
 
 
-def against_off(by: dict[str, list[Served]], policy: str, figure: str) -> list[float]:
-    """Per round, a policy's "throughput" or "latency" in units of off's."""
-    return [getattr(a, figure) / getattr(b, figure) for a, b in zip(by[policy], by["off"], strict=True)]
+def against_off(by: dict[str, list[Served]], policy: str) -> tuple[float, float]:
+    """A policy's throughput in units of off's: the median over rounds, and how finely these rounds can tell it.
 
-
-def measured(by: dict[str, list[Served]], policy: str, figure: str) -> tuple[float, float]:
-    """The median of `against_off`, and how finely these rounds can tell it: the spread of off's figure or its own."""
-    each = against_off(by, policy, figure)
-    return statistics.median(each), max(spread(each), spread([getattr(r, figure) for r in by["off"]]))
+    That is how far apart off's own rounds lie or the ratios do, whichever is more.
+    """
+    each = [a.throughput / b.throughput for a, b in zip(by[policy], by["off"], strict=True)]
+    return statistics.median(each), max(spread(each), spread([r.throughput for r in by["off"]]))
 
 
 def others(by: dict[str, list[Served]], policy: str) -> float:
@@ -142,28 +139,23 @@ def others(by: dict[str, list[Served]], policy: str) -> float:
 
 def idle_only_never_falls(found: Found) -> Claim:
     """Burton's sentence, with what rounds of the same thing differ by as tolerance."""
-    worse, loud, parts = False, False, []
-    for load, by in found.items():
-        for figure, sign in (("throughput", 1), ("latency", -1)):
-            ratio, noise = measured(by, "idle-only", figure)
-            below = sign * (1 - ratio) > noise
-            worse |= below
-            loud |= noise > LOUD
-            parts.append(f"{figure} {ratio:.3f} ± {noise:.3f}{', worse,' if below else ''} at load {load:.2g}")
+    told = {load: against_off(by, "idle-only") for load, by in found.items()}
+    worse = [load for load, (ratio, noise) in told.items() if 1 - ratio > noise]
+    loud = not worse and max(noise for _, noise in told.values()) > LOUD
+    each = "; ".join(f"{ratio:.3f} ± {noise:.3f} at load {load:.2g}" for load, (ratio, noise) in told.items())
+    verdict = f"worse at {', '.join(f'{x:.2g}' for x in worse)}" if worse else "too noisy for a verdict" if loud else ""
     return Claim(
         "Burton 1985, abstract",
         "If mandatory work goes first, speculation can only speed computation: idle-only never falls below off.",
-        None if loud and not worse else not worse,
-        "In units of off, ± how far apart rounds of the same thing lie: "
-        + "; ".join(parts)
-        + (": too far for a verdict." if loud and not worse else "."),
+        None if loud else not worse,
+        f"Throughput in units of off, ± how far apart rounds lie: {each}{verdict and ': '}{verdict}.",
     )
 
 
 def always_falls(found: Found) -> Claim:
     """Its converse, at the highest load."""
     top = max(found)
-    ratio, noise = measured(found[top], "always", "throughput")
+    ratio, noise = against_off(found[top], "always")
     clear = abs(ratio - 1) > noise
     return Claim(
         "Burton 1985, the converse",

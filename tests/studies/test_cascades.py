@@ -491,11 +491,12 @@ def test_attention_of_the_last_token_is_what_is_looked_at() -> None:
     """The looked-at pass gives the same state, and weights that sum to one."""
     model = tiny.decoder("llama")
     ids = tiny.text(150)
-    plain, none = tabi.read(model, ids, False)
-    looked, given = tabi.read(model, ids, True)
+    plain, none = tabi.read(model, ids, 4, False)
+    looked, given = tabi.read(model, ids, 3, True)
     assert none is None
     assert given is not None
-    assert torch.allclose(plain, looked, atol=1e-4)
+    assert torch.allclose(tabi.read(model, ids, 3, False)[0], looked, atol=1e-4)
+    assert not torch.allclose(plain, looked, atol=1e-1)
     assert given.shape == (150,)
     assert float(given.sum()) == pytest.approx(1, abs=1e-4)
 

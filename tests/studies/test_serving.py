@@ -259,7 +259,7 @@ def rounds(*throughputs: float) -> list[Served]:
         ((10, 10.4, 10.5), (7.5, 7.6, 7.7), True, True),
         ((9.7, 10.1, 9.9), (10.2, 9.9, 10), True, None),
         ((8.5, 8.9, 8.8), (14, 14.5, 14.4), False, False),
-        ((7, 12, 8), (7, 12, 8), None, None),
+        ((9, 12, 10), (7, 12, 8), None, None),
     ],
 )
 def test_claims_follow_the_rounds(
