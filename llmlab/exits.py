@@ -178,6 +178,20 @@ class MultiView:
         return entropy(self.together(p)) < self.threshold
 
 
+def named(name: str, threshold: float, patience: int) -> Rule:
+    """A rule that needs no data, by name, with one threshold in 0..1 for all: the higher, the surer one must be.
+
+    Any other name is `Probability`: of odds (n, 1) in place of distributions, those odds themselves.
+    """
+    rules: dict[str, Rule] = {
+        "margin": Margin(threshold),
+        "entropy": Entropy(1 - threshold),
+        "speed": NormalisedEntropy(1 - threshold),
+        "patience": Patience(patience),
+    }
+    return rules.get(name, Probability(threshold))
+
+
 # Rules that were fitted ---------------------------------------------------------------------------------------------
 
 
@@ -202,6 +216,12 @@ class Consistency:
     threshold: float
     weights: tuple[float, ...]
     bias: float
+
+    @classmethod
+    def along(cls, p: Tensor, consistent: Tensor, threshold: float) -> Consistency:
+        """Fitted on all that l classifiers said, p (l, n, C), and whether each was consistent (l, n)."""
+        x = torch.cat([features(p[:asked]) for asked in range(1, len(p) + 1)])
+        return cls.fitted(x.cpu(), consistent.flatten().cpu(), threshold)
 
     @classmethod
     def fitted(cls, x: Tensor, consistent: Tensor, threshold: float = math.inf, ridge: float = 1e-3) -> Consistency:

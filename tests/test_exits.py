@@ -100,6 +100,20 @@ def test_multi_view() -> None:
     assert torch.isfinite(rule.together(one([1.0, 0.0], [0.5, 0.5]))).all()
 
 
+def test_one_threshold_for_all_rules() -> None:
+    """At θ = 0.4: more than 0.4, a lead of 0.4, less than 0.6 nats or six tenths of the most."""
+    said = one(HALVES)
+    assert {name: exits.named(name, 0.4, 2) for name in ("probability", "margin", "entropy", "speed", "patience")} == {
+        "probability": Top(0.4),
+        "margin": Margin(0.4),
+        "entropy": Entropy(0.6),
+        "speed": NormalisedEntropy(0.6),
+        "patience": Patience(2),
+    }
+    assert exits.named("odds", 0.4, 2).leaves(torch.tensor([[[0.5], [0.3]]])).tolist() == [True, False]
+    assert exits.named("margin", 0.2, 2).leaves(said).tolist() == [True]
+
+
 # Rules that were fitted ---------------------------------------------------------------------------------------------
 
 

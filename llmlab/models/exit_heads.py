@@ -121,8 +121,8 @@ class ExitHeads:
 
     @torch.inference_mode()
     def odds(self, layer: int, h: Tensor) -> Tensor:
-        """h (n, E) to (n,): how likely a trained exit thinks itself to be right."""
-        return self.exits[layer].odds(self._x(h))
+        """h (n, E) to (n,): how likely a trained exit thinks itself to be right; 1 where there is none."""
+        return self.exits[layer].odds(self._x(h)) if self.exits else h.new_ones(len(h))
 
     def spread(self, logits: Tensor) -> Tensor:
         """(n, S) to (n, V): every word outside the shortlist is as unlikely as the least likely one in it."""
@@ -160,15 +160,14 @@ def own_words(model: Decoder, tools: Tools, layers: tuple[int, ...]) -> tuple[Te
     return once(model, ("own words", layers), write)
 
 
-def calibration(heads: ExitHeads, tools: Tools | None, layers: tuple[int, ...], gate: bool) -> tuple[Tensor, Tensor]:
-    """What the heads after `layers` say (l, n, C) along the model's own words, and whether that is what the model said.
-
-    With `gate`, what they say is their odds (l, n, 1).
-    """
+def calibration(heads: ExitHeads, tools: Tools | None, layers: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """What the heads after `layers` say (l, n, S) along the model's own words, whether that is what the model said
+    (l, n), and the odds that they give themselves (l, n); 1 without a gate."""
     states, said = own_words(heads.model, tools or Tools(), layers)
-    p, best = [], []
+    p, best, odds = [], [], []
     for layer, h in zip(layers, states, strict=True):
         logits = heads.logits(layer, h)
-        p.append(heads.odds(layer, h)[:, None] if gate else torch.softmax(logits, -1))
+        p.append(torch.softmax(logits, -1))
         best.append(logits.argmax(-1) if heads.words is None else heads.words[logits.argmax(-1)])
-    return torch.stack(p), torch.stack(best) == said
+        odds.append(heads.odds(layer, h))
+    return torch.stack(p), torch.stack(best) == said, torch.stack(odds)

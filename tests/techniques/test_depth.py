@@ -223,7 +223,7 @@ def test_epsilon_sets_the_bar_on_the_models_own_words(llama: Decoder) -> None:
     n = len(worst)
     assert rule.bar == pytest.approx(sorted(worst)[math.ceil((n + 1) * 0.8) - 1], abs=1e-4)
     heads = technique._ready(llama, None)[0]
-    p, right = exit_heads.calibration(heads, None, asked, False)
+    p, right, _ = exit_heads.calibration(heads, None, asked)
     same, _ = exits.trade(exits.scores_of(rule, p), right, asked, 4, rule.bar)
     assert 0.8 <= same < 1
 
@@ -274,6 +274,24 @@ def test_a_gate_lets_go_without_asking_the_head(llama: Decoder, monkeypatch: pyt
         session, _ = first_pass(llama, EarlyExit(rule="learned", head="trained", threshold=bar))
         assert session.layers_run == want
         assert asked == [2] * (want == 2)
+
+
+def test_a_gate_spares_the_head(llama: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below its odds a head is not asked, and with ε the bar is that of those which are."""
+    heads = ExitHeads.of(llama, tiny.tools(), "trained", (), 0, "")
+    monkeypatch.setattr(ExitHeads, "odds", lambda self, layer, h: torch.full((len(h),), 0.3 if layer == 2 else 0.7))
+    asked: list[int] = []
+    logits = ExitHeads.logits
+    monkeypatch.setattr(ExitHeads, "logits", lambda self, layer, h: asked.append(layer) or logits(self, layer, h))
+    session, _ = first_pass(llama, EarlyExit(head="trained", threshold=0.0, gate=0.5))
+    assert session.layers_run == 3
+    assert asked == [3]
+    asked.clear()
+    session, _ = first_pass(llama, EarlyExit(head="trained", threshold=0.0, gate=0.5, rule="patience", patience=1))
+    assert asked[:2] == [2, 3]
+    rule = EarlyExit(head="trained", gate=0.5, epsilon=0.2)._set(heads, (2, 3), tiny.tools())
+    p, same, _ = exit_heads.calibration(heads, tiny.tools(), (2, 3))
+    assert rule.bar == exits.conformal(p[1:].amax(-1), same[1:], 0.2)
 
 
 class Letters:

@@ -33,9 +33,8 @@ class EarlyExit(ForwardPatch):
     (PABEE); or a regression on all that was said (CATs), or a trained gate that reads the state and asks no head (CALM)
     is surer than θ. `epsilon` sets θ on the model's own words so that a share 1 − ε of tokens stays as it was (CATs).
     The keys and values of skipped layers are made when a later token goes further, or from the exit's state at once.
-    Watch: Layers run per token, and time per pass. The model's own head on middle states, the logit lens, agrees little
-    with the last layer (SmolLM2-135M: 12 % after 18 layers of 30, 37 % after 24, 48 % after 27); trained exits do far
-    better. A check costs time too: hence the shortlist, and few heads.
+    Watch: Layers and time per pass. The model's own head on middle states, the logit lens, agrees little with the last
+    layer (SmolLM2-135M: 12 % after 18 layers of 30, 37 % after 24). A check costs time too: hence shortlist and gate.
     Differs: The papers train the exits with the model or beside it; here the model is frozen. The token comes from the
     exit's head, which knows the shortlist only. ε is promised for text like that which was calibrated on.
     """
@@ -51,6 +50,7 @@ class EarlyExit(ForwardPatch):
     head: str = knob("logit-lens", choices=HEADS, help="the model's own head, or exits trained for this model")
     epsilon: float = knob(0.0, 0.0, 0.5, "share of tokens that may differ: sets the threshold; 0 leaves it as it is")
     fill: str = knob("later", choices=FILLS, help="skipped keys and values: made later, or of a copied state")
+    gate: float = knob(0.5, 0.0, 1.0, "ask a trained exit's head only from these odds of its gate on; 0: always")
     patience: int = knob(2, 1, 10, "heads in a row that must agree (rule patience)", advanced=True)
     first: int = knob(0, 0, 128, "layers that every token goes through; 0: seven of eight, or up to the first exit")
     step: int = knob(2, 1, 32, "layers between two checks of the logit lens", advanced=True)
@@ -72,29 +72,26 @@ class EarlyExit(ForwardPatch):
         heads = ExitHeads.of(model, tools, self.head, range(first, count, self.step), self.words, self.title)
         asked = tuple(layer for layer in heads.layers if first <= layer < count)
         if not asked:
-            why = f"would never exit: it waits for layer {first} of {count}"
-            raise Refused(self.title, why, "Give a smaller number as first")
+            raise Refused(self.title, f"waits in vain for layer {first} of {count}", "Give a smaller number as first")
         return heads, asked, once(model, (self, asked), lambda: self._set(heads, asked, tools))
 
     def _set(self, heads: ExitHeads, asked: tuple[int, ...], tools: Tools | None) -> exits.Rule:
         """The rule. Where ε sets its bar, or a regression is fitted, that is done on the model's own words."""
-        rules: dict[str, exits.Rule] = {
-            "margin": exits.Margin(θ := self.threshold),
-            "entropy": exits.Entropy(1 - θ),
-            "speed": exits.NormalisedEntropy(1 - θ),
-            "patience": exits.Patience(self.patience),
-        }
-        rule = rules.get(self.rule, exits.Probability(θ))  # of a gate's odds (n, 1): the odds themselves
+        rule = exits.named(self.rule, self.threshold, self.patience)
         if not self.epsilon and self.rule != "consistency":
             return rule
-        p, same = calibration(heads, tools, asked, self.rule == "learned")
+        p, same, odds = calibration(heads, tools, asked)
+        p = odds[..., None] if self.rule == "learned" else p
         if self.rule == "consistency":
             fit = torch.arange(p.shape[1], device=p.device) % 2 == 0  # what it was fitted on promises nothing
-            x = torch.cat([exits.features(p[:l, fit]) for l in range(1, len(p) + 1)])
-            rule = exits.Consistency.fitted(x, same[:, fit].flatten(), θ)
-            p, same = p[:, ~fit], same[:, ~fit]
-        bar = exits.conformal(exits.scores_of(rule, p), same, self.epsilon)
-        return exits.Above(rule, bar) if self.epsilon else rule
+            rule = exits.Consistency.along(p[:, fit], same[:, fit], self.threshold)
+            p, same, odds = p[:, ~fit], same[:, ~fit], odds[:, ~fit]
+        scores = exits.scores_of(rule, p).masked_fill(odds < self._gate(), -torch.inf)
+        return exits.Above(rule, exits.conformal(scores, same, self.epsilon)) if self.epsilon else rule
+
+    def _gate(self) -> float:
+        """The odds below which a trained exit's head is not asked; rules that remember its answers want them all."""
+        return self.gate if self.rule in RULES[:4] else 0.0
 
     @contextmanager
     def installed(self, session: Session) -> Iterator[None]:
@@ -105,8 +102,11 @@ class EarlyExit(ForwardPatch):
                 said: list[Tensor] = []
 
                 def stop(ran: int, h: Tensor) -> tuple[Tensor, float] | None:
+                    odds = heads.odds(ran, h)
+                    if odds < self._gate():
+                        return None
                     logits = None if self.rule == "learned" else heads.logits(ran, h)
-                    said.append(heads.odds(ran, h)[:, None] if logits is None else torch.softmax(logits, -1))
+                    said.append(odds[:, None] if logits is None else torch.softmax(logits, -1))
                     if not rule.leaves(torch.stack(said)):
                         return None
                     return heads.spread(heads.logits(ran, h) if logits is None else logits), float(said[-1].amax())
