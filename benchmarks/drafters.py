@@ -10,20 +10,18 @@ bitwise verification it never may.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
+from benchmarks import held_out
 from llmlab.__main__ import report, say, write
 from llmlab.abilities import Refused
 from llmlab.bench import busy, quartiles
 from llmlab.experiment import Lab, Settings, record, within
 from llmlab.stack import Stack
-from llmlab.tools import ASSETS
 
 STACKS = ("prompt-lookup", "suffix-matching", "eagle", "draft-heads")
 
@@ -31,7 +29,7 @@ STACKS = ("prompt-lookup", "suffix-matching", "eagle", "draft-heads")
 def measure(settings: Settings, stacks: dict[str, Stack], rounds: int) -> dict[str, Any]:
     """Per stack and kind: tokens per pass, time against plain, and how many texts were the same."""
     lab = Lab()
-    prompts = json.loads((ASSETS / "texts" / "held_out.json").read_text(encoding="utf-8"))
+    prompts = held_out.prompts()
     ratios: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     passes: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     differ: dict[str, list[str]] = defaultdict(list)
@@ -73,17 +71,11 @@ def run(lab: Lab, settings: Settings) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(prog="python -m benchmarks.drafters", description=(__doc__ or "").splitlines()[0])
-    p.add_argument("--technique", action="append", default=[])
-    p.add_argument("--model", default="smollm2-135m")
-    p.add_argument("--weights", default="int4")
-    p.add_argument("--tokens", default=128)
+    p = held_out.parser("drafters", __doc__, 128)
     p.add_argument("--rounds", default=3)
-    p.add_argument("--json", default=None, metavar="OUT|-")
     a = p.parse_args(arguments)
     try:
-        stacks = {name: Stack.from_arguments(name.split("+")) for name in a.technique or STACKS}
-        settings = Settings(model=a.model, weights=a.weights, max_new_tokens=a.tokens)
+        settings, stacks = held_out.asked(a, STACKS)
         if load := busy():
             say(load)
         value = measure(settings, stacks, within("rounds", a.rounds, 1, 100, int))

@@ -9,8 +9,6 @@ its answers can be held against the model's. Plain passes are timed in the same 
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
@@ -18,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+from benchmarks import held_out
 from llmlab.__main__ import report, say, write
 from llmlab.abilities import Refused
 from llmlab.bench import busy
@@ -25,7 +24,7 @@ from llmlab.experiment import Lab, Settings, within
 from llmlab.models.linears import argmax
 from llmlab.session import Session
 from llmlab.stack import Stack
-from llmlab.tools import ASSETS, Tools
+from llmlab.tools import Tools
 
 STACKS = ("early-exit:head=trained,rule=margin,threshold=0.6", "early-exit", "hash-exit", "skip-layer", "skip-decode")
 
@@ -53,7 +52,7 @@ def forced(
 def measure(settings: Settings, stacks: dict[str, Stack]) -> dict[str, Any]:
     """Per stack and kind: top-1 agreement, mean share of the layers, and time per pass over the plain model's."""
     lab, rows = Lab(), []
-    prompts = json.loads((ASSETS / "texts" / "held_out.json").read_text(encoding="utf-8"))
+    prompts = held_out.prompts()
     seen: dict[tuple[str, str], list[tuple[bool, float]]] = {}
     ratios: dict[tuple[str, str], list[float]] = {}
     for number, item in enumerate(prompts):
@@ -81,18 +80,10 @@ def measure(settings: Settings, stacks: dict[str, Stack]) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(prog="python -m benchmarks.exits", description=(__doc__ or "").splitlines()[0])
-    p.add_argument("--technique", action="append", default=[])
-    p.add_argument("--model", default="smollm2-135m")
-    p.add_argument("--weights", default="int4")
-    p.add_argument("--tokens", default=96)
-    p.add_argument("--json", default=None, metavar="OUT|-")
-    a = p.parse_args(arguments)
+    a = held_out.parser("exits", __doc__, 96).parse_args(arguments)
     try:
-        settings = Settings(
-            model=a.model, weights=a.weights, max_new_tokens=within("tokens", a.tokens, 8, 2048, int), prompt="-"
-        )
-        stacks = {text: Stack.from_arguments(text.split("+")) for text in a.technique or STACKS}
+        within("tokens", a.tokens, 8, 2048, int)
+        settings, stacks = held_out.asked(a, STACKS)
         if load := busy():
             say(load)
         result = measure(settings, stacks)

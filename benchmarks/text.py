@@ -16,6 +16,7 @@ import torch
 
 from llmlab.__main__ import say, write
 from llmlab.bench import Ours, Transformers
+from llmlab.experiment import as_tokens
 from llmlab.loop import generate, text_of
 from llmlab.quality import first_difference
 
@@ -34,10 +35,7 @@ def compare(ours: Ours, theirs: Transformers, tokens: int) -> list[dict[str, Any
     """Per prompt: the first differing token, None where there is none, and the margin there."""
     rows = []
     for prompt in PROMPTS:
-        messages = [{"role": "user", "content": prompt}]
-        ids = ours.loaded.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
-            "input_ids"
-        ]
+        ids = as_tokens(ours.loaded, prompt, chat=True)
         mine = text_of(list(generate(ours.model, ids, tokens)))
         given = torch.tensor([ids])
         with torch.inference_mode():

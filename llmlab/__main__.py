@@ -40,19 +40,13 @@ def parser() -> argparse.ArgumentParser:
         c.add_argument("--json", default=None, metavar="OUT|-")
         c.add_argument("--trace", default=None, metavar="OUT.jsonl")
     c = sub.add_parser("bench", help="this engine against transformers on this machine, side by side")
-    c.add_argument("--model", default="smollm2-135m", help="catalogue id, Hub id, local folder or GGUF file")
-    c.add_argument("--weights", default="int4")
-    c.add_argument("--device", default="auto")
-    c.add_argument("--threads", default=0)
+    _model_options(c, "int4")
     c.add_argument("--cases", default="", help="decode,prefill-500,… (default: a small choice)")
     c.add_argument("--rounds", default=5)
     c.add_argument("--json", default=None, metavar="OUT|-")
     c = sub.add_parser("train", help="train a small part for a model, on text that the model writes itself")
     c.add_argument("part", help="eagle: a drafter; heads: draft heads; exits: exit heads")
-    c.add_argument("--model", default="smollm2-135m", help="catalogue id, Hub id, local folder or GGUF file")
-    c.add_argument("--weights", default="int4", help="the format in which the model writes")
-    c.add_argument("--device", default="auto")
-    c.add_argument("--threads", default=0)
+    _model_options(c, "int4")
     c.add_argument("--tokens", default=1_000_000, help="of text to write and learn from")
     c.add_argument("--steps", default=2000)
     c.add_argument("--batch", default=4096, help="tokens of a step")
@@ -85,11 +79,15 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def _study_options(c: argparse.ArgumentParser) -> None:
+def _model_options(c: argparse.ArgumentParser, weights: str) -> None:
     c.add_argument("--model", default="smollm2-135m", help="catalogue id, Hub id, local folder or GGUF file")
-    c.add_argument("--weights", default="dense-fp32")
+    c.add_argument("--weights", default=weights)
     c.add_argument("--device", default="auto")
     c.add_argument("--threads", default=0)
+
+
+def _study_options(c: argparse.ArgumentParser) -> None:
+    _model_options(c, "dense-fp32")
     c.add_argument("--seed", default=0)
     c.add_argument("--json", default=None, metavar="OUT|-")
 
@@ -226,12 +224,17 @@ def compare(a: argparse.Namespace) -> None:
         save(a.trace, trace.dumps(events))
 
 
-def knobs_of(described: Any) -> list[dict[str, Any]]:
-    return [
+def described(name: str, kind: Any, **more: Any) -> dict[str, Any]:
+    """A technique or a study as a row of its listing."""
+    from llmlab.technique import title
+
+    knobs = [
         {"name": k.name, "kind": k.kind, "default": k.default, "low": k.low, "high": k.high, "help": k.help}
         | ({"choices": list(k.choices)} if k.choices else {})
-        for k in described.knobs()
+        for k in kind.knobs()
     ]
+    about = {"title": title(kind), "claim": kind.claim, "knobs": knobs, "speed": kind.speed}
+    return {"id": name, **more, **about, "covers": list(kind.covers)}
 
 
 def show_knobs(knobs: Iterable[dict[str, Any]]) -> None:
@@ -242,20 +245,8 @@ def show_knobs(knobs: Iterable[dict[str, Any]]) -> None:
 
 def studies(a: argparse.Namespace) -> None:
     from llmlab import study as known
-    from llmlab.technique import title
 
-    rows = [
-        {
-            "id": name,
-            "bench": s.bench,
-            "title": title(s),
-            "claim": s.claim,
-            "knobs": knobs_of(s),
-            "speed": s.speed,
-            "covers": list(s.covers),
-        }
-        for name, s in known.studies().items()
-    ]
+    rows = [described(name, s, bench=s.bench) for name, s in known.studies().items()]
     if a.json:
         write(rows, "-")
         return
@@ -294,21 +285,9 @@ def carried_out(name: str, knobs: dict[str, Any], a: argparse.Namespace) -> None
 
 
 def techniques(a: argparse.Namespace) -> None:
-    from llmlab.technique import registry, title
+    from llmlab.technique import registry
 
-    rows = [
-        {
-            "id": name,
-            "door": t.door,
-            "title": title(t),
-            "claim": t.claim,
-            "knobs": knobs_of(t),
-            "exact": t.exact,
-            "speed": t.speed,
-            "covers": list(t.covers),
-        }
-        for name, t in registry().items()
-    ]
+    rows = [described(name, t, door=t.door, exact=t.exact) for name, t in registry().items()]
     if a.json:
         write(rows, "-")
         return

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from llmlab.meter import flops_per_token
 from llmlab.models.decoder import Batch, Decoder, Shape, Span
 from llmlab.sentences import Labelled
 from llmlab.study import Subject
+from llmlab.tools import once
 
 QUESTION = "\nIn one word, the writer's verdict is"
 """What follows each sentence, so that its last token is where a language model would say what it thinks."""
@@ -180,18 +180,15 @@ class Task:
         return self.scale.apply_(states(self.model, sequences, lambda done, all: None))
 
 
-_TASKS: WeakKeyDictionary[Any, tuple[Data, Task]] = WeakKeyDictionary()
-
-
 def task(subject: Subject, data: Data) -> Task:
     """The task on a study's model; the last one of each model is kept. Refused for a model without single layers."""
     if Ability.LAYERS not in subject.lab.shelf.abilities(subject.settings.model):
         raise Refused("Classification", "needs a decoder whose layers can be read one by one", "Choose another model")
     model = subject.model
-    held = _TASKS.get(model)
-    if held is None or held[0] != data:
-        held = _TASKS[model] = (data, Task(model, subject.tokenizer, data, subject.progress))
-    return held[1]
+    held: list[Task] = once(model, "task", list)
+    if not held or held[0].data != data:
+        held[:] = [Task(model, subject.tokenizer, data, subject.progress)]
+    return held[0]
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,20 @@ def out_of_memory(error: Exception) -> str | None:
     return None
 
 
+def as_tokens(loaded: Loaded, prompt: str, chat: bool | None = None) -> list[int]:
+    """A prompt as the model reads it; `chat` as in `Settings`. Raises Refused where nothing comes of it."""
+    tokenizer = loaded.tokenizer
+    if chat and not tokenizer.chat_template:
+        raise Refused(loaded.name, "has no chat template", "Switch chat off")
+    if chat or (chat is None and tokenizer.chat_template):
+        messages = [{"role": "user", "content": prompt}]
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+    ids = list(tokenizer(prompt)["input_ids"])
+    if not ids:
+        raise Refused("The prompt", "holds nothing that this model's vocabulary knows", "Write something else")
+    return ids
+
+
 class Labeller:
     """Token ids to the text each adds, where one character may take several tokens."""
 
@@ -203,17 +217,7 @@ class Lab:
         return Prepared(settings, loaded, prompt, str(loaded.model.device))
 
     def tokens(self, loaded: Loaded, settings: Settings) -> list[int]:
-        tokenizer = loaded.tokenizer
-        if settings.chat and not tokenizer.chat_template:
-            raise Refused(loaded.name, "has no chat template", "Switch chat off")
-        if settings.chat or (settings.chat is None and tokenizer.chat_template):
-            messages = [{"role": "user", "content": settings.prompt}]
-            out = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-            return list(out["input_ids"])
-        ids = list(tokenizer(settings.prompt)["input_ids"])
-        if not ids:
-            raise Refused("The prompt", "holds nothing that this model's vocabulary knows", "Write something else")
-        return ids
+        return as_tokens(loaded, settings.prompt, settings.chat)
 
     def tools(self, prepared: Prepared) -> Tools:
         settings = prepared.settings

@@ -237,6 +237,15 @@ class Session:
         rows.move(new, torch.polar(torch.ones_like(turn), turn))
         self.memory.next_position = rows.count
 
+    @contextmanager
+    def going(self, depth: Depth | None) -> Iterator[None]:
+        """Inside, passes go through the layers as `depth` says; None: through them all."""
+        self.depth = depth
+        try:
+            yield
+        finally:
+            self.depth = None
+
     # Trying out ------------------------------------------------------------------------------------------------
 
     @contextmanager

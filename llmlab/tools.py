@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -16,8 +15,15 @@ from llmlab.memory import Memory
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
-_PARTS: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
-_INFLUENCE: WeakKeyDictionary[Any, list[float]] = WeakKeyDictionary()
+T = TypeVar("T")
+
+
+def once(model: Any, key: Any, make: Callable[[], T]) -> T:
+    """`make()`, made once for this model and key. The model itself keeps it, so that the two go together."""
+    made = model.__dict__.setdefault("_made", {})
+    if key not in made:
+        made[key] = make()
+    return made[key]
 
 
 class Tools:
@@ -37,7 +43,6 @@ class Tools:
         self._calibration = calibration
         self._parts = parts
         self.memories: list[Memory] = []
-        self.sessions: list[Any] = []
         self._partners: dict[str, Any] = {}
 
     def partner(self, name: str) -> Any:
@@ -62,19 +67,14 @@ class Tools:
 
         Raises Refused, in the name of `who`, where none was trained.
         """
-        made = _PARTS.setdefault(model, {})
-        if kind not in made:
-            made[kind] = make(model, self._parts(kind, model, who))
-        return made[kind]
+        return once(model, ("part", kind), lambda: make(model, self._parts(kind, model, who)))
 
     def kv_bytes(self) -> int:
         """Bytes that drafters hold beside the run's own memory."""
-        return sum(s.memory.nbytes for s in self.sessions) + sum(m.nbytes for m in self.memories)
+        return sum(memory.nbytes for memory in self.memories)
 
     def influence(self, model: Any) -> list[float]:
         """Per layer, how much it turns its input on the calibration text; measured once per model."""
-        if model not in _INFLUENCE:
-            from llmlab.techniques.weights.sparsity import influence
+        from llmlab.techniques.weights.sparsity import influence
 
-            _INFLUENCE[model] = influence(model, self.calibration(512))
-        return _INFLUENCE[model]
+        return once(model, "influence", lambda: influence(model, self.calibration(512)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -11,6 +13,9 @@ from torch import Tensor
 from llmlab import exits
 from llmlab.exits import Consistency, Entropy, Hash, Margin, MultiView, NormalisedEntropy, PastFuture, Patience
 from llmlab.exits import Probability as Top
+from llmlab.models.exit_heads import ExitHeads
+from llmlab.techniques.decoding.draft_heads import Heads
+from tests import tiny
 
 HALVES = [0.5, 0.25, 0.125, 0.125]
 """Entropy: ½ ln 2 + ¼ ln 4 + 2 · ⅛ ln 8 = 1.75 ln 2."""
@@ -231,3 +236,13 @@ def test_what_a_bar_costs() -> None:
     assert exits.at_agreement(scores, consistent, 1.0) == pytest.approx(0.8)
     assert exits.at_agreement(scores, consistent, 0.6) == pytest.approx(0.3)
     assert exits.at_agreement(scores, consistent, 0.3) == -math.inf
+
+
+def test_what_is_made_for_a_model_goes_with_it() -> None:
+    model = tiny.decoder("llama").private()
+    ExitHeads.of(model, tiny.tools(), "logit-lens", range(1, 4), 0, "")
+    tiny.tools().part("heads", model, "", Heads)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None

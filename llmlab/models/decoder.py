@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from llmlab.abilities import Ability
 from llmlab.memory import Memory, Rows
 from llmlab.models import fast, graphs
-from llmlab.models.linears import Linear, Tables, nbytes
+from llmlab.models.linears import GROUP, Linear, Tables, make_linear, nbytes
 
 Watch = Callable[[int, Tensor], None]
 """Called with a layer's number and the attention weights (H, Q, S) of a span's queries."""
@@ -323,6 +323,15 @@ class Decoder(nn.Module):
     @property
     def context(self) -> int:
         return self.shape.context
+
+    @property
+    def beside(self) -> str:
+        """The weight format of small parts that run beside it: its own where that is dense, else int4 if it fits."""
+        return self.weights if self.weights.startswith("dense") or self.shape.width % GROUP else "int4"
+
+    def short_head(self, words: Tensor) -> Linear:
+        """The head cut to `words` (S,), in that format."""
+        return make_linear(self.tables.head.rows(words), self.beside)
 
     def keep_copies(self) -> None:
         """Trade memory for time: keep the head in a quicker form, and packed matrices in bfloat16 for reading prompts.

@@ -5,18 +5,17 @@ Shapes: n rows, E width, F inner width of a trained exit, l exits, S words of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.models.decoder import Decoder
-from llmlab.models.linears import GROUP, Tables, make_linear
+from llmlab.models.linears import Tables, make_linear
 from llmlab.session import Session
-from llmlab.tools import Tools
+from llmlab.tools import Tools, once
 
 if TYPE_CHECKING:
     from llmlab.models.linears import Linear
@@ -25,17 +24,6 @@ HEADS = ("logit-lens", "trained")
 WORDS = 8192
 TILE = 64
 """The int4 kernel takes matrices whose rows are a multiple of this."""
-
-T = TypeVar("T")
-_MADE: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
-
-
-def once(model: Any, key: Any, make: Callable[[], T]) -> T:
-    """`make()`, made once for this model and key, and kept for as long as the model is."""
-    made = _MADE.setdefault(model, {})
-    if key not in made:
-        made[key] = make()
-    return made[key]
 
 
 def shortlist(model: Decoder, words: int, tools: Tools) -> Tensor | None:
@@ -82,16 +70,15 @@ class ExitHeads:
     ) -> None:
         """`layers`: after how many of the model's layers each sits, ascending. `words` (S,); None for all."""
         self.model, self.layers, self.words = model, tuple(layers), words
-        weights = model.weights if model.weights.startswith("dense") or model.shape.width % GROUP else "int4"
         self.head: Linear | None = None
         if words is not None:
             self.words = words.long().to(model.device)
-            self.head = make_linear(model.tables.head.rows(self.words), weights)
+            self.head = model.short_head(self.words)
         self.exits: dict[int, Exit] = {}
         if part is not None:
             put = {k: v.to(model.device, torch.float32) for k, v in part.items() if v.is_floating_point()}
             at = part["layers"].tolist()
-            self.exits = {layer: Exit(put, at.index(layer), weights) for layer in self.layers}
+            self.exits = {layer: Exit(put, at.index(layer), model.beside) for layer in self.layers}
 
     @staticmethod
     def of(model: Decoder, tools: Tools | None, head: str, layers: Sequence[int], words: int, who: str) -> ExitHeads:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmlab.memory import Memory
 from llmlab.models.decoder import Batch, Block, Decoder, Norm, Span
-from llmlab.models.linears import GROUP, make_linear
+from llmlab.models.linears import make_linear, nbytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +32,7 @@ class FeatureDrafter:
     """
 
     def __init__(self, model: Decoder, part: Mapping[str, Tensor]) -> None:
-        weights = model.weights if model.weights.startswith("dense") or model.shape.width % GROUP else "int4"
+        weights = model.beside
         put = {k: v.float().to(model.device) for k, v in part.items() if k not in ("taps", "shortlist")}
         matrix = {name: make_linear(put[name], weights) for name in MATRICES}
         self.taps = tuple(part["taps"].tolist())
@@ -44,13 +44,11 @@ class FeatureDrafter:
         self.decoder.graphs = False
         self.fuse, self.join = matrix["fuse"], matrix["join"]
         self.norm_taps, self.norm_state, self.norm_token = put["norm_taps"], put["norm_state"], put["norm_token"]
-        self.head = make_linear(model.tables.head.rows(self.shortlist), weights)
+        self.head = model.short_head(self.shortlist)
 
     @property
     def nbytes(self) -> int:
         """Bytes that it adds to its model."""
-        from llmlab.models.linears import nbytes
-
         return sum(nbytes(part) for part in (*self.decoder.layers, self.fuse, self.join, self.head))
 
     def memory(self) -> Memory:

@@ -89,7 +89,7 @@ class IdleSpeculation(Study):
                 if p.now > told + 1:
                     told = p.now
                     subject.progress(f"Load {load:.2g}, guesses {policy}", done, total)
-            subject.tools.sessions.clear()
+            subject.tools.memories.clear()
             done += 1
             return served
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from llmlab.abilities import Refused
 from llmlab.batches import Text, continue_all
+from llmlab.experiment import as_tokens
 from llmlab.models.shelf import Loaded, Report
 from llmlab.tools import ASSETS
 
@@ -81,15 +82,6 @@ class Prompts:
         return " ".join(words)
 
 
-def chat(loaded: Loaded, prompt: str) -> list[int]:
-    """A prompt as the model's tokens, as a chat where it has a template for that."""
-    tokenizer = loaded.tokenizer
-    if not tokenizer.chat_template:
-        return list(tokenizer(prompt)["input_ids"])
-    messages = [{"role": "user", "content": prompt}]
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
-
-
 def write(
     loaded: Loaded, folder: Path, tokens: int, taps: tuple[int, ...], report: Report, seed: int = 0, together: int = 64
 ) -> None:
@@ -108,7 +100,7 @@ def write(
 
     def texts() -> Iterator[Text]:
         for kind, prompt in supply:
-            ids = chat(loaded, prompt)
+            ids = as_tokens(loaded, prompt)
             if len(ids) <= 400:
                 yield Text(ids, len(ids), dice.randint(LONGEST // 3, LONGEST), dice.choice(TEMPERATURES), kind)
 

@@ -114,7 +114,7 @@ class Trainer:
 
     def __init__(self, model: Decoder, texts: Texts, taps: tuple[int, ...], words: int) -> None:
         self.network, self.texts, self.taps = Layer(model, taps), texts, taps
-        self.shortlist, self.covered = texts.shortlist(words)
+        self.shortlist, self.covered = texts.shortlist(words, model.shape.vocab)
         self.head = model.tables.head.rows(self.shortlist.to(model.device)).float().cpu().clone()
         self.norm = model.norm.weight.float().cpu().clone()
         self.embed = model.tables.look_up
@@ -190,7 +190,7 @@ def run(
     `work` keeps the checkpoint. Raises Refused where there are no texts.
     """
     texts = Texts(folder, taps(model))
-    trainer = Trainer(model, texts, taps(model), min(words, model.shape.vocab) // 64 * 64 or model.shape.vocab)
+    trainer = Trainer(model, texts, taps(model), words)
     result = train(
         trainer.network, trainer.loss, texts, plan, trainer.measure, work / "eagle.pt", report, seconds, trainer.pace
     )

@@ -68,7 +68,7 @@ class Trainer:
     def __init__(self, model: Decoder, texts: Texts, words: int) -> None:
         self.layers, self.full = taps(model)[:-1], len(model.layers)
         self.texts, self.eps = texts, model.shape.eps
-        self.shortlist, self.covered = texts.shortlist(words)
+        self.shortlist, self.covered = texts.shortlist(words, model.shape.vocab)
         norm = model.norm.weight.float().cpu()
         self.head = (model.tables.head.dense().float().cpu() * norm).bfloat16()
         self.short = self.head[self.shortlist].clone()
@@ -162,7 +162,7 @@ def run(
     `work` keeps the checkpoint. Raises Refused where there are no texts.
     """
     texts = Texts(folder, taps(model))
-    trainer = Trainer(model, texts, min(words, model.shape.vocab) // 64 * 64 or model.shape.vocab)
+    trainer = Trainer(model, texts, words)
     result = train(trainer.network, trainer.loss, texts, plan, trainer.measure, work / "exits.pt", report, seconds)
     part = {k: v.detach().bfloat16() for k, v in trainer.network.state_dict().items()}
     part |= {"layers": torch.tensor(trainer.layers), "shortlist": trainer.shortlist.to(torch.int32)}

@@ -49,7 +49,7 @@ def run(
     `work` keeps the checkpoint. Raises Refused where there are no texts.
     """
     texts, norm = Texts(folder, taps(model)), model.norm.weight.float().cpu()
-    shortlist, covered = texts.shortlist(min(words, model.shape.vocab) // 64 * 64 or model.shape.vocab)
+    shortlist, covered = texts.shortlist(words, model.shape.vocab)
     head = model.tables.head.rows(shortlist.to(model.device)).float().cpu().clone()
     net, dice = Heads(model.shape.width, HEADS), torch.Generator().manual_seed(plan.seed)
 

@@ -43,16 +43,19 @@ class Texts:
         self.kept = [s for i, s in enumerate(every) if not i % HELD_OUT and len(s.tokens) <= longest]
         self.tokens = sum(len(s.tokens) for s in self.learn)
 
-    def shortlist(self, size: int) -> tuple[Tensor, float]:
-        """The `size` words that stand most often in answers, ascending, and the share of kept answers they cover."""
+    def shortlist(self, words: int, vocabulary: int) -> tuple[Tensor, float]:
+        """The words that stand most often in answers, ascending, and the share of kept answers that they cover.
+
+        As many as are asked for, but a multiple of 64, which the int4 kernel wants; all of a smaller vocabulary.
+        """
+        size = min(words, vocabulary) // 64 * 64 or vocabulary
         said: Counter[int] = Counter()
         for s in self.learn:
             said.update(s.following[s.prompt - 1 :].tolist())
-        words = sorted(word for word, _ in said.most_common(size))
-        words += [w for w in range(2 * size) if w not in said][: size - len(words)]
-        chosen = set(words)
+        chosen = {word for word, _ in said.most_common(size)}
+        chosen.update([w for w in range(vocabulary) if w not in said][: size - len(chosen)])
         kept = [t for s in self.kept for t in s.following[s.prompt - 1 :].tolist()]
-        return torch.tensor(sorted(words)), sum(t in chosen for t in kept) / max(1, len(kept))
+        return torch.tensor(sorted(chosen)), sum(t in chosen for t in kept) / max(1, len(kept))
 
     def batches(self, plan: Plan, first: int) -> Iterator[list[Sequence]]:
         """Batches of about equal length from step `first` on, without end, the same for the same seed."""

@@ -484,11 +484,15 @@ def repositioned_rows(model: Decoder, policy: Any, tokens: Tokens) -> float:
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Everything that a run could leave changed: every tensor's bytes, every hook, every attribute's name."""
+    """Everything that a run could leave changed: every tensor's bytes, every hook, every attribute's name.
+
+    Not among them is what a model keeps because it was computed from it and costs time; `fresh` sees that it is right.
+    """
+    kept = {"_table", "_made"}
     found: dict[str, Any] = {}
     for path, module in model.named_modules():
         hooks = [len(v) for k, v in vars(module).items() if k.endswith("_hooks") and isinstance(v, dict)]
-        found[path] = (type(module).__name__, sum(hooks), sorted(k for k in vars(module) if k != "_table"))
+        found[path] = (type(module).__name__, sum(hooks), sorted(k for k in vars(module) if k not in kept))
         tensors = [*module.named_buffers(recurse=False), *module.named_parameters(recurse=False)]
         if isinstance(module, Linear):  # oneDNN's layout is opaque, so the matrix is told apart by what it stands for
             tensors.append(("dense", module.dense()))

@@ -300,7 +300,7 @@ def test_the_study_runs_and_tells_all(subject: Subject, drafter: str) -> None:
     assert len(found["claims"]) == 2
     assert found["notes"][0].startswith("Without guesses the server manages")
     assert told
-    assert not subject.tools.sessions
+    assert not subject.tools.memories
 
 
 def test_a_study_stops_when_asked(subject: Subject) -> None:

@@ -106,10 +106,12 @@ def greedy(model: Decoder, tokens: list[int], n: int) -> list[int]:
 
 
 def first_draft(technique, model: Decoder, prompt: list[int], sampler: Sampler | None = None) -> tuple[Draft, Session]:
-    session = Session(model)
+    session, tools = Session(model), tiny.tools()
     session.sampler = sampler or Sampler()
+    if taps := technique.taps(model, tools):
+        session.tap(taps)
     list(session.read(prompt))
-    return next(technique.drafts(session, tiny.tools())), session
+    return next(technique.drafts(session, tools)), session
 
 
 def test_a_draft_model_writes_ahead() -> None:

@@ -167,7 +167,7 @@ def test_a_part_learns_and_goes_on_where_it_stopped(tmp_path: Path, kind: object
 
 def test_a_part_that_is_missing_is_refused() -> None:
     with pytest.raises(Refused, match="EAGLE needs a part trained"):
-        make("eagle").prepare(tiny.decoder("qwen3"), Tools())
+        make("eagle").prepare(tiny.decoder("qwen3").private(), Tools())
 
 
 def test_a_file_that_is_no_part_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from llmlab.abilities import Ability
 from llmlab.doors import Drafter
 from llmlab.draft import Draft, Verdict
 from llmlab.models.decoder import Decoder
-from llmlab.models.linears import make_linear
 from llmlab.session import Session
 from llmlab.technique import knob
 from llmlab.tools import Tools
@@ -27,8 +26,7 @@ class Heads:
         self.shortlist = part["shortlist"].long().to(model.device)
         self.blocks = part["blocks"].float().to(model.device)
         self.taps = (len(model.layers),)
-        low_bit = not model.weights.startswith("dense") and model.shape.width % 32 == 0
-        self.head = make_linear(model.tables.head.rows(self.shortlist), "int4" if low_bit else model.weights)
+        self.head = model.short_head(self.shortlist)
 
     @torch.inference_mode()
     def likeliest(self, state: Tensor, heads: int, count: int) -> tuple[list[list[float]], list[list[int]]]:

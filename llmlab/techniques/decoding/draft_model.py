@@ -51,7 +51,7 @@ class DraftModel(Drafter):
 
     def drafts(self, session: Session, tools: Tools) -> Generator[Draft, Verdict, None]:
         helper = Session(tools.partner(self.model))
-        tools.sessions.append(helper)
+        tools.memories.append(helper.memory)
         shape = branches(self.tree, self.title)
         pace = Pace(self.length, row_cost(session.model) + helper.model.nbytes / session.model.nbytes)
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from llmlab import exits
 from llmlab.abilities import Ability, Refused
 from llmlab.doors import ForwardPatch
-from llmlab.models.decoder import Batch, Decoder
-from llmlab.models.exit_heads import HEADS, WORDS, ExitHeads, calibration, once
+from llmlab.models.decoder import Batch, Decoder, Depth
+from llmlab.models.exit_heads import HEADS, WORDS, ExitHeads, calibration
 from llmlab.models.leaving import FILLS, Leaving, Stop
 from llmlab.session import Session
 from llmlab.technique import knob
-from llmlab.tools import Tools
+from llmlab.tools import Tools, once
 
 ARXIV = "https://arxiv.org/abs/"
 RULES = ("probability", "margin", "entropy", "speed", "patience", "consistency", "learned")
@@ -95,6 +95,7 @@ class EarlyExit(ForwardPatch):
 
     @contextmanager
     def installed(self, session: Session) -> Iterator[None]:
+        depth: Depth | None = None
         if self.threshold < 1:
             heads, asked, rule = self._ready(session.model, session.tools)
 
@@ -113,8 +114,6 @@ class EarlyExit(ForwardPatch):
 
                 return stop
 
-            session.depth = Leaving(session, asked, begin, self.fill)
-        try:
+            depth = Leaving(session, asked, begin, self.fill)
+        with session.going(depth):
             yield
-        finally:
-            session.depth = None

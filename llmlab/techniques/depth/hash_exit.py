@@ -12,11 +12,11 @@ from llmlab import exits
 from llmlab.abilities import Ability, Refused
 from llmlab.doors import ForwardPatch
 from llmlab.models.decoder import Batch, Decoder, Span
-from llmlab.models.exit_heads import HEADS, ExitHeads, once
+from llmlab.models.exit_heads import HEADS, ExitHeads
 from llmlab.models.leaving import FILLS, Leaving, Stop
 from llmlab.session import Session
 from llmlab.technique import knob
-from llmlab.tools import Tools
+from llmlab.tools import Tools, once
 
 ASSIGNMENTS = ("frequency", "random", "information", "cluster")
 CALIBRATION = 4096
@@ -113,8 +113,5 @@ class HashExit(ForwardPatch):
 
             return stop
 
-        session.depth = Leaving(session, heads.layers if heads else (), begin, self.fill)
-        try:
+        with session.going(Leaving(session, heads.layers if heads else (), begin, self.fill)):
             yield
-        finally:
-            session.depth = None

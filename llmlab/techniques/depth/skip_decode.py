@@ -61,8 +61,5 @@ class SkipDecode(ForwardPatch):
             session.layers_run = float(len(chosen))
             return h, None
 
-        session.depth = depth
-        try:
+        with session.going(depth):
             yield
-        finally:
-            session.depth = None

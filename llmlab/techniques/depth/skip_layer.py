@@ -12,11 +12,10 @@ from torch import Tensor
 from llmlab.abilities import Ability
 from llmlab.doors import ForwardPatch
 from llmlab.models.decoder import Batch, Decoder
-from llmlab.models.exit_heads import once
 from llmlab.session import Session
 from llmlab.technique import knob
 from llmlab.techniques.weights.sparsity import batches
-from llmlab.tools import Tools
+from llmlab.tools import Tools, once
 
 CALIBRATION = 4096
 RIDGE = 0.1
@@ -104,8 +103,5 @@ class SkipLayer(ForwardPatch):
             session.layers_run = float(ran)
             return h, None
 
-        session.depth = depth
-        try:
+        with session.going(depth):
             yield
-        finally:
-            session.depth = None

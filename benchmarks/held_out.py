@@ -1,0 +1,32 @@
+"""What the measurements on held-out prompts share: the prompts, and the options of their commands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from llmlab.experiment import Settings
+from llmlab.stack import Stack
+from llmlab.tools import ASSETS
+
+
+def prompts() -> list[dict[str, str]]:
+    """Each with id, kind and prompt."""
+    return json.loads((ASSETS / "texts" / "held_out.json").read_text(encoding="utf-8"))
+
+
+def parser(name: str, about: str | None, tokens: int) -> argparse.ArgumentParser:
+    """Options of `python -m benchmarks.<name>`: stacks, model, weights, tokens per prompt, where the JSON goes."""
+    p = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=(about or "").splitlines()[0])
+    p.add_argument("--technique", action="append", default=[])
+    p.add_argument("--model", default="smollm2-135m")
+    p.add_argument("--weights", default="int4")
+    p.add_argument("--tokens", default=tokens)
+    p.add_argument("--json", default=None, metavar="OUT|-")
+    return p
+
+
+def asked(a: argparse.Namespace, otherwise: tuple[str, ...]) -> tuple[Settings, dict[str, Stack]]:
+    """The settings, and the stacks by their text. Raises Refused."""
+    stacks = {text: Stack.from_arguments(text.split("+")) for text in a.technique or otherwise}
+    return Settings(model=a.model, weights=a.weights, max_new_tokens=a.tokens), stacks
