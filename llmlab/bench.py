@@ -246,11 +246,11 @@ class Transformers:
 
     @torch.inference_mode()
     def verify(self, tokens: Sequence[int], count: int) -> float:
-        cache = self.model(**self._ids([self.prompt]), use_cache=True, logits_to_keep=1).past_key_values
+        cache = self.model(**self._ids([self.prompt]), use_cache=True, logits_to_keep=1).cache
         total, ids = 0.0, torch.tensor([list(tokens)], device=self.device)
         for _ in range(count):
             start = time.perf_counter()
-            self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits.argmax(-1).tolist()
+            self.model(input_ids=ids, cache=cache, use_cache=True).logits.argmax(-1).tolist()
             cache.crop(-len(tokens))
             total += time.perf_counter() - start
         return total / count

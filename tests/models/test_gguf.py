@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,7 +83,6 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
 def test_the_reader_passes_over_arrays_and_finds_the_rest(tmp_path: Path) -> None:
     """What the faster reader reads is what gguf's own reads: every scalar, every tensor."""
     import gguf
-    import numpy as np
 
     from llmlab.models.gguf_file import _reader
 
@@ -109,6 +112,61 @@ def test_tensors_of_every_common_type_load(tmp_path: Path, kind: str, weights: s
     got = laws.logits(model, tokens, [5])
     alike = float(torch.cosine_similarity(got.flatten(), want.flatten(), 0))
     assert alike > (0.99999 if weights == "dense-fp32" else 0.9)
+
+
+def q6_k(block: bytes) -> list[float]:
+    """The 256 values of a Q6_K block (ggml-quants.c): 4 low and 2 high bits each, a signed byte of scale for 16."""
+    low, high, scales = block[:128], block[128:192], struct.unpack("16b", block[192:208])
+    (d,) = struct.unpack("<e", block[208:])
+    out = [0.0] * 256
+    for i in range(256):
+        half, quarter, at = i // 128, i % 128 // 32, i % 32
+        nibble = low[64 * half + 32 * (quarter % 2) + at] >> (4 * (quarter // 2)) & 15
+        two = high[32 * half + at] >> (2 * quarter) & 3
+        out[i] = d * scales[i // 16] * ((nibble | two << 4) - 32)
+    return out
+
+
+def q5_k(block: bytes) -> list[float]:
+    """The 256 values of a Q5_K block: 4 low bits and 1 high bit each, 6 bits of scale and of minimum for 32."""
+    d, least = struct.unpack("<2e", block[:4])
+    packed, high, low = block[4:16], block[16:48], block[48:]
+    out = [0.0] * 256
+    for i in range(256):
+        part, at = divmod(i, 32)
+        if part < 4:
+            scale, minimum = packed[part] & 63, packed[part + 4] & 63
+        else:
+            scale = packed[part + 4] & 15 | packed[part - 4] >> 6 << 4
+            minimum = packed[part + 4] >> 4 | packed[part] >> 6 << 4
+        nibble = low[32 * (part // 2) + at] >> (4 * (part % 2)) & 15
+        out[i] = d * scale * (nibble | (high[at] >> part & 1) << 4) - least * minimum
+    return out
+
+
+@pytest.mark.parametrize(("kind", "size", "values"), [("Q6_K", 210, q6_k), ("Q5_K", 176, q5_k)])
+def test_k_quants_unpack_to_their_values(tmp_path: Path, kind: str, size: int, values: Callable) -> None:
+    import gguf
+
+    dice = random.Random(3)
+    blocks = [bytearray(dice.randbytes(size)) for _ in range(6)]
+    for block in blocks:  # halves that are no numbers would make the comparison empty
+        block[slice(208, 210) if kind == "Q6_K" else slice(0, 4)] = struct.pack("<e", dice.uniform(0.001, 0.01)) * (
+            1 if kind == "Q6_K" else 2
+        )
+    writer = gguf.GGUFWriter(tmp_path / "k.gguf", "llama")
+    raw = np.frombuffer(b"".join(blocks), np.uint8).reshape(3, 2 * size)
+    writer.add_tensor("blk.0.ffn_down.weight", raw, raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GgufFile(tmp_path / "k.gguf")
+    assert f"{kind} unpacked" in file.source
+    got = file.get("model.layers.0.mlp.down_proj.weight")
+    want = torch.tensor([v for block in blocks for v in values(bytes(block))]).view(3, 512)
+    assert torch.allclose(got, want, atol=1e-6)
+    assert got.unique().numel() > 100
 
 
 def test_a_tokenizer_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
