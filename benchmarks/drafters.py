@@ -3,7 +3,7 @@
     python -m benchmarks.drafters [--technique eagle --technique prompt-lookup:length=4 …] [--weights int4]
                                   [--tokens 128] [--rounds 3] [--json OUT|-]
 
-Each `--technique` is a stack of its own; join with + what belongs together. Plain decoding and every stack take turns,
+Each `--technique` is a stack of its own; join with & what belongs together. Plain decoding and every stack take turns,
 prompt by prompt; a ratio is that of two neighbouring runs. Says where a text differs from the plain one, which in
 bitwise verification it never may.
 """

@@ -27,6 +27,6 @@ def parser(name: str, about: str | None, tokens: int) -> argparse.ArgumentParser
 
 
 def asked(a: argparse.Namespace, otherwise: tuple[str, ...]) -> tuple[Settings, dict[str, Stack]]:
-    """The settings, and the stacks by their text. Raises Refused."""
-    stacks = {text: Stack.from_arguments(text.split("+")) for text in a.technique or otherwise}
+    """The settings, and the stacks by their text, in which & joins techniques. Raises Refused."""
+    stacks = {text: Stack.from_arguments(text.split("&")) for text in a.technique or otherwise}
     return Settings(model=a.model, weights=a.weights, max_new_tokens=a.tokens), stacks
