@@ -21,7 +21,7 @@ from llmlab.__main__ import report, say, write
 from llmlab.abilities import Refused
 from llmlab.bench import busy
 from llmlab.experiment import Lab, Settings, within
-from llmlab.models.linears import argmax
+from llmlab.models.tables import argmax
 from llmlab.session import Session
 from llmlab.stack import Stack
 from llmlab.tools import Tools

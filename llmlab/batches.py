@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmlab.memory import Memory
 from llmlab.models.decoder import Batch, Decoder, Span, Taps
-from llmlab.models.linears import highest
+from llmlab.models.tables import highest
 
 REACHABLE = 128
 """Tokens from which one is drawn, the most likely ones."""

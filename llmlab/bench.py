@@ -25,7 +25,7 @@ from llmlab.loop import generate
 from llmlab.memory import Memory
 from llmlab.meter import cores, use_threads
 from llmlab.models.decoder import Batch, Span
-from llmlab.models.linears import argmax
+from llmlab.models.tables import argmax
 from llmlab.session import Session
 from llmlab.tools import ASSETS
 
@@ -405,16 +405,16 @@ def busy() -> str:
 def table(rows: Mapping[str, dict[str, Any]], ours: str) -> str:
     """The report as lines of text."""
     peers = list(dict.fromkeys(p for r in rows.values() for p in r["median_ms"] if p != ours))
-    lines = [f"{'case':22}{ours:>14}" + "".join(f"{p[:24]:>26}" for p in peers)]
+    lines = [f"{'case':22}{ours:>14}" + "".join(f"{p[:28]:>30}" for p in peers)]
     for name, r in rows.items():
         cells = []
         for p in peers:
             if p in r["median_ms"]:
                 low, high = r["spread"].get(p, (0, 0))
-                cells.append(f"{r['median_ms'][p]:.4g} ms {r['ratios'].get(p, 0):.2f}× ({low:.2f}–{high:.2f})")
+                cells.append(f"{r['median_ms'][p]:.4g} ms  {r['ratios'].get(p, 0):.2f}× ({low:.2f}–{high:.2f})")
             else:
                 cells.append("—")
-        lines.append(f"{name:22}{r['median_ms'][ours]:>11.4g} ms" + "".join(f"{c:>26}" for c in cells))
+        lines.append(f"{name:22}{r['median_ms'][ours]:>11.4g} ms" + "".join(f"{c:>30}" for c in cells))
     return "\n".join(lines)
 
 

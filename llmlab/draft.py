@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llmlab.models.linears import argmax
+from llmlab.models.tables import argmax
 
 
 @dataclass(frozen=True)

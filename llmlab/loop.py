@@ -12,7 +12,7 @@ from llmlab.abilities import Refused, check
 from llmlab.draft import Dice, Draft, Sampler, Verdict, accept, accept_greedy
 from llmlab.events import Committed, Drafted, Event, Evicted, Exited, Finished, Prefilled, Started
 from llmlab.meter import Clock
-from llmlab.models.linears import argmax
+from llmlab.models.tables import argmax
 from llmlab.session import Session
 from llmlab.stack import Stack
 from llmlab.tools import Tools

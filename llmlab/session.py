@@ -18,7 +18,7 @@ from llmlab.abilities import Refused
 from llmlab.draft import Chance, Dice, Draft, Sampler
 from llmlab.memory import Rows, Tail
 from llmlab.models.decoder import Batch, Depth, Span, Taps
-from llmlab.models.linears import Tables
+from llmlab.models.tables import Tables
 from llmlab.stack import Stack
 
 if TYPE_CHECKING:

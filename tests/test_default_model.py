@@ -16,7 +16,7 @@ from llmlab.experiment import Lab, Settings
 from llmlab.loop import generate, text_of
 from llmlab.models import sources
 from llmlab.models.decoder import Batch, Span, every_layer
-from llmlab.models.linears import Tables, argmax
+from llmlab.models.tables import Tables, argmax
 from llmlab.session import Session
 from llmlab.stack import Stack
 from tests.laws import laws

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llmlab.abilities import Refused
+from llmlab.memory import DEEP
 from llmlab.models.linears import FORMATS as LINEARS
 from llmlab.models.wrapped import FORMATS as WRAPPED
 
@@ -259,9 +260,9 @@ def copy_bytes(size: Size, weights: str) -> int:
     return 2 * (size.parameters - size.tables) + size.tables * 5 // 8
 
 
-def kv_bytes(size: Size, rows: int) -> int:
-    """Bytes of float32 keys and values for `rows` tokens."""
-    return size.layers * size.row * rows * 4
+def kv_bytes(size: Size, rows: int, weights: str) -> int:
+    """Bytes of float32 keys and values for `rows` tokens, and of their brief form where there are many."""
+    return size.layers * size.row * rows * (6 if rows > DEEP and weights != "dense-fp32" else 4)
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,7 @@ class Fit:
 
 def fit(size: Size, weights: str, rows: int, free: int) -> Fit:
     """`rows` tokens of context are counted at most as many as the model reads."""
-    return Fit(weight_bytes(size, weights), kv_bytes(size, min(rows, size.context)), free)
+    return Fit(weight_bytes(size, weights), kv_bytes(size, min(rows, size.context), weights), free)
 
 
 def require_fit(size: Size, weights: str, rows: int, free: int, who: str, formats: tuple[str, ...] = FORMATS) -> Fit:

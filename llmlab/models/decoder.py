@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from llmlab.abilities import Ability
 from llmlab.memory import Memory, Rows
 from llmlab.models import fast, graphs
-from llmlab.models.linears import GROUP, Linear, Tables, make_linear, nbytes
+from llmlab.models.linears import GROUP, Linear, make_linear, nbytes
+from llmlab.models.tables import Tables
 
 Watch = Callable[[int, Tensor], None]
 """Called with a layer's number and the attention weights (H, Q, S) of a span's queries."""

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.models.decoder import Decoder
-from llmlab.models.linears import Tables, make_linear
+from llmlab.models.linears import make_linear
+from llmlab.models.tables import Tables
 from llmlab.session import Session
 from llmlab.tools import Tools, once
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from llmlab.abilities import Refused
 from llmlab.models.codes import Codes
 from llmlab.models.decoder import Block, Decoder, Norm, Shape
-from llmlab.models.linears import Linear, Tables, make_linear
+from llmlab.models.linears import Linear, make_linear
+from llmlab.models.tables import Tables
 
 if TYPE_CHECKING:
     from llmlab.models.checkpoint import Checkpoint

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.memory import Pool, Rows
-from llmlab.models.linears import Linear
+from llmlab.memory import DEEP, Pool, Rows
+from llmlab.models.linears import Linear, bfloat16_instructions
 
 if TYPE_CHECKING:
     from llmlab.models.decoder import Batch, Block, Decoder, Span
@@ -91,6 +92,7 @@ class Few:
         s = model.shape
         H, KV, D, E = s.heads, s.kv_heads, s.head_size, s.width
         takes = model.layers[0].qkv.takes
+        self.deep = DEEP if takes == torch.bfloat16 and bfloat16_instructions() else sys.maxsize
         self.shape, self.N = s, N
         with torch.inference_mode(False):  # buffers made in inference mode could not be written to outside of it
             # An extra column holds √(E·eps), so that the norm of the row is √(Σx² + E·eps) in one operation.
@@ -168,6 +170,9 @@ class Few:
             if fill:
                 continue
             if single and b.window is None and not span.patterns and span.watch is None:
+                if held >= self.deep:
+                    self._look_briefly(span.start, rows, held + 1)
+                    continue
                 scores = torch.bmm(self.q[span.start], rows.across.narrow(2, 0, held + 1))
                 values = rows.values.narrow(1, 0, held + 1)
                 torch.bmm(torch.softmax(scores, -1), values, out=self.a[span.start])
@@ -218,6 +223,9 @@ class Few:
             if path is not None and (there or list(range(n)))[: len(path)] != path:
                 rows.write(held, kv[:, :, path])
                 there = path + (there or list(range(n)))[len(path) :]
+            if self.deep < S and not patterns and span.watch is None:
+                self._look_briefly(j, rows, S)
+                continue
             scores = torch.bmm(self.q[j], across.narrow(2, 0, S))
             if patterns:
                 hidden = _hidden(patterns, rows, held, path, batch.positions[span.start : span.stop], i)
@@ -230,6 +238,14 @@ class Few:
             rows.write(held, kv)
         if span.watch is not None:
             span.watch(b.index, _gathered(weights, held, n, paths))
+
+    def _look_briefly(self, j: int, rows: Rows, S: int) -> None:
+        """Attention of row j over the first S rows held, all in bfloat16 but the softmax."""
+        keys, values = rows.brief(S)
+        scores = torch.bmm(self.q[j].bfloat16(), keys)
+        scores.narrow(2, S, scores.shape[2] - S).fill_(-torch.inf)
+        w = torch.softmax(scores, -1, dtype=torch.float32)
+        self.a[j].copy_(torch.bmm(w.bfloat16(), values))
 
     def _look_side_by_side(self, pool: Pool, batch: Batch, fill: bool) -> None:
         """Attention of the sequences of a pool, a row each: one product for them all."""

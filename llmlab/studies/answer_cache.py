@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmlab import caching, cascade, problems
-from llmlab.caching import POLICIES, Outcome
+from llmlab.cascades import caching, cascade, problems
+from llmlab.cascades.caching import POLICIES, Outcome
+from llmlab.cascades.problems import KINDS, Problem
+from llmlab.cascades.replies import ask
 from llmlab.models.decoder import Batch, Decoder, Span
-from llmlab.problems import KINDS, Problem
-from llmlab.replies import ask
 from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
 from llmlab.technique import knob
 

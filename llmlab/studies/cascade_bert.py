@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab import cascade, probes
 from llmlab.abilities import Refused
-from llmlab.cascade import Level
-from llmlab.classify import Data, Task, between, flops, lead, leave, paired, task
+from llmlab.cascades import cascade
+from llmlab.cascades.cascade import Level
+from llmlab.classification import probes
+from llmlab.classification.classify import Data, Task, between, flops, lead, leave, paired, task
 from llmlab.exits import Probability
 from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
 from llmlab.technique import knob
@@ -30,6 +31,9 @@ COLUMNS = {
     "answered": "Answered by the smallest",
     "confidence": "Confidence",
     "ideal": "Accuracy if calibrated",
+    "level": "Who answered",
+    "correct": "Correct",
+    "cost": "GFLOPs of all asked",
     "count": "Sentences",
     "ece": "Calibration error",
     "auc": "Confidence: area under ROC",
@@ -103,7 +107,13 @@ class CascadeBert(Study):
         rows += [row for c in CALIBRATIONS for row in curves[c]] + exits
         shallow = [self._shallow(tasks[-1], member, unit) for member in members[:-1]]
         rows += [row for row, _ in shallow]
+        bar, answered = self._answered(members)
+        rows += answered
         notes = [f"{self.test} test sentences, {len(tasks[-1].labels)} labels; thresholds are tried on them directly."]
+        notes.append(
+            f"Who answered is shown for {self.calibration!r} with the threshold {bar:.3f}: the cheapest one that"
+        )
+        notes[-1] += " is right as often as the large model, or the one most often right where none is."
         return Findings(COLUMNS, rows, charts(), self._claims(curves, exits, members, shallow, unit), notes)
 
     def _variants(self, total: int) -> list[tuple[str, list[str]]]:
@@ -140,6 +150,16 @@ class CascadeBert(Study):
                 "speedup": unit / routed.mean_cost,
                 "answered": float((routed.level == 0).double().mean()),
             }
+
+    def _answered(self, members: Sequence[Member]) -> tuple[float, list[dict[str, Cell]]]:
+        """The threshold of the cheapest cascade that is as often right as the large model, and who answers then."""
+        levels = [m.level(self.calibration) for m in members]
+        tried = bars(torch.cat([level.score for level in levels[:-1]]))
+        routed = [(bar, cascade.route(levels, [bar] * (len(levels) - 1))) for bar in tried]
+        goal = min(levels[-1].accuracy, max(r.accuracy for _, r in routed))
+        bar, best = min(((b, r) for b, r in routed if r.accuracy >= goal - 1e-9), key=lambda x: x[1].mean_cost)
+        told = cascade.answered([m.name for m in members], best.level, best.correct, best.cost)
+        return bar, [{"way": "who answered", **row} for row in told]
 
     def _exits(self, t: Task, whole: Member, unit: float) -> Iterator[dict[str, Cell]]:
         """One deep model, left where a layer's own classifier is sure."""

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmlab import exits, probes
-from llmlab.classify import Data, Left, Task, at_most, flops, lead, leave, no_loss, paired, points, task
+from llmlab import exits
+from llmlab.classification import probes
+from llmlab.classification.classify import Data, Left, Task, at_most, flops, lead, leave, no_loss, paired, points, task
 from llmlab.exits import Consistency, Each, Entropy, MultiView, NormalisedEntropy, Patience, Rule
 from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
 from llmlab.technique import knob

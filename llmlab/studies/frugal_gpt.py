@@ -7,11 +7,11 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from llmlab import cascade, problems
 from llmlab.abilities import Refused
-from llmlab.cascade import Level, Plan, Scorer
-from llmlab.problems import KINDS
-from llmlab.replies import Reply, ask, features
+from llmlab.cascades import cascade, problems
+from llmlab.cascades.cascade import Level, Plan, Scorer
+from llmlab.cascades.problems import KINDS
+from llmlab.cascades.replies import Reply, ask, features
 from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
 from llmlab.technique import knob
 
@@ -29,6 +29,7 @@ COLUMNS = {
     "ms": "ms per query",
     "auc": "Scorer: area under ROC",
     "query": "Query",
+    "level": "Who answered",
     "score": "Score",
     "correct": "Correct",
 }
@@ -174,7 +175,7 @@ def queries(plan: Plan, levels: Sequence[Level]) -> Iterator[dict[str, Cell]]:
     """One row per query: who answered it."""
     order = [levels[k] for k in plan.order]
     for row in plan.run(levels).rows(order):
-        yield {"way": "query", "name": row.pop("level"), **row}
+        yield {"way": "query", **row}
 
 
 def told(plan: Plan, levels: Sequence[Level]) -> str:

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from llmlab.load import HEADINGS, Served, figures, poisson, prompts, spread
-from llmlab.serving import Request, Scheduler, Server, Share
+from llmlab.serving.load import HEADINGS, Served, figures, poisson, prompts, spread
+from llmlab.serving.server import Request, Scheduler, Server, Share
 from llmlab.study import Chart, Claim, Findings, Study, Subject
 from llmlab.technique import knob, make
 

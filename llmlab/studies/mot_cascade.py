@@ -9,10 +9,10 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from llmlab import cascade, problems
-from llmlab.cascade import Level
-from llmlab.problems import KINDS
-from llmlab.replies import Reply, ask
+from llmlab.cascades import cascade, problems
+from llmlab.cascades.cascade import Level
+from llmlab.cascades.problems import KINDS
+from llmlab.cascades.replies import Reply, ask
 from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
 from llmlab.technique import knob
 

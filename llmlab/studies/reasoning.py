@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-from llmlab import cascade, problems
-from llmlab.problems import KINDS, STYLES
-from llmlab.replies import Reply, ask
+from llmlab.cascades import cascade, problems
+from llmlab.cascades.problems import KINDS, STYLES
+from llmlab.cascades.replies import Reply, ask
 from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
 from llmlab.technique import knob
 

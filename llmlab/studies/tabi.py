@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmlab import cascade, probes
 from llmlab.abilities import Refused
-from llmlab.cascade import Level, Plan
-from llmlab.classify import Data, Task, flops, paired, task
+from llmlab.cascades import cascade
+from llmlab.cascades.cascade import Level, Plan
+from llmlab.classification import probes
+from llmlab.classification.classify import Data, Task, flops, paired, task
 from llmlab.meter import Clock
 from llmlab.models.decoder import Batch, Decoder, Span
 from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
@@ -31,6 +32,10 @@ COLUMNS = {
     "gflops": "GFLOPs per sentence",
     "percentile": "Percentile",
     "time": "Its time, ms",
+    "level": "Who answered",
+    "correct": "Correct",
+    "cost": "GFLOPs of all asked",
+    "count": "Sentences",
 }
 
 
@@ -132,6 +137,9 @@ class Tabi(Study):
                 rows.append(row(f"{way}, mixed", s, s.mixed, base, len(ranks)))
         for way, s in served.items():
             rows += [{"way": way, "percentile": p, "time": 1000 * percentile(s.seconds, p / 100)} for p in PERCENTILES]
+        pruned = served["levels, pruned"]
+        seen = torch.tensor(pruned.level), torch.tensor(pruned.right), torch.tensor(pruned.flops) / 1e9
+        rows += [{"way": "levels, pruned", **row} for row in cascade.answered([r.name for r in ranks], *seen)]
         return Findings(COLUMNS, rows, charts(), claims(rows, served, base), notes)
 
     def _ranks(self, subject: Subject, data: Data) -> list[Rank]:

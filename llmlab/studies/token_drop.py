@@ -10,13 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmlab import selectors
 from llmlab.abilities import Refused
-from llmlab.classify import Data, batch_of, flops, lead, leave, task
-from llmlab.dropped import Bench, Judge, Outcome, Results, Way, best_points, likeness, outcome, row_of, survivors, timed
-from llmlab.dropping import AtLeast, Dropping, Top
+from llmlab.classification import selectors
+from llmlab.classification.classify import Data, batch_of, flops, lead, leave, task
+from llmlab.classification.dropped import (
+    Bench,
+    Judge,
+    Outcome,
+    Results,
+    Way,
+    best_points,
+    likeness,
+    outcome,
+    row_of,
+    survivors,
+    timed,
+)
+from llmlab.classification.dropping import AtLeast, Dropping, Top
+from llmlab.classification.selectors import Contribution, Policy
 from llmlab.exits import Entropy
-from llmlab.selectors import Contribution, Policy
 from llmlab.study import Chart, Claim, Findings, Study, Subject
 from llmlab.technique import knob
 

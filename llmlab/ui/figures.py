@@ -265,21 +265,25 @@ def _legend(figure: go.Figure) -> None:
 
 
 def cascade(found: Mapping[str, Any], lang: str) -> go.Figure | None:
-    """Who answered, rightly or wrongly, and at what mean cost; None for rows without level and cost."""
+    """Who answered, rightly or wrongly, and at what mean cost; None for rows without level and cost.
+
+    A row is one query, or as many as its `count` says.
+    """
     rows = [r for r in found["rows"] if r.get("level") is not None and _finite(r.get("cost"))]
     if not rows:
         return None
     figure = _figure("cascade_title", "cascade_level", "cascade_count", lang)
-    paid: dict[Any, list[float]] = {}
+    paid: dict[Any, list[tuple[int, float]]] = {}
     for r in rows:
-        paid.setdefault(r["level"], []).append(r["cost"])
-    mean = {v: sum(costs) / len(costs) for v, costs in paid.items()}
+        paid.setdefault(r["level"], []).append((r.get("count") or 1, r["cost"]))
+    mean = {v: sum(n * cost for n, cost in costs) / sum(n for n, _ in costs) for v, costs in paid.items()}
     levels = sorted(mean, key=mean.__getitem__)  # who is asked later costs more, because those before are paid too
     shown = [escape(cell(v)) for v in levels]
     known = any(r.get("correct") is not None for r in rows)
     kinds = (("right", True, GREEN), ("wrong", False, RED)) if known else (("answered", None, BLUE),)
     for name, correct, colour in kinds:
-        counts = [sum(r["level"] == v and (not known or r.get("correct") == correct) for r in rows) for v in levels]
+        shown_here = [r for r in rows if not known or r.get("correct") == correct]
+        counts = [sum(r.get("count") or 1 for r in shown_here if r["level"] == v) for v in levels]
         figure.add_bar(x=shown, y=counts, name=word(name, lang), marker_color=colour, opacity=0.7)
     figure.add_scatter(
         x=shown,

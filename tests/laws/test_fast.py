@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from llmlab.draft import Draft
-from llmlab.memory import Memory
+from llmlab.memory import Memory, Rows, Tail
+from llmlab.models import fast
 from llmlab.models.decoder import Batch, Decoder, Span
-from llmlab.models.linears import argmax
+from llmlab.models.tables import argmax
 from llmlab.session import Session
 from llmlab.stack import Stack
 from llmlab.technique import make
@@ -93,7 +94,11 @@ TREES = [
 @pytest.mark.parametrize("policy", ["", "streaming-llm", "h2o"])
 @pytest.mark.parametrize("drafts", [CHAINS, TREES], ids=["chain", "tree"])
 def test_a_pass_over_several_tokens_is_bitwise(weights: str, family: str, policy: str, drafts: list[Draft]) -> None:
-    model = tiny.decoder(family, weights)
+    bitwise(tiny.decoder(family, weights), policy, drafts)
+
+
+def bitwise(model: Decoder, policy: str, drafts: list[Draft]) -> None:
+    """Passes with drafts leave the logits and the memory of passes without, to the bit."""
     stack = Stack([make(policy, budget=16, every=6)] if policy else [])
     tokens = tiny.prompts(1, 50, seed=6)[0]
     want, alone = passes(model, stack, tokens, [Draft()])
@@ -104,6 +109,71 @@ def test_a_pass_over_several_tokens_is_bitwise(weights: str, family: str, policy
         assert torch.equal(a.k, b.k)
         assert torch.equal(a.v, b.v)
         assert torch.equal(a.positions, b.positions)
+
+
+@pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A look back counts as deep from 24 rows on; the list has a number for every deep one."""
+    if not fast.bfloat16_instructions():
+        pytest.skip("this processor does not multiply bfloat16, and no look back is brief")
+    looks: list[int] = []
+    brief = Rows.brief
+
+    def seen(rows: Rows, n: int) -> tuple[Tensor, Tensor]:
+        looks.append(n)
+        return brief(rows, n)
+
+    monkeypatch.setattr(fast, "DEEP", 24)
+    monkeypatch.setattr(Rows, "brief", seen)
+    return looks
+
+
+@pytest.mark.parametrize("weights", ["dense-bf16", "int4"])
+@pytest.mark.parametrize("policy", ["", "streaming-llm"])
+@pytest.mark.parametrize("drafts", [CHAINS, TREES], ids=["chain", "tree"])
+def test_so_is_one_that_looks_far_back(shallow: list[int], weights: str, policy: str, drafts: list[Draft]) -> None:
+    bitwise(tiny.decoder("llama", weights).private(), policy, drafts)
+    assert bool(shallow) == (not policy), "a memory of 16 rows is never deep"
+
+
+@pytest.mark.parametrize("weights", ["dense-fp32", "dense-bf16", "int4"])
+def test_looking_far_back_in_bfloat16_is_near(shallow: list[int], weights: str) -> None:
+    model, pieces = tiny.decoder("llama", weights).private(), (10, *[1] * 30, 4, 1, 1, 6)
+    got = laws.logits(model, TOKENS, pieces)
+    assert kl(got, laws.logits(model.plain(), TOKENS, pieces)) < 1e-3
+    assert bool(shallow) == (weights != "dense-fp32"), "float32 stays float32"
+
+
+def test_a_brief_form_follows_its_rows() -> None:
+    """Whatever happens to the rows, their brief form is theirs."""
+    dice = torch.Generator().manual_seed(1)
+    rows = Rows(2, 8, torch.float32, torch.device("cpu"))
+
+    def some(n: int) -> Tensor:
+        return torch.randn(2, 2, n, 8, generator=dice)
+
+    def alike() -> bool:
+        keys, values = rows.brief(rows.count)
+        keys, values = keys[:, :, : rows.count], values[:, : rows.count]
+        return torch.equal(keys, rows.k.bfloat16().transpose(1, 2)) and torch.equal(values, rows.v.bfloat16())
+
+    rows.append_both(some(70), range(70))
+    before = rows.nbytes
+    assert alike()
+    assert rows.nbytes > before, "its bytes count"
+    rows.append_one(some(1)[:, :, 0], 70)
+    assert alike()
+    rows.write(40, some(3))
+    assert alike()
+    rows.keep(range(50))
+    rows.append_both(some(200), range(50, 250))
+    assert alike()
+    rows.keep(Tail(245, torch.tensor([246, 249]), 245))
+    assert alike()
+    rows.move(torch.arange(247), torch.polar(torch.ones(2, 247, 4), torch.rand(2, 247, 4, generator=dice)))
+    assert alike()
+    rows.keep(torch.arange(0, 240, 3))
+    assert alike()
 
 
 @pytest.mark.parametrize("lengths", [(5, 5, 5, 5), (3, 70, 9, 64, 65, 1), (7, 2, 4)], ids=str)

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.abilities import Refused
-from llmlab.models import linears
+from llmlab.models import linears, tables
 from llmlab.models.codes import GROUP, Codes
-from llmlab.models.linears import FORMATS, Dense, Int4, Int8, Int8Groups, Nf4, Tables, make_linear, nbytes
+from llmlab.models.linears import FORMATS, Dense, Int4, Int8, Nf4, make_linear, nbytes
+from llmlab.models.tables import Int8Groups, Tables
 from tests import tiny
 from tests.laws import laws
 
@@ -330,8 +331,8 @@ def test_the_best_candidates_are_scored_in_float32() -> None:
 def test_buckets_find_the_highest(seed: int, V: int, count: int, ties: bool) -> None:
     y = torch.randn(3, V, generator=torch.Generator().manual_seed(seed))
     y = y.round(decimals=1) if ties else y
-    found = y.gather(1, linears.highest(y, count)).sort(-1, descending=True).values
+    found = y.gather(1, tables.highest(y, count)).sort(-1, descending=True).values
     assert torch.equal(found, y.topk(count).values)
-    assert linears.highest(y, count).sort(-1).values.diff().gt(0).all() or count == 1
-    at = torch.tensor(linears.argmax(y))
+    assert tables.highest(y, count).sort(-1).values.diff().gt(0).all() or count == 1
+    at = torch.tensor(tables.argmax(y))
     assert torch.equal(y[torch.arange(3), at], y.amax(-1))

@@ -315,7 +315,7 @@ def test_weight_bytes_are_those_of_the_model(tmp_path: Path) -> None:
     memory = model.memory()
     for rows in memory.layers:
         rows.append(torch.zeros(2, 64, 16), torch.zeros(2, 64, 16), torch.arange(64))
-    assert catalog.kv_bytes(size, 64) == sum(r.k.nbytes + r.v.nbytes for r in memory.layers)
+    assert catalog.kv_bytes(size, 64, "int4") == sum(r.k.nbytes + r.v.nbytes for r in memory.layers)
 
 
 def test_a_refusal_for_memory_has_the_breakdown_and_a_way_out() -> None:

@@ -13,18 +13,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llmlab import arithmetic, caching, cascade, problems
 from llmlab.abilities import Refused
 from llmlab.batches import Text, continue_all
-from llmlab.cascade import Level, Scorer
+from llmlab.cascades import arithmetic, caching, cascade, problems
+from llmlab.cascades.cascade import Level, Scorer
+from llmlab.cascades.problems import KINDS, STYLES, corrected, equations, read
+from llmlab.cascades.replies import Reply
 from llmlab.experiment import Lab, Settings
 from llmlab.meter import flops_per_token
-from llmlab.problems import KINDS, STYLES, corrected, equations, read
-from llmlab.replies import Reply
 from llmlab.stack import Stack
 from llmlab.studies import answer_cache, cascade_bert, mot_cascade, tabi
 from llmlab.studies.reasoning import gain
 from llmlab.study import Subject, carry_out, make_study
+from llmlab.ui import figures
 from tests import made, tiny
 
 # The calculator -----------------------------------------------------------------------------------------------------
@@ -553,6 +554,10 @@ SMALLEST: dict[str, dict[str, Any]] = {
 }
 
 
+WHO = {"frugal-gpt": 5, "mot-cascade": 5, "cascade-bert": 30, "tabi": 20}
+"""Cascades, and how many queries each of the runs above answers."""
+
+
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_study_runs_and_says_what_it_found(name: str, folder: Path) -> None:
     found = carry_out(make_study(name, **SMALLEST[name]), Subject(Lab(), Settings(str(folder), threads=1)))
@@ -565,6 +570,11 @@ def test_a_study_runs_and_says_what_it_found(name: str, folder: Path) -> None:
         for value in row.values():
             assert value is None or isinstance(value, str | int | float | bool)
             assert not isinstance(value, float) or math.isfinite(value)
+    who = figures.cascade(found, "en")
+    if name in WHO:
+        right, wrong, cost = who.data
+        assert sum(right.y) + sum(wrong.y) == WHO[name]
+        assert list(cost.y) == sorted(cost.y)
     for chart in found["charts"]:
         assert any(row.get(chart["x"]) is not None and row.get(chart["y"]) is not None for row in found["rows"])
 

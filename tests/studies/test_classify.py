@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab import classify, dropping, exits, probes, saliency, selectors, sentences
+from llmlab import exits
 from llmlab.abilities import Refused
-from llmlab.classify import Data, Ends, Task, at_most, between, flops, lead, leave
-from llmlab.dropping import AtLeast, Dropping, Look, Top
+from llmlab.classification import classify, dropping, probes, saliency, selectors, sentences
+from llmlab.classification.classify import Data, Ends, Task, at_most, between, flops, lead, leave
+from llmlab.classification.dropping import AtLeast, Dropping, Look, Top
 from llmlab.exits import Each, Entropy, Patience
 from llmlab.meter import flops_per_token
 from llmlab.models.decoder import Batch, Decoder, Span, Taps

@@ -13,9 +13,9 @@ from llmlab.abilities import Refused
 from llmlab.doors import Drafter
 from llmlab.draft import Draft, Verdict
 from llmlab.experiment import Lab, Settings
-from llmlab.load import HEADINGS, Served, figures, poisson, quantile, spread
 from llmlab.memory import Memory
-from llmlab.serving import Pass, Request, Scheduler, Server, Share
+from llmlab.serving.load import HEADINGS, Served, figures, poisson, quantile, spread
+from llmlab.serving.server import Pass, Request, Scheduler, Server, Share
 from llmlab.session import Session
 from llmlab.stack import Stack
 from llmlab.studies.idle_speculation import POLICIES, Speculating, always_falls, idle_only_never_falls

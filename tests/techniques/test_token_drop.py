@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmlab.abilities import Refused
-from llmlab.dropping import Dropping, Top
+from llmlab.classification.dropping import Dropping, Top
 from llmlab.models.decoder import Batch, Span
 from llmlab.session import Session
 from llmlab.stack import Stack

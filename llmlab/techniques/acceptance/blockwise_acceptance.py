@@ -9,7 +9,7 @@ from torch import Tensor
 from llmlab.abilities import Refused
 from llmlab.doors import Acceptor
 from llmlab.draft import Chance, Draft, Sampler, accept
-from llmlab.models.linears import argmax
+from llmlab.models.tables import argmax
 from llmlab.technique import knob
 from llmlab.tools import Tools
 

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from llmlab.abilities import Ability, Refused
+from llmlab.classification.dropping import Dropping, Top, places
 from llmlab.doors import ForwardPatch
-from llmlab.dropping import Dropping, Top, places
 from llmlab.session import Session
 from llmlab.technique import knob
 

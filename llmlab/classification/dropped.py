@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab import probes
-from llmlab.classify import Task, batch_of, encoded, flops, no_loss, paired, points
-from llmlab.dropping import Dropping, Fate, Selector, places
+from llmlab.classification import probes
+from llmlab.classification.classify import Task, batch_of, encoded, flops, no_loss, paired, points
+from llmlab.classification.dropping import Dropping, Fate, Selector, places
+from llmlab.classification.saliency import Saliency, saliency
+from llmlab.classification.sentences import make
 from llmlab.meter import Clock
-from llmlab.saliency import Saliency, saliency
-from llmlab.sentences import make
 from llmlab.study import Cell, Subject
 
 TIMES = 5

@@ -77,6 +77,18 @@ class Routed:
             }
 
 
+def answered(names: Sequence[str], level: Tensor, correct: Tensor, cost: Tensor) -> Iterator[dict[str, Cell]]:
+    """Per level and whether its answers were right: how many, and at what mean cost. No row where there are none.
+
+    `names` of the levels; per query (n,) which of them answered, whether rightly, and what all who were asked cost.
+    """
+    for k, name in enumerate(names):
+        for right in (True, False):
+            here = (level == k) & (correct == right)
+            if count := int(here.sum()):
+                yield {"level": name, "correct": right, "count": count, "cost": float(cost[here].double().mean())}
+
+
 def route(levels: Sequence[Level], thresholds: Sequence[float]) -> Routed:
     """Each query goes to the first level whose score reaches its threshold; the last level takes what is left.
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from llmlab.abilities import Refused
 from llmlab.batches import Text, continue_all
-from llmlab.cascade import flops
-from llmlab.problems import KINDS, Problem, Reading, read, shots
+from llmlab.cascades.cascade import flops
+from llmlab.cascades.problems import KINDS, Problem, Reading, read, shots
 
 NEW = {"direct": 8, "cot": 72, "pot": 40}
 """Tokens that an answer may take in each style; worked solutions of two steps need about 50."""

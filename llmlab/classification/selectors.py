@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmlab.dropping import Look
-from llmlab.saliency import Saliency
+from llmlab.classification.dropping import Look
+from llmlab.classification.saliency import Saliency
 
 BINS = 10
 """Ranks of a sentence's words, from the most attended to the least, are told apart in so many steps."""

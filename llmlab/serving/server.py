@@ -19,7 +19,7 @@ from llmlab.draft import Draft, Verdict, accept_greedy
 from llmlab.memory import Memory
 from llmlab.meter import Clock
 from llmlab.models.decoder import Batch, Decoder, Span
-from llmlab.models.linears import Tables, argmax
+from llmlab.models.tables import Tables, argmax
 from llmlab.session import PIECE, Session
 from llmlab.tools import Tools
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from llmlab.abilities import Refused
-from llmlab.arithmetic import run, value
+from llmlab.cascades.arithmetic import run, value
 
 KINDS = ("one step", "two steps", "dates")
 STYLES = ("direct", "cot", "pot")

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import torch
 
-from llmlab.serving import Pass, Request
+from llmlab.serving.server import Pass, Request
 from llmlab.study import Subject
 from llmlab.tools import ASSETS
 

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmlab import probes, sentences
 from llmlab.abilities import Ability, Refused
+from llmlab.classification import probes, sentences
+from llmlab.classification.sentences import Labelled
 from llmlab.exits import Rule
 from llmlab.meter import flops_per_token
 from llmlab.models.decoder import Batch, Decoder, Shape, Span
-from llmlab.sentences import Labelled
 from llmlab.study import Subject
 from llmlab.tools import once
 

@@ -1,0 +1,1 @@
+"""Requests that come at their own times and decode together."""
