@@ -136,23 +136,29 @@ class Labeller:
     def __init__(self, tokenizer: Any, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._ids = list(context[-8:])
+        self._text = self._read(self._ids)
 
-    def _added(self, ids: Sequence[int], before: list[int]) -> tuple[list[str], list[int]]:
+    def _read(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def _added(self, ids: Sequence[int], before: list[int], old: str) -> tuple[list[str], list[int], str]:
+        """What each of `ids` adds after `before`, which reads `old`; and what to go on from, with its text."""
         texts = []
         for token in ids:
-            old = self._tokenizer.decode(before, skip_special_tokens=False)
             before = [*before, token]
-            new = self._tokenizer.decode(before, skip_special_tokens=False)
+            new = self._read(before)
             # An unfinished character decodes to U+FFFD; its text belongs to the token that completes it.
             stem = old.rstrip("\ufffd")
             whole = new.rstrip("\ufffd")
             texts.append(whole[len(stem) :] if whole.startswith(stem) else new[len(old) :])
-            if not new.endswith("\ufffd"):
+            old = new
+            if len(before) > 24 and not new.endswith("\ufffd"):  # reading takes a part of every token's time
                 before = before[-8:]
-        return texts, before
+                old = self._read(before)
+        return texts, before, old
 
     def commit(self, ids: Sequence[int]) -> list[str]:
-        texts, self._ids = self._added(ids, self._ids)
+        texts, self._ids, self._text = self._added(ids, self._ids, self._text)
         return texts
 
     def guess(self, tokens: Sequence[int], parents: Sequence[int]) -> list[str]:
@@ -163,7 +169,8 @@ class Labeller:
             while p >= 0:
                 line.insert(0, tokens[p])
                 p = parents[p]
-            texts.append(self._added([token], [*self._ids, *line])[0][0])
+            before = [*self._ids, *line]
+            texts.append(self._added([token], before, self._read(before))[0][0])
         return texts
 
 

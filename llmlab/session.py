@@ -182,7 +182,8 @@ class Session:
         kept = list(range(u)) + [u + i for i in path]
         with torch.inference_mode():
             inner = kept != list(range(len(kept)))
-            for layer, held in zip(self.memory.layers, self._held, strict=True):
+            dropped = len(kept) < u + len(draft)  # where nothing is, every layer has what it should
+            for layer, held in zip(self.memory.layers, self._held, strict=True) if dropped or inner else ():
                 if layer.count == held:  # the pass left this layer out
                     continue
                 held = layer.count - u - len(draft)  # rows that earlier passes had left out may have been made up for

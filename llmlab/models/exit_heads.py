@@ -112,6 +112,14 @@ class ExitHeads:
         """h (n, E) to (n,): how likely a trained exit thinks itself to be right; 1 where there is none."""
         return self.exits[layer].odds(self._x(h)) if self.exits else h.new_ones(len(h))
 
+    def guess(self, layer: int, h: Tensor, session: Session) -> tuple[int, Tensor | None, float]:
+        """A draft token from the state h (1, E) after `layer` layers, as `Session.guess`."""
+        logits = self.logits(layer, h)
+        if not session.sampler.greedy or self.words is None:
+            return session.guess(self.spread(logits)[0])
+        i, token_of = int(logits.argmax()), self.words
+        return int(token_of[i]), None, float(torch.softmax(logits[0].float(), -1)[i])
+
     def spread(self, logits: Tensor) -> Tensor:
         """(n, S) to (n, V): every word outside the shortlist is as unlikely as the least likely one in it."""
         if self.words is None:

@@ -460,7 +460,7 @@ def rows_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
 
 @pytest.mark.parametrize("head", exit_heads.HEADS)
 def test_nothing_is_computed_twice(llama: Decoder, rows_run: list[list[int]], head: str) -> None:
-    stack = Stack([make("layer-skip", layer=2, length=3, confidence=0.0, head=head)])
+    stack = Stack([make("layer-skip", layer=2, length=3, confidence=0.0, gate=0.0, head=head)])
     events = laws.run(llama, PROMPT, 20, stack)
     passes = [e for e in events if isinstance(e, Committed)]
     below, above = rows_run[0][1:], rows_run[3][1:]  # without the prompt's

@@ -17,14 +17,14 @@ from llmlab.technique import knob
 from llmlab.tools import Tools
 
 
-def lower(layer: int, heads: ExitHeads | None, kept: list[Tensor]) -> Depth:
-    """The first `layer` layers, whose output (N, E) is kept, and what the exit's head says there if it is asked."""
+def lower(layer: int, kept: list[Tensor]) -> Depth:
+    """The first `layer` layers, whose output (N, E) is kept; it says nothing."""
 
     def depth(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         for block in list(model.layers)[:layer]:
             h = block(h, batch)
         kept.append(h.clone())  # a pass of a few rows changes h in place
-        return h, h if heads is None else heads.spread(heads.logits(layer, h))
+        return h, h
 
     return depth
 
@@ -71,6 +71,7 @@ class LayerSkip(Drafter):
     length: int = knob(3, 1, 16, "tokens drafted per pass")
     confidence: float = knob(0.6, 0.0, 1.0, "stop drafting below this probability")
     head: str = knob("logit-lens", choices=HEADS, help="the model's own head, or exits trained for this model")
+    gate: float = knob(0.5, 0.0, 1.0, "ask a trained exit's head only from these odds of its gate on; 0: always")
     words: int = knob(8192, 0, 1 << 18, "words that the logit lens looks at; 0: all of them", advanced=True)
 
     def prepare(self, model: Any, tools: Tools) -> None:
@@ -97,12 +98,12 @@ class LayerSkip(Drafter):
                 q = []
                 with session.scratch() as ahead:
                     # One row more than is drafted goes through the lower layers: the last guess's own.
-                    while len(kept) <= k:
-                        last = len(kept) == k
-                        logits = ahead.forward(depth=lower(layer, None if last else heads, kept))
-                        if last:
+                    while True:
+                        ahead.forward(depth=lower(layer, kept))
+                        state = kept[-1][-1:]
+                        if len(tokens) == k or float(heads.odds(layer, state)) < self.gate:
                             break
-                        token, qi, sure = session.guess(logits[0])
+                        token, qi, sure = heads.guess(layer, state, session)
                         if sure < self.confidence and session.sampler.greedy:
                             break
                         tokens.append(token)
