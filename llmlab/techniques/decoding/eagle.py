@@ -44,10 +44,10 @@ class Eagle(Drafter):
     claim = "One small trained layer guesses from the model's own hidden states."
     part = "eagle"
 
-    nodes: int = knob(3, 1, 31, "tokens drafted per pass")
-    length: int = knob(3, 1, 16, "longest path")
+    nodes: int = knob(2, 1, 31, "tokens drafted per pass")
+    length: int = knob(2, 1, 16, "longest path")
     breadth: int = knob(1, 1, 8, "guesses after each token; 1 drafts a chain")
-    confidence: float = knob(0.5, 0.0, 1.0, "leave out what is less likely than this")
+    confidence: float = knob(0.3, 0.0, 1.0, "leave out what is less likely than this")
 
     def prepare(self, model: Any, tools: Tools) -> None:
         tools.part(self.part, model, self.title, FeatureDrafter)

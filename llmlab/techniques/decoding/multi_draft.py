@@ -51,6 +51,7 @@ class MultiDraft(Drafter):
     length: int = knob(4, 1, 16, "tokens drafted per pass by each of them")
     tree: str = knob("1", choices=("1", "2x1", "2x2x1", "3x2x1", "*"), help="children per step that a model drafts")
     nodes: int = knob(6, 1, 63, "nodes of the merged tree at most")
+    confidence: float = knob(0.25, 0.0, 1.0, "models, eagle and heads leave out what is less likely than this")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +64,7 @@ class MultiDraft(Drafter):
     def team(self) -> list[Drafter]:
         """The drafters asked for, in their order."""
         team: list[Drafter] = []
+        unsure, wide = self.confidence, max(branches(self.tree, self.title))
         for name in self.drafters.split("+"):
             match name:
                 case "lookup":
@@ -70,13 +72,13 @@ class MultiDraft(Drafter):
                 case "suffix":
                     team.append(SuffixMatching(nodes=self.length))
                 case "eagle":
-                    team.append(Eagle(length=self.length, nodes=self.length))
+                    team.append(Eagle(length=self.length, nodes=self.length, breadth=min(wide, 8), confidence=unsure))
                 case "heads":
-                    team.append(DraftHeads(nodes=self.length))
+                    team.append(DraftHeads(nodes=self.length, breadth=min(wide, 8), confidence=unsure))
                 case "skip":
-                    team.append(SelfSpeculation(length=self.length, tree=self.tree))
+                    team.append(SelfSpeculation(length=self.length, tree=self.tree, confidence=unsure))
                 case _:
-                    team.append(DraftModel(model=name, length=self.length, tree=self.tree))
+                    team.append(DraftModel(model=name, length=self.length, tree=self.tree, confidence=unsure))
         return team
 
     def required(self) -> frozenset[Ability]:
