@@ -54,7 +54,7 @@ EAGER: dict[str, dict[str, Any]] = {
     "jacobi": {"block": 8},
     "layer-skip": {"length": 5, "confidence": 0.0, "layer": 3},
     "lookahead": {"window": 4, "ngram": 4, "candidates": 6},
-    "multi-draft": {"drafters": "int4+lookup", "length": 5, "tree": "2x1", "nodes": 15},
+    "multi-draft": {"drafters": "int4+lookup", "length": 5, "tree": "2x1", "nodes": 15, "confidence": 0.0},
     "prompt-lookup": {"length": 9, "ngram": 3, "least": 1},
     "self-speculation": {"length": 5, "confidence": 0.0, "skip": 0.5},
     "suffix-matching": {"factor": 4.0, "nodes": 12, "least": 1, "confidence": 0.0},

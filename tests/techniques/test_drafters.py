@@ -584,8 +584,9 @@ def test_a_team_of_models_drafts_what_each_of_them_drafts(llama: Decoder) -> Non
         list(session.read(PROMPT))
         return next(technique.drafts(session, tiny.tools()))
 
-    both = drafted(make("multi-draft", drafters="int4+llama-plain", length=3, tree="2x1", nodes=63))
-    alone = [drafted(make("draft-model", model=name, length=3, tree="2x1")) for name in ("int4", "llama-plain")]
+    knobs = {"length": 3, "tree": "2x1", "confidence": 0.1}
+    both = drafted(make("multi-draft", drafters="int4+llama-plain", nodes=63, **knobs))
+    alone = [drafted(make("draft-model", model=name, **knobs)) for name in ("int4", "llama-plain")]
     want = merged(*alone, most=63)
     assert (both.tokens, both.parents) == (want.tokens, want.parents)
 
