@@ -361,7 +361,9 @@ def train(a: argparse.Namespace) -> None:
     card = training.main(a, report)
     say(
         f"{card['file']}: {card['steps']} steps on {card['tokens_of_text']} tokens; on texts kept back "
-        + ", ".join(f"{name} {value:.1%}" for name, value in card["held_out"].items())
+        + ", ".join(
+            f"{name} {f'{value:.1%}' if value <= 1 else f'{value:.1f}'}" for name, value in card["held_out"].items()
+        )
     )
     write(card, a.json)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from llmlab import trained
 from llmlab.abilities import Refused
@@ -182,3 +183,24 @@ def test_the_command_refuses_what_it_cannot_train(capsys: pytest.CaptureFixture[
     assert main(["train", "nothing"]) == 2
     assert "No part is called 'nothing'" in capsys.readouterr().err
     assert main(["train", "heads", "--tokens", "many"]) == 2
+
+
+def test_the_mean_of_two_trainings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from llmlab.training import averaged
+
+    model = tiny.decoder("llama")
+    one, two, other, out = (tmp_path / f"{n}.safetensors" for n in ("one", "two", "other", "out"))
+    for path, value in ((one, 1.0), (two, 4.0)):
+        tensors = {"W": torch.full((3,), value).bfloat16(), "shortlist": torch.tensor([int(value)])}
+        trained.save(path, "heads", model, tensors, {"steps": int(value), "held_out": {"agree": value}})
+    trained.save(other, "eagle", model, {"W": torch.ones(3).bfloat16(), "shortlist": torch.tensor([1])}, {})
+    assert averaged.main([str(one), str(two), str(out)]) == 0
+    with safe_open(out, "pt") as f:
+        assert f.get_tensor("W").tolist() == [2.5] * 3
+        assert f.get_tensor("shortlist").tolist() == [1]
+    card = trained.card_of(out)
+    assert [c["steps"] for c in card["averaged"]] == [1, 4]
+    assert "held_out" not in card, "neither's figures are those of the mean"
+    assert averaged.main([str(one), str(other), str(out)]) == 2
+    assert "not of one kind and model" in capsys.readouterr().err
+    assert averaged.main([]) == 2

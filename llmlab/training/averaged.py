@@ -1,0 +1,55 @@
+"""`python -m llmlab.training.averaged ONE TWO OUT`: the mean of two trainings of one part.
+
+Trainings that begin at the same weights end where the straight line between them is good as well, and its middle often
+does better on new text than either end (model soups, arXiv 2203.05482).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from llmlab.abilities import Refused
+from llmlab.trained import card_of
+
+
+def average(one: Path, two: Path, out: Path) -> None:
+    """Write the mean of two parts; what is no weight, such as the shortlist, and the card are those of `one`.
+
+    The card names both. Raises Refused for parts of different kinds, models or sizes.
+    """
+    cards = [card_of(p) for p in (one, two)]
+    tensors = []
+    for path in (one, two):
+        with safe_open(path, "pt") as f:
+            tensors.append({name: f.get_tensor(name) for name in f.keys()})  # noqa: SIM118
+    a, b = tensors
+    alike = all(cards[0][k] == cards[1][k] for k in ("kind", "shape", "fingerprint"))
+    if not alike or {k: v.shape for k, v in a.items()} != {k: v.shape for k, v in b.items()}:
+        raise Refused("The two parts", "are not of one kind and model", "Train both with the same command")
+    mean = {k: ((v.float() + b[k].float()) / 2).to(v.dtype) if v.is_floating_point() else v for k, v in a.items()}
+    told = ("steps", "tokens_of_text", "seconds", "held_out")
+    card = cards[0] | {"averaged": [{k: c.get(k) for k in told} for c in cards]}
+    card.pop("held_out", None)  # neither's figures are those of the mean
+    save_file(mean, out, {"card": json.dumps(card)})
+
+
+def main(arguments: Sequence[str]) -> int:
+    if len(arguments) != 3:
+        print("Give two parts and a file for their mean: ONE TWO OUT", file=sys.stderr)
+        return 2
+    try:
+        average(*map(Path, arguments))
+    except Refused as e:
+        print(e, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
