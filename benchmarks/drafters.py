@@ -22,6 +22,7 @@ from llmlab.abilities import Refused
 from llmlab.bench import busy, quartiles
 from llmlab.experiment import Lab, Settings, record, within
 from llmlab.stack import Stack
+from llmlab.studies.sweep import known_prompts
 
 STACKS = ("prompt-lookup", "suffix-matching", "eagle", "draft-heads")
 
@@ -32,7 +33,7 @@ def measure(settings: Settings, stacks: dict[str, Stack], rounds: int) -> dict[s
     The row of all kinds has the mean of all pairs instead. Both have the quartiles.
     """
     lab = Lab()
-    prompts = held_out.prompts()
+    prompts = known_prompts()
     ratios: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     passes: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     differ: dict[str, list[str]] = defaultdict(list)

@@ -24,6 +24,7 @@ from llmlab.experiment import Lab, Settings, within
 from llmlab.models.tables import argmax
 from llmlab.session import Session
 from llmlab.stack import Stack
+from llmlab.studies.sweep import known_prompts
 from llmlab.tools import Tools
 
 STACKS = ("early-exit:head=trained,rule=margin,threshold=0.6", "early-exit", "hash-exit", "skip-layer", "skip-decode")
@@ -52,7 +53,7 @@ def forced(
 def measure(settings: Settings, stacks: dict[str, Stack]) -> dict[str, Any]:
     """Per stack and kind: top-1 agreement, mean share of the layers, and time per pass over the plain model's."""
     lab, rows = Lab(), []
-    prompts = held_out.prompts()
+    prompts = known_prompts()
     seen: dict[tuple[str, str], list[tuple[bool, float]]] = {}
     ratios: dict[tuple[str, str], list[float]] = {}
     for number, item in enumerate(prompts):

@@ -1,18 +1,11 @@
-"""What the measurements on held-out prompts share: the prompts, and the options of their commands."""
+"""What the commands that measure on held-out prompts share: their options."""
 
 from __future__ import annotations
 
 import argparse
-import json
 
 from llmlab.experiment import Settings
 from llmlab.stack import Stack
-from llmlab.tools import ASSETS
-
-
-def prompts() -> list[dict[str, str]]:
-    """Each with id, kind and prompt."""
-    return json.loads((ASSETS / "texts" / "held_out.json").read_text(encoding="utf-8"))
 
 
 def parser(name: str, about: str | None, tokens: int) -> argparse.ArgumentParser:

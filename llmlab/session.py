@@ -183,7 +183,7 @@ class Session:
         with torch.inference_mode():
             inner = kept != list(range(len(kept)))
             dropped = len(kept) < u + len(draft)  # where nothing is, every layer has what it should
-            for layer, held in zip(self.memory.layers, self._held, strict=True) if dropped or inner else ():
+            for layer, held in zip(self.memory.layers, self._held, strict=True) if dropped else ():
                 if layer.count == held:  # the pass left this layer out
                     continue
                 held = layer.count - u - len(draft)  # rows that earlier passes had left out may have been made up for

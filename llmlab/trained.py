@@ -41,9 +41,20 @@ def save(path: Path, kind: str, model: Any, tensors: dict[str, Tensor], card: di
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = [model.shape.vocab, model.shape.width, len(model.layers)]
     card = {**card, "kind": kind, "shape": shape, "fingerprint": [round(float(x), 5) for x in fingerprint(model)]}
+    write(path, tensors, card)
+
+
+def write(path: Path, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
+    """Write a part as a file, all of it or nothing."""
     part = path.with_suffix(".part")
     save_file({k: v.contiguous() for k, v in tensors.items()}, part, {"card": json.dumps(card)})
     part.rename(path)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """A part's tensors, in the names that its trainer gave them."""
+    with safe_open(path, "pt") as f:
+        return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
 
 
 def card_of(path: Path) -> dict[str, Any]:
@@ -77,5 +88,4 @@ def load(kind: str, model: Any, who: str) -> dict[str, Tensor]:
     if path is None:
         now = f"Train one with `python -m llmlab train {kind} --model …`, or choose smollm2-135m"
         raise Refused(who, "needs a part trained for this very model, and there is none", now)
-    with safe_open(path, "pt") as f:
-        return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+    return read(path)

@@ -117,8 +117,8 @@ class ExitHeads:
         logits = self.logits(layer, h)
         if not session.sampler.greedy or self.words is None:
             return session.guess(self.spread(logits)[0])
-        i, token_of = int(logits.argmax()), self.words
-        return int(token_of[i]), None, float(torch.softmax(logits[0].float(), -1)[i])
+        at, q, sure = session.guess(logits[0])
+        return int(self.words[at]), q, sure
 
     def spread(self, logits: Tensor) -> Tensor:
         """(n, S) to (n, V): every word outside the shortlist is as unlikely as the least likely one in it."""

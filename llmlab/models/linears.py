@@ -176,7 +176,7 @@ class Dense(Linear):
         self.weight = None if self.reordered else weight
 
     def few(self) -> Callable[[Tensor], Tensor]:
-        product = partial(product_of if self.reordered is None else _reordered, weight=self.matrix)
+        product = partial(F.linear if self.reordered is None else _reordered, weight=self.matrix)
         return product if self.takes == torch.float32 else partial(in_blocks, product=product)
 
     @property
@@ -185,7 +185,7 @@ class Dense(Linear):
         return self.weight if self.reordered is None else self.reordered.weight
 
     def many(self, x: Tensor) -> Tensor:
-        return (product_of if self.reordered is None else _reordered)(x, self.matrix)
+        return (F.linear if self.reordered is None else _reordered)(x, self.matrix)
 
     def dense(self) -> Tensor:
         return (self.weight if self.reordered is None else self.reordered.dense()).float()
@@ -196,10 +196,6 @@ class Dense(Linear):
     @property
     def extra_bytes(self) -> int:
         return self.reordered.nbytes if self.reordered else 0
-
-
-def product_of(x: Tensor, weight: Tensor) -> Tensor:
-    return F.linear(x, weight)
 
 
 class Int4(Linear):

@@ -21,7 +21,6 @@ from llmlab.models.linears import (
     int4_kernel,
     nbytes,
     onednn,
-    product_of,
 )
 
 
@@ -126,7 +125,7 @@ class Tables(nn.Module):
         if self.reordered is not None:
             return partial(in_blocks, product=self.reordered)
         if isinstance(self.head, Plain) and self.head.weight.dtype == torch.bfloat16:
-            return partial(in_blocks, product=partial(product_of, weight=self.head.weight))
+            return partial(in_blocks, product=partial(F.linear, weight=self.head.weight))
         return None
 
     @property

@@ -137,8 +137,8 @@ class Tabi(Study):
                 rows.append(row(f"{way}, mixed", s, s.mixed, base, len(ranks)))
         for way, s in served.items():
             rows += [{"way": way, "percentile": p, "time": 1000 * percentile(s.seconds, p / 100)} for p in PERCENTILES]
-        pruned = served["levels, pruned"]
-        seen = torch.tensor(pruned.level), torch.tensor(pruned.right), torch.tensor(pruned.flops) / 1e9
+        last = served["levels, pruned"]
+        seen = torch.tensor(last.level), torch.tensor(last.right), torch.tensor(last.flops) / 1e9
         rows += [{"way": "levels, pruned", **row} for row in cascade.answered([r.name for r in ranks], *seen)]
         return Findings(COLUMNS, rows, charts(), claims(rows, served, base), notes)
 

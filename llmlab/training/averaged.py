@@ -6,16 +6,12 @@ does better on new text than either end (model soups, arXiv 2203.05482).
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import save_file
-
 from llmlab.abilities import Refused
-from llmlab.trained import card_of
+from llmlab.trained import card_of, read, write
 
 
 def average(one: Path, two: Path, out: Path) -> None:
@@ -24,11 +20,7 @@ def average(one: Path, two: Path, out: Path) -> None:
     The card names both. Raises Refused for parts of different kinds, models or sizes.
     """
     cards = [card_of(p) for p in (one, two)]
-    tensors = []
-    for path in (one, two):
-        with safe_open(path, "pt") as f:
-            tensors.append({name: f.get_tensor(name) for name in f.keys()})  # noqa: SIM118
-    a, b = tensors
+    a, b = read(one), read(two)
     alike = all(cards[0][k] == cards[1][k] for k in ("kind", "shape", "fingerprint"))
     if not alike or {k: v.shape for k, v in a.items()} != {k: v.shape for k, v in b.items()}:
         raise Refused("The two parts", "are not of one kind and model", "Train both with the same command")
@@ -36,7 +28,7 @@ def average(one: Path, two: Path, out: Path) -> None:
     told = ("steps", "tokens_of_text", "seconds", "held_out")
     card = cards[0] | {"averaged": [{k: c.get(k) for k in told} for c in cards]}
     card.pop("held_out", None)  # neither's figures are those of the mean
-    save_file(mean, out, {"card": json.dumps(card)})
+    write(out, mean, card)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -91,7 +91,7 @@ class LayerSkip(Drafter):
     def drafts(self, session: Session, tools: Tools) -> Generator[Draft, Verdict, None]:
         heads, layer = self._exit(session.model, tools)
         watched = session.policy is not None and session.policy.observes
-        try:
+        with session.going(None):
             while True:
                 k, kept = min(self.length, session.room()), list[Tensor]()
                 tokens: list[int] = []
@@ -111,5 +111,3 @@ class LayerSkip(Drafter):
                         ahead.push(token)
                 session.depth = None if watched else upper(layer, torch.cat(kept))
                 yield Draft.chain(tokens, q)
-        finally:
-            session.depth = None

@@ -72,9 +72,9 @@ class MultiDraft(Drafter):
                 case "suffix":
                     team.append(SuffixMatching(nodes=self.length))
                 case "eagle":
-                    team.append(Eagle(length=self.length, nodes=self.length, breadth=min(wide, 8), confidence=unsure))
+                    team.append(Eagle(length=self.length, nodes=self.length, breadth=wide, confidence=unsure))
                 case "heads":
-                    team.append(DraftHeads(nodes=self.length, breadth=min(wide, 8), confidence=unsure))
+                    team.append(DraftHeads(nodes=self.length, breadth=wide, confidence=unsure))
                 case "skip":
                     team.append(SelfSpeculation(length=self.length, tree=self.tree, confidence=unsure))
                 case _:
