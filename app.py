@@ -17,7 +17,7 @@ def main() -> None:
     p.add_argument("--no-browser", action="store_true", help="do not open a browser window")
     a = p.parse_args()
 
-    from llmlab.engine import Engine
+    from llmlab.lab.queue import Engine
     from llmlab.ui.page import Page, launch_options
 
     page = Page(Engine())

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmlab import bench
 from llmlab.__main__ import say, write
-from llmlab.abilities import Refused
-from llmlab.models import sources
+from llmlab.errors import Refused
+from llmlab.lab import benchmark
+from llmlab.models.loading import sources
 
 HERE = Path(__file__).parent
 WORKER = HERE / "peers" / "worker.py"
@@ -31,9 +31,9 @@ LEAN = "llmlab, no copies"
 PEERS = {
     "llama.cpp": "llama_cpp_peer",
     "OpenVINO GenAI": "openvino_peer",
-    "transformers float32": "llmlab.bench:Transformers",
-    "transformers bfloat16": "llmlab.bench:TransformersBfloat16",
-    "transformers NF4": "llmlab.bench:TransformersNf4",
+    "transformers float32": "llmlab.lab.benchmark:Transformers",
+    "transformers bfloat16": "llmlab.lab.benchmark:TransformersBfloat16",
+    "transformers NF4": "llmlab.lab.benchmark:TransformersNf4",
 }
 SLOW = {"decode-4000", "prefill-2000", "batch-8", "batch-16", "batch-32"}
 """Cases that transformers sits out unless it is asked for by name: a round of them takes minutes."""
@@ -124,11 +124,11 @@ def cold_start(file: str, python: str, modules: dict[str, str], threads: int, ro
     return seconds
 
 
-def growth(near: bench.Row, far: bench.Row) -> bench.Row:
+def growth(near: benchmark.Row, far: benchmark.Row) -> benchmark.Row:
     """How much more a token costs at depth 4 000 than at 64, round by round."""
     engines = [n for n in far.seconds if n in near.seconds]
     pairs = {n: zip(near.seconds[n], far.seconds[n], strict=True) for n in engines}
-    return bench.Row("growth", {n: [f - s for s, f in rounds] for n, rounds in pairs.items()})
+    return benchmark.Row("growth", {n: [f - s for s, f in rounds] for n, rounds in pairs.items()})
 
 
 def page(value: dict[str, Any], where: Path) -> None:
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    p.add_argument("--cases", default="", help="of: " + ", ".join([*bench.CASES, *EXTRA]))
+    p.add_argument("--cases", default="", help="of: " + ", ".join([*benchmark.CASES, *EXTRA]))
     p.add_argument("--peers", default="", help="of: " + ", ".join(PEERS))
     p.add_argument("--model", default="smollm2-135m", help="a catalogue model that is a GGUF file here, or a GGUF file")
     p.add_argument("--rounds", type=int, default=7)
@@ -182,29 +182,29 @@ def _chosen(given: str, known: Sequence[str], what: str) -> list[str]:
 
 
 def _run(a: argparse.Namespace) -> int:
-    cases = _chosen(a.cases, [*bench.CASES, *EXTRA], "case")
+    cases = _chosen(a.cases, [*benchmark.CASES, *EXTRA], "case")
     wanted = _chosen(a.peers, list(PEERS), "peer")
     if a.rounds < 1:
         raise Refused("The number of rounds", f"cannot be {a.rounds}", "Give 1 or more")
     if "growth" in cases:
         cases += [c for c in ("decode", "decode-4000") if c not in cases]
-    threads = a.threads or bench.cores()
+    threads = a.threads or benchmark.cores()
     found = sources.fetch(sources.find(a.model))
     if found.kind != "gguf" or found.path is None:
         raise Refused(
             found.name, "is no GGUF file here, and the peers read the same file", "Give a GGUF file as --model"
         )
     file = str(found.path)
-    warning = bench.busy()
+    warning = benchmark.busy()
     if warning:
         say(warning)
     python = environment(say) if any(":" not in PEERS[n] for n in wanted) else sys.executable
-    modules = {OURS: "llmlab.bench:Ours", **{n: PEERS[n] for n in wanted}}
+    modules = {OURS: "llmlab.lab.benchmark:Ours", **{n: PEERS[n] for n in wanted}}
     rows: dict[str, Any] = {}
     if "cold-start" in cases:
         able = {n: m for n, m in modules.items() if _loads(python, m, file, threads, n)}
         seconds = cold_start(file, python, able, threads, min(a.rounds, 5))
-        rows["cold-start"] = bench.Row("cold-start", seconds).to_json(OURS)
+        rows["cold-start"] = benchmark.Row("cold-start", seconds).to_json(OURS)
         say("cold-start: " + json.dumps(rows["cold-start"]["ratios"]))
     workers: dict[str, Worker] = {}
     try:
@@ -216,10 +216,10 @@ def _run(a: argparse.Namespace) -> int:
                 if name == OURS:
                     raise Refused("The lab's own engine", f"does not start ({e})", "Run the tests") from e
                 say(f"{name} is left out: {e}")
-        tokens = bench.tokens_of(sources.tokenizer(found), 4700)
+        tokens = benchmark.tokens_of(sources.tokenizer(found), 4700)
         raw = _measure(cases, workers, tokens, a.rounds, bool(a.peers), rows)
         if "memory" in cases:
-            workers[LEAN] = Worker(sys.executable, "llmlab.bench:OursLean", file, threads)
+            workers[LEAN] = Worker(sys.executable, "llmlab.lab.benchmark:OursLean", file, threads)
             for worker in workers.values():
                 worker("prefill", [tokens[:500]])
             peaks = {n: w("peak") / 1e6 for n, w in workers.items()}
@@ -234,10 +234,14 @@ def _run(a: argparse.Namespace) -> int:
         rows["growth"] = growth(raw["decode"], raw["decode-4000"]).to_json(OURS)
     rows = {c: rows[c] for c in cases if c in rows}
     about = {"model": found.name, "weights": "int4", "versions": versions}
-    value = {"schema": "llmlab.bench/1", **about, "machine": {**bench.machine(), "threads": threads, "busy": warning}}
+    value = {
+        "schema": "llmlab.bench/1",
+        **about,
+        "machine": {**benchmark.machine(), "threads": threads, "busy": warning},
+    }
     value["cases"] = rows
     if a.json != "-":
-        print(bench.table({c: r for c, r in rows.items() if "median_ms" in r}, OURS))
+        print(benchmark.table({c: r for c, r in rows.items() if "median_ms" in r}, OURS))
         if "memory" in rows:
             print("peak memory, MB: " + ", ".join(f"{n} {v}" for n, v in rows["memory"]["peak_mb"].items()))
     write(value, a.json)
@@ -262,26 +266,26 @@ def _measure(
     rounds: int,
     by_name: bool,
     rows: dict[str, Any],
-) -> dict[str, bench.Row]:
+) -> dict[str, benchmark.Row]:
     """The cases that are verbs, and ours against itself, into `rows`; returns the verbs' rounds."""
-    raw: dict[str, bench.Row] = {}
+    raw: dict[str, benchmark.Row] = {}
     for name in cases:
         calls = {
             n: _verb(w) for n, w in workers.items() if by_name or name not in SLOW or not n.startswith("transformers")
         }
-        if name in bench.CASES:
-            for row in bench.paired(calls, [name], tokens, rounds, say):
+        if name in benchmark.CASES:
+            for row in benchmark.paired(calls, [name], tokens, rounds, say):
                 raw[name], rows[name] = row, row.to_json(OURS)
         elif name == "events":
             ours = workers[OURS]
-            ours("ready", [tokens[: bench.SHALLOW]])
+            ours("ready", [tokens[: benchmark.SHALLOW]])
             laps = [(ours("bare", [64]), ours("events", [64])) for _ in range(2 * rounds + 1)][1:]
             ratios = [bare / full for bare, full in laps]
             medians = [statistics.median(x) * 1e3 for x in zip(*laps, strict=True)]
             rows[name] = {
                 "ratios": {"a bare loop": round(statistics.median(ratios), 3)},
                 "median_ms": {OURS: round(medians[1], 3), "a bare loop": round(medians[0], 3)},
-                "spread": {"a bare loop": [round(q, 3) for q in bench.quartiles(ratios)]},
+                "spread": {"a bare loop": [round(q, 3) for q in benchmark.quartiles(ratios)]},
                 "rounds": len(ratios),
             }
         if name in rows and name != "cold-start":
@@ -289,7 +293,7 @@ def _measure(
     return raw
 
 
-def _verb(worker: Worker) -> bench.Call:
+def _verb(worker: Worker) -> benchmark.Call:
     """A worker as `bench.paired` calls it: only ours tells the two ways of verifying apart."""
 
     def call(verb: str, arguments: list[Any]) -> Any:

@@ -18,10 +18,12 @@ from typing import Any
 
 from benchmarks import held_out
 from llmlab.__main__ import report, say, write
-from llmlab.abilities import Refused
-from llmlab.bench import busy, quartiles
-from llmlab.experiment import Lab, Settings, record, within
-from llmlab.stack import Stack
+from llmlab.errors import Refused
+from llmlab.lab.benchmark import busy, quartiles
+from llmlab.lab.experiment import Lab
+from llmlab.lab.records import record
+from llmlab.lab.settings import Settings, within
+from llmlab.runtime.stack import Stack
 from llmlab.studies.sweep import known_prompts
 
 STACKS = ("prompt-lookup", "suffix-matching", "eagle", "draft-heads")

@@ -18,14 +18,14 @@ from typing import Any
 
 from benchmarks import held_out
 from llmlab.__main__ import report, say, write
-from llmlab.abilities import Refused
-from llmlab.bench import busy
-from llmlab.experiment import Lab, Settings, within
-from llmlab.models.tables import argmax
-from llmlab.session import Session
-from llmlab.stack import Stack
+from llmlab.errors import Refused
+from llmlab.lab.benchmark import busy
+from llmlab.lab.experiment import Lab
+from llmlab.lab.settings import Settings, within
+from llmlab.models.kernels.topk import argmax
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.tools import Tools
 from llmlab.studies.sweep import known_prompts
-from llmlab.tools import Tools
 
 STACKS = ("early-exit:head=trained,rule=margin,threshold=0.6", "early-exit", "hash-exit", "skip-layer", "skip-decode")
 
@@ -34,7 +34,7 @@ def forced(
     model: Any, stack: Stack, tools: Tools, prompt: list[int], text: list[int]
 ) -> list[tuple[int, float, float]]:
     """Per token of `text`, which is given word by word: the stack's own choice, the layers it ran, and its seconds."""
-    session = Session(model, stack)
+    session = stack.session(model)
     session.tools = tools
     out = []
     with ExitStack() as undo:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from llmlab.experiment import Settings
-from llmlab.stack import Stack
+from llmlab.lab.settings import Settings
+from llmlab.runtime.stack import Stack
 
 
 def parser(name: str, about: str | None, tokens: int) -> argparse.ArgumentParser:

@@ -68,7 +68,7 @@ def main() -> None:
     p.add_argument("--tokens", type=int, default=256)
     a = p.parse_args()
 
-    from llmlab.engine import Engine
+    from llmlab.lab.queue import Engine
     from llmlab.ui.page import Page
 
     page = Page(Engine())

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from llmlab.__main__ import say, write
-from llmlab.bench import Ours, Transformers
-from llmlab.experiment import as_tokens
-from llmlab.loop import generate, text_of
-from llmlab.quality import first_difference
+from llmlab.lab.benchmark import Ours, Transformers
+from llmlab.measure.quality import first_difference
+from llmlab.models.loading.loaded import prompt_tokens
+from llmlab.runtime.generate import committed_tokens, generate
 
 SUBJECTS = ("rain", "bread", "the moon", "a violin", "glass", "bees", "salt", "maps", "sleep", "a lighthouse")
 ASKED = (
@@ -35,8 +35,8 @@ def compare(ours: Ours, theirs: Transformers, tokens: int) -> list[dict[str, Any
     """Per prompt: the first differing token, None where there is none, and the margin there."""
     rows = []
     for prompt in PROMPTS:
-        ids = as_tokens(ours.loaded, prompt, chat=True)
-        mine = text_of(list(generate(ours.model, ids, tokens)))
+        ids = prompt_tokens(ours.loaded, prompt, chat=True)
+        mine = committed_tokens(list(generate(ours.model, ids, tokens)))
         given = torch.tensor([ids])
         with torch.inference_mode():
             out = theirs.model.generate(

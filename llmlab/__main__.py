@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmlab.abilities import Refused
+from llmlab.errors import Refused
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -93,8 +93,8 @@ def _study_options(c: argparse.ArgumentParser) -> None:
 
 
 def settings_of(a: argparse.Namespace) -> Any:
-    from llmlab.experiment import Settings
-    from llmlab.stack import Stack
+    from llmlab.lab.settings import Settings
+    from llmlab.runtime.stack import Stack
 
     if a.prompt is not None and a.prompt_file is not None:
         raise Refused("The command", "gives both --prompt and --prompt-file", "Give one of them")
@@ -169,7 +169,7 @@ def figures(m: dict[str, Any]) -> str:
 
 def show(events: Iterable[Any], prepared: Any, quiet: bool, headings: bool = False) -> list[Any]:
     """The events as a list, told while they come: what became of the weights, a heading per lane, the text."""
-    from llmlab.events import Committed, Finished, Started, WeightsChanged
+    from llmlab.runtime.events import Committed, Finished, Started, WeightsChanged
 
     seen, ends, stack = [], prepared.loaded.stop_tokens, prepared.settings.stack
     for e in events:
@@ -188,8 +188,8 @@ def show(events: Iterable[Any], prepared: Any, quiet: bool, headings: bool = Fal
 
 
 def run(a: argparse.Namespace) -> None:
-    from llmlab import trace
-    from llmlab.experiment import Lab
+    from llmlab.lab.experiment import Lab
+    from llmlab.measure import trace
 
     lab = Lab()
     prepared = lab.prepare(settings_of(a), report)
@@ -202,8 +202,8 @@ def run(a: argparse.Namespace) -> None:
 
 
 def compare(a: argparse.Namespace) -> None:
-    from llmlab import trace
-    from llmlab.experiment import Lab
+    from llmlab.lab.experiment import Lab
+    from llmlab.measure import trace
 
     lab = Lab()
     prepared = lab.prepare(settings_of(a), report)
@@ -226,7 +226,7 @@ def compare(a: argparse.Namespace) -> None:
 
 def described(name: str, kind: Any, **more: Any) -> dict[str, Any]:
     """A technique or a study as a row of its listing."""
-    from llmlab.technique import title
+    from llmlab.runtime.configurable import title
 
     knobs = [
         {"name": k.name, "kind": k.kind, "default": k.default, "low": k.low, "high": k.high, "help": k.help}
@@ -244,9 +244,9 @@ def show_knobs(knobs: Iterable[dict[str, Any]]) -> None:
 
 
 def studies(a: argparse.Namespace) -> None:
-    from llmlab import study as known
+    from llmlab.lab import study
 
-    rows = [described(name, s, bench=s.bench) for name, s in known.studies().items()]
+    rows = [described(name, s, bench=s.bench) for name, s in study.studies().items()]
     if a.json:
         write(rows, "-")
         return
@@ -256,7 +256,7 @@ def studies(a: argparse.Namespace) -> None:
 
 
 def study(a: argparse.Namespace) -> None:
-    from llmlab.stack import parsed
+    from llmlab.runtime.stack import parsed
 
     name, knobs = parsed(a.study)
     carried_out(name, knobs, a)
@@ -270,8 +270,9 @@ def sweep(a: argparse.Namespace) -> None:
 
 def carried_out(name: str, knobs: dict[str, Any], a: argparse.Namespace) -> None:
     """Carry out a study and say what it found: a table, then its word on each claim."""
-    from llmlab.experiment import Lab, Settings
-    from llmlab.study import Subject, carry_out, make_study
+    from llmlab.lab.experiment import Lab
+    from llmlab.lab.settings import Settings
+    from llmlab.lab.study import Subject, carry_out, make_study
     from llmlab.ui.findings import table, verdicts
 
     chosen = make_study(name, **knobs)
@@ -285,7 +286,7 @@ def carried_out(name: str, knobs: dict[str, Any], a: argparse.Namespace) -> None
 
 
 def techniques(a: argparse.Namespace) -> None:
-    from llmlab.technique import registry
+    from llmlab.runtime.technique import registry
 
     rows = [described(name, t, door=t.door, exact=t.exact) for name, t in registry().items()]
     if a.json:
@@ -297,13 +298,13 @@ def techniques(a: argparse.Namespace) -> None:
 
 
 def models(a: argparse.Namespace) -> None:
-    from llmlab.meter import free_memory
-    from llmlab.models import catalog, sources
+    from llmlab.measure.hardware import free_memory
+    from llmlab.models.loading import catalog, fit, sources
 
     free = free_memory()
     rows = []
     for name, e in catalog.MODELS.items():
-        fits = {w: catalog.fit(e.size, w, 1024, free).fits for w in e.formats}
+        fits = {w: fit.fit(e.size, w, 1024, free).fits for w in e.formats}
         rows.append(
             {
                 "id": name,
@@ -329,8 +330,8 @@ def models(a: argparse.Namespace) -> None:
 
 
 def replay(a: argparse.Namespace) -> None:
-    from llmlab import trace
-    from llmlab.experiment import record
+    from llmlab.lab.records import record
+    from llmlab.measure import trace
 
     values = {}
     for lane, events in trace.lanes(trace.load(a.trace)).items():
@@ -342,23 +343,23 @@ def replay(a: argparse.Namespace) -> None:
 
 
 def bench(a: argparse.Namespace) -> None:
-    from llmlab import bench as side_by_side
-    from llmlab.experiment import Settings, within
+    from llmlab.lab import benchmark
+    from llmlab.lab.settings import Settings, within
 
-    cases = [c for c in str(a.cases).split(",") if c] or side_by_side.SMALL
+    cases = [c for c in str(a.cases).split(",") if c] or benchmark.SMALL
     settings = Settings(model=a.model, weights=a.weights, device=a.device, threads=a.threads)
     rounds = within("rounds", a.rounds, 1, 1000, int)
     rest = (settings.model, settings.weights, settings.device, settings.threads, cases, rounds, say)
-    value = side_by_side.against_transformers(*rest)
+    value = benchmark.against_transformers(*rest)
     if a.json != "-":
-        print(side_by_side.table(value["cases"], side_by_side.Ours.name))
+        print(benchmark.table(value["cases"], benchmark.Ours.name))
     write(value, a.json)
 
 
 def train(a: argparse.Namespace) -> None:
-    from llmlab.training import command as training
+    from llmlab.cli import train
 
-    card = training.main(a, report)
+    card = train.main(a, report)
     say(
         f"{card['file']}: {card['steps']} steps on {card['tokens_of_text']} tokens; on texts kept back "
         + ", ".join(
@@ -378,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (MemoryError, RuntimeError) as e:  # PyTorch's own out-of-memory errors are RuntimeErrors
-        from llmlab.experiment import out_of_memory
+        from llmlab.lab.experiment import out_of_memory
 
         message = out_of_memory(e)
         if message is None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from llmlab import trace
 from llmlab.__main__ import main
-from llmlab.study import studies
-from llmlab.technique import registry
+from llmlab.lab.study import studies
+from llmlab.measure import trace
+from llmlab.runtime.technique import registry
 from tests import made
 
 
@@ -292,7 +292,7 @@ def test_the_engine_s_settings_are_checked(
 def test_running_out_of_memory_is_one_sentence(
     model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmlab.experiment import Lab
+    from llmlab.lab.experiment import Lab
 
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes")
@@ -304,12 +304,12 @@ def test_running_out_of_memory_is_one_sentence(
 
 @pytest.mark.parametrize("verify", ["bitwise", "fast"])
 def test_a_run_says_which_way_it_took(model: str, verify: str, tmp_path: Path) -> None:
-    from llmlab.ui.story import story
+    from llmlab.ui.run_summary import run_summary
 
     log = tmp_path / "run.jsonl"
     rest = ["--max-new-tokens", "4", "--weights", "int4", "--verify", verify, "--trace", str(log)]
     assert main(["run", "--model", model, "--prompt", "hello", *rest]) == 0
-    told = story(trace.load(log), "en")
+    told = run_summary(trace.load(log), "en")
     assert ("to the bit, what a pass of its own" in told) == (verify == "bitwise")
     assert ("shared their products" in told) == (verify == "fast")
     assert "kept a second time" in told

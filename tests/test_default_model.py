@@ -8,17 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from llmlab import trace
-from llmlab.bench import tokens_of
-from llmlab.draft import Draft
-from llmlab.events import Committed
-from llmlab.experiment import Lab, Settings
-from llmlab.loop import generate, text_of
-from llmlab.models import sources
-from llmlab.models.decoder import Batch, Span, every_layer
-from llmlab.models.tables import Tables, argmax
-from llmlab.session import Session
-from llmlab.stack import Stack
+from llmlab.lab.benchmark import tokens_of
+from llmlab.lab.experiment import Lab
+from llmlab.lab.settings import Settings
+from llmlab.measure import trace
+from llmlab.models.batch import Batch, Span
+from llmlab.models.decoder import every_layer
+from llmlab.models.embedding import EmbeddingAndHead
+from llmlab.models.kernels.topk import argmax
+from llmlab.models.loading import sources
+from llmlab.runtime.draft import Draft
+from llmlab.runtime.events import Committed
+from llmlab.runtime.generate import committed_tokens, generate
+from llmlab.runtime.session import Session
+from llmlab.runtime.stack import Stack
 from tests.laws import laws
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
@@ -126,10 +129,10 @@ def test_verification_is_bitwise_sequential_decoding(lab: Lab, weights: str) -> 
     model.memory = lambda: memories.append(original()) or memories[-1]
     try:
         for i, prompt in enumerate(stretches(lab, 200, 16)):
-            truth = text_of(list(generate(model, prompt, limit + 4)))
+            truth = committed_tokens(list(generate(model, prompt, limit + 4)))
             script = laws.Script(truth=(*prompt, *truth), seed=i, tree=bool(i % 2), most=4)
             events = list(generate(model, prompt, limit, Stack([script])))
-            assert text_of(events) == truth[:limit], f"continuation {i}"
+            assert committed_tokens(events) == truth[:limit], f"continuation {i}"
             alone, drafted = memories
             rows = drafted.layers[0].count
             assert rows == len(prompt) + limit - 1
@@ -169,7 +172,7 @@ def test_fast_and_plain_paths_say_the_same(lab: Lab, weights: str) -> None:
     model = loaded(lab, weights).model
     tokens = stretches(lab, 1, 160)[0]
     pieces = [120, *[1] * 24, 4, 4]
-    got, want = (laws.logits(m, tokens[:152], pieces, Tables.REACHABLE) for m in (model, model.plain()))
+    got, want = (laws.logits(m, tokens[:152], pieces, EmbeddingAndHead.REACHABLE) for m in (model, model.plain()))
     assert divergence(got, want) < 1e-3
 
 
@@ -184,8 +187,8 @@ def test_candidates_of_the_first_look_hold_the_best_token(lab: Lab) -> None:
         h = model.norm(hidden[0])
         exact = model.tables.logits(h)
         ranks = (model.tables.look(h) > model.tables.look(h).gather(1, exact.argmax(-1)[:, None])).sum(-1)
-    assert int(ranks.max()) < Tables.CANDIDATES / 2
-    assert argmax(model.tables.logits(h, Tables.CANDIDATES)) == exact.argmax(-1).tolist()
+    assert int(ranks.max()) < EmbeddingAndHead.CANDIDATES / 2
+    assert argmax(model.tables.logits(h, EmbeddingAndHead.CANDIDATES)) == exact.argmax(-1).tolist()
 
 
 def test_copies_are_counted_and_can_be_left_out(lab: Lab) -> None:

@@ -10,14 +10,15 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from llmlab.abilities import Refused
-from llmlab.engine import Engine, Job, StudyRun
-from llmlab.events import Compared, Failed, Finished, Started
-from llmlab.experiment import Lab, Settings
-from llmlab.models.shelf import Shelf
-from llmlab.stack import Stack
-from llmlab.study import make_study
-from llmlab.trace import lanes
+from llmlab.errors import Refused
+from llmlab.lab.experiment import Lab
+from llmlab.lab.model_cache import ModelCache
+from llmlab.lab.queue import Engine, Job, StudyRun
+from llmlab.lab.settings import Settings
+from llmlab.lab.study import make_study
+from llmlab.measure.trace import lanes
+from llmlab.runtime.events import Compared, Failed, Finished, Started
+from llmlab.runtime.stack import Stack
 from tests import made
 from tests.ui.tiny_count import TinyCount
 
@@ -197,7 +198,7 @@ def test_a_study_that_cannot_work_ends_with_its_sentence(engine: Engine, model: 
 
 def test_a_model_let_go_while_a_run_uses_it(model: str, tmp_path: Path) -> None:
     other = str(made.folder(tmp_path / "other", seed=1))
-    engine = Engine(Slow(Shelf(most=1)))  # room for nothing: each load lets all others go
+    engine = Engine(Slow(ModelCache(most=1)))  # room for nothing: each load lets all others go
     first = engine.start(Settings(model, "hello", max_new_tokens=30), owner="a")
     loader = threading.Thread(target=lambda: engine.lab.shelf.load(other, "dense-fp32", "cpu"))
     loader.start()

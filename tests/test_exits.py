@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmlab import exits
-from llmlab.exits import Consistency, Entropy, Hash, Margin, MultiView, NormalisedEntropy, PastFuture, Patience
-from llmlab.exits import Probability as Top
-from llmlab.models.exit_heads import ExitHeads
-from llmlab.techniques.decoding.draft_heads import Heads
+from llmlab.techniques.drafting.draft_heads import Heads
+from llmlab.techniques.early_exit import hash_tables, rules, thresholds
+from llmlab.techniques.early_exit import heads as early_heads
+from llmlab.techniques.early_exit.hash_tables import Hash
+from llmlab.techniques.early_exit.rules import Entropy, Margin, MultiView, NormalisedEntropy, PastFuture, Patience
+from llmlab.techniques.early_exit.rules import Probability as Top
+from llmlab.techniques.early_exit.thresholds import Consistency
 from tests import tiny
 
 HALVES = [0.5, 0.25, 0.125, 0.125]
@@ -71,7 +73,7 @@ def test_only_the_newest_classifier_counts() -> None:
 
 def test_past_and_future_states_stand_in_order() -> None:
     past, imitated = torch.arange(12.0).view(2, 3, 2), 100 + torch.arange(6.0).view(1, 3, 2)
-    both = exits.gathered(past, imitated)
+    both = rules.gathered(past, imitated)
     assert both.shape == (3, 3, 2)
     assert both[1].tolist() == [[2, 3], [8, 9], [102, 103]]
 
@@ -108,23 +110,23 @@ def test_multi_view() -> None:
 def test_one_threshold_for_all_rules() -> None:
     """At θ = 0.4: more than 0.4, a lead of 0.4, less than 0.6 nats or six tenths of the most."""
     said = one(HALVES)
-    assert {name: exits.named(name, 0.4, 2) for name in ("probability", "margin", "entropy", "speed", "patience")} == {
+    assert {name: rules.named(name, 0.4, 2) for name in ("probability", "margin", "entropy", "speed", "patience")} == {
         "probability": Top(0.4),
         "margin": Margin(0.4),
         "entropy": Entropy(0.6),
         "speed": NormalisedEntropy(0.6),
         "patience": Patience(2),
     }
-    assert exits.named("odds", 0.4, 2).leaves(torch.tensor([[[0.5], [0.3]]])).tolist() == [True, False]
-    assert exits.named("margin", 0.2, 2).leaves(said).tolist() == [True]
+    assert rules.named("odds", 0.4, 2).leaves(torch.tensor([[[0.5], [0.3]]])).tolist() == [True, False]
+    assert rules.named("margin", 0.2, 2).leaves(said).tolist() == [True]
 
 
 # Rules that were fitted ---------------------------------------------------------------------------------------------
 
 
 def test_features_of_a_meta_classifier() -> None:
-    assert exits.features(one(HALVES))[0].tolist() == pytest.approx([0.5, 0.25, 0.125, 0, 1])
-    two = exits.features(one(HALVES, FLAT, [0.1, 0.7, 0.1, 0.1]))[0].tolist()
+    assert rules.features(one(HALVES))[0].tolist() == pytest.approx([0.5, 0.25, 0.125, 0, 1])
+    two = rules.features(one(HALVES, FLAT, [0.1, 0.7, 0.1, 0.1]))[0].tolist()
     assert two[:2] == pytest.approx([0.7, 0.6])
     assert two[3:] == pytest.approx([0.25, 3])
 
@@ -160,34 +162,34 @@ def test_hash() -> None:
 
 
 def test_random_hash_is_balanced_and_the_same_every_time() -> None:
-    a, b = exits.random_hash(90, (2, 3, 4), seed=1), exits.random_hash(90, (2, 3, 4), seed=1)
+    a, b = hash_tables.random_hash(90, (2, 3, 4), seed=1), hash_tables.random_hash(90, (2, 3, 4), seed=1)
     assert torch.equal(a.layers, b.layers)
-    assert not torch.equal(a.layers, exits.random_hash(90, (2, 3, 4), seed=2).layers)
+    assert not torch.equal(a.layers, hash_tables.random_hash(90, (2, 3, 4), seed=2).layers)
     assert torch.bincount(a.layers).tolist() == [0, 0, 30, 30, 30]
 
 
 def test_frequency_hash() -> None:
     counts = torch.tensor([5, 0, 9, 1, 7])
-    assert exits.frequency_hash(counts, (2, 6)).layers.tolist() == [6, 6, 2, 6, 2]
+    assert hash_tables.frequency_hash(counts, (2, 6)).layers.tolist() == [6, 6, 2, 6, 2]
 
 
 def test_buckets_of_equal_mass() -> None:
     """Of 20, the first token holds 10: it fills the first of two buckets by itself."""
     mass = torch.tensor([10.0, 5.0, 3.0, 2.0])
-    assert exits.buckets(torch.tensor([0, 1, 2, 3]), (1, 2), mass).tolist() == [1, 2, 2, 2]
-    assert exits.buckets(torch.tensor([3, 1, 2, 0]), (1, 2)).tolist() == [2, 1, 2, 1]
+    assert hash_tables.buckets(torch.tensor([0, 1, 2, 3]), (1, 2), mass).tolist() == [1, 2, 2, 2]
+    assert hash_tables.buckets(torch.tensor([3, 1, 2, 0]), (1, 2)).tolist() == [2, 1, 2, 1]
 
 
 def test_information_hash() -> None:
     """Token 0 goes with class 0 alone, token 1 with both alike, token 2 never occurs."""
     tokens, classes = torch.tensor([0, 0, 1, 1, 3, 3]), torch.tensor([0, 0, 0, 1, 1, 1])
-    assert exits.information_hash(tokens, classes, 4, (1, 5)).layers.tolist() == [1, 5, 5, 1]
+    assert hash_tables.information_hash(tokens, classes, 4, (1, 5)).layers.tolist() == [1, 5, 5, 1]
 
 
 def test_cluster_hash() -> None:
     """Two clouds; the one nearer the origin leaves first."""
     near, far = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)) * 0.1, torch.full((10, 8), 9.0)
-    layers = exits.cluster_hash(torch.cat([far, near]), (2, 7)).layers
+    layers = hash_tables.cluster_hash(torch.cat([far, near]), (2, 7)).layers
     assert layers.tolist() == [7] * 10 + [2] * 20
 
 
@@ -199,13 +201,13 @@ def test_conformal_by_hand() -> None:
     worst = torch.arange(1, 10) / 10
     scores = torch.stack([worst, torch.full((9,), 0.95)])
     consistent = torch.tensor([[False], [True]]).expand(2, 9)
-    assert exits.conformal(scores, consistent, 0.2) == pytest.approx(0.8)
-    assert exits.conformal(scores, consistent, 0.1) == pytest.approx(0.9)
-    assert exits.conformal(scores, consistent, 0.05) == math.inf
-    assert exits.conformal(scores, torch.ones(2, 9, dtype=torch.bool), 0.1) == -math.inf
+    assert thresholds.conformal(scores, consistent, 0.2) == pytest.approx(0.8)
+    assert thresholds.conformal(scores, consistent, 0.1) == pytest.approx(0.9)
+    assert thresholds.conformal(scores, consistent, 0.05) == math.inf
+    assert thresholds.conformal(scores, torch.ones(2, 9, dtype=torch.bool), 0.1) == -math.inf
     # With (1 - ε)ⁿ = 0.8⁹ = 0.134: the largest is promised at δ = 0.2, nothing at δ = 0.1.
-    assert exits.conformal(scores, consistent, 0.2, delta=0.2) == pytest.approx(0.9)
-    assert exits.conformal(scores, consistent, 0.2, delta=0.1) == math.inf
+    assert thresholds.conformal(scores, consistent, 0.2, delta=0.2) == pytest.approx(0.9)
+    assert thresholds.conformal(scores, consistent, 0.2, delta=0.1) == math.inf
 
 
 def test_conformal_keeps_its_promise() -> None:
@@ -219,8 +221,8 @@ def test_conformal_keeps_its_promise() -> None:
     marginal, bad = [], 0
     for _ in range(200):
         cal, fresh = draw(100), draw(2000)
-        marginal.append(exits.trade(*fresh, (1, 2, 3), 4, exits.conformal(*cal, 0.2))[0])
-        bad += exits.trade(*fresh, (1, 2, 3), 4, exits.conformal(*cal, 0.2, delta=0.1))[0] < 0.8
+        marginal.append(thresholds.trade(*fresh, (1, 2, 3), 4, thresholds.conformal(*cal, 0.2))[0])
+        bad += thresholds.trade(*fresh, (1, 2, 3), 4, thresholds.conformal(*cal, 0.2, delta=0.1))[0] < 0.8
     assert sum(marginal) / 200 >= 0.79
     assert bad / 200 <= 0.15
     assert min(marginal) < 0.8, "without δ, single calibration sets do fall short"
@@ -229,18 +231,18 @@ def test_conformal_keeps_its_promise() -> None:
 def test_what_a_bar_costs() -> None:
     scores = torch.tensor([[0.9, 0.2, 0.3], [0.1, 0.8, 0.3]])
     consistent = torch.tensor([[True, False, False], [False, False, True]])
-    assert exits.first_exit(scores, 0.5).tolist() == [0, 1, 2]
-    same, depth = exits.trade(scores, consistent, (10, 20), 30, 0.5)
+    assert thresholds.first_exit(scores, 0.5).tolist() == [0, 1, 2]
+    same, depth = thresholds.trade(scores, consistent, (10, 20), 30, 0.5)
     assert (same, depth) == (pytest.approx(2 / 3), pytest.approx(20))
-    assert exits.trade(scores, consistent, (10, 20), 30, 1.0) == (1.0, 30.0)
-    assert exits.at_agreement(scores, consistent, 1.0) == pytest.approx(0.8)
-    assert exits.at_agreement(scores, consistent, 0.6) == pytest.approx(0.3)
-    assert exits.at_agreement(scores, consistent, 0.3) == -math.inf
+    assert thresholds.trade(scores, consistent, (10, 20), 30, 1.0) == (1.0, 30.0)
+    assert thresholds.at_agreement(scores, consistent, 1.0) == pytest.approx(0.8)
+    assert thresholds.at_agreement(scores, consistent, 0.6) == pytest.approx(0.3)
+    assert thresholds.at_agreement(scores, consistent, 0.3) == -math.inf
 
 
 def test_what_is_made_for_a_model_goes_with_it() -> None:
     model = tiny.decoder("llama").private()
-    ExitHeads.of(model, tiny.tools(), "logit-lens", range(1, 4), 0, "")
+    early_heads.exit_heads(model, tiny.tools(), "logit-lens", range(1, 4), 0, "")
     tiny.tools().part("heads", model, "", Heads)
     gone = weakref.ref(model)
     del model

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmlab.__main__ import main, parser, settings_of
-from llmlab.experiment import Lab, Settings
-from llmlab.stack import Stack
+from llmlab.lab.experiment import Lab
+from llmlab.lab.settings import Settings
+from llmlab.runtime.stack import Stack
 from llmlab.ui import links
 from tests import made
 

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from llmlab import quality
+from llmlab.measure import quality
 from llmlab.models.decoder import Decoder
-from llmlab.stack import Stack
-from llmlab.technique import make
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import make
 from tests import tiny
 from tests.laws import laws
 

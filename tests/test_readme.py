@@ -9,9 +9,10 @@ from types import ModuleType
 
 import yaml
 
-from llmlab import trace
-from llmlab.stack import Stack
-from llmlab.technique import LABELS, card, make
+from llmlab.measure import trace
+from llmlab.runtime.configurable import LABELS, card
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import make
 from llmlab.ui.page import RUNS, examples, recordings
 from tests import tiny
 from tests.laws import laws
@@ -26,7 +27,7 @@ def blocks(language: str) -> list[str]:
 
 def test_the_example_technique_works_as_it_stands() -> None:
     (code,) = blocks("python")
-    name = "llmlab.techniques.cache.recent_only"
+    name = "llmlab.techniques.kv_eviction.recent_only"
     module = sys.modules[name] = ModuleType(name)
     try:
         exec(compile(code, "README.md", "exec"), module.__dict__)
@@ -36,9 +37,9 @@ def test_the_example_technique_works_as_it_stands() -> None:
         events = laws.run(model, prompt, 40, Stack([policy]))
         assert trace.ledger(events)["evicted_rows"] > 0
         both = laws.run(model, prompt, 40, Stack([policy, make("prompt-lookup")]))
-        assert laws.text_of(both) == laws.text_of(events)
+        assert laws.committed_tokens(both) == laws.committed_tokens(events)
         idle = laws.run(model, prompt, 40, Stack([module.RecentOnly(**policy.identity)]))
-        assert laws.text_of(idle) == laws.text_of(laws.run(model, prompt, 40, Stack()))
+        assert laws.committed_tokens(idle) == laws.committed_tokens(laws.run(model, prompt, 40, Stack()))
     finally:
         del sys.modules[name]
 

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from llmlab.models.decoder import Decoder
 from llmlab.models.families import build
-from llmlab.tools import Tools
+from llmlab.runtime.tools import Tools
 from llmlab.training import eagle, exits
 
 VOCAB = 97

@@ -7,81 +7,23 @@ Query and key rows are stored in interleaved order, so that a rotation is one co
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmlab.abilities import Ability
-from llmlab.memory import Memory, Rows
-from llmlab.models import fast, graphs
-from llmlab.models.linears import GROUP, Linear, make_linear, nbytes
-from llmlab.models.tables import Tables
-
-Watch = Callable[[int, Tensor], None]
-"""Called with a layer's number and the attention weights (H, Q, S) of a span's queries."""
-Pattern = Callable[[Tensor, Tensor], Tensor]
-"""visible(q (Q, 1), k (1, S)) -> (Q, S) bool on positions."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the decoder needs to know of an architecture. `window` holds one entry per layer, None where all is seen."""
-
-    vocab: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    feed_forward: int
-    context: int
-    eps: float
-    window: tuple[int | None, ...]
-
-
-@dataclass
-class Span:
-    """The part start..stop of the batch that belongs to one sequence, and the memory of that sequence."""
-
-    start: int
-    stop: int
-    memory: Memory
-    visible: Tensor | None = None
-    """(T, T) bool over the span's own tokens; None where each sees itself and those before it."""
-    patterns: tuple[Pattern, ...] = ()
-    watch: Watch | None = None
-    first: int | None = None
-    """The position of the first of its tokens, where the others follow it one by one."""
-
-    def order(self, batch: Batch) -> Tensor | range:
-        """The positions of its tokens, as `Rows.append` wants them."""
-        if self.first is None:
-            return batch.positions[self.start : self.stop]
-        return range(self.first, self.first + self.stop - self.start)
-
-    def all_patterns(self, window: int | None) -> tuple[Pattern, ...]:
-        """Its patterns, with a layer's window where it has one."""
-        return self.patterns if window is None else (*self.patterns, _window(window))
-
-
-@dataclass
-class Batch:
-    """Tokens (N,) of one or several sequences laid end to end, their positions (N,) and the spans that divide them."""
-
-    tokens: Tensor
-    positions: Tensor
-    spans: list[Span]
-    exact: bool = False
-    """Whether each row must get, to the bit, what it would get in a pass of its own (below float32 as well)."""
-    rotation: Tensor = field(default_factory=lambda: torch.empty(0))
-    """(N, 1, D/2) complex, filled in by the decoder."""
-    few: fast.Few | None = None
-    """How a pass of a few rows is computed, filled in by the decoder; None for the way of many rows."""
+from llmlab.kv.memory import Memory
+from llmlab.kv.rows import Rows
+from llmlab.models.batch import Batch
+from llmlab.models.block import Block, Norm
+from llmlab.models.capabilities import Capability
+from llmlab.models.embedding import EmbeddingAndHead
+from llmlab.models.formats.linear import Linear, nbytes
+from llmlab.models.formats.quantized_groups import GROUP
+from llmlab.models.formats.registry import make_linear
+from llmlab.models.kernels import cpu_decode, cuda_graph
+from llmlab.models.shape import Shape
 
 
 class Depth(Protocol):
@@ -91,163 +33,6 @@ class Depth(Protocol):
     """
 
     def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]: ...
-
-
-class Norm(nn.Module):
-    """RMSNorm in float32 (arXiv 1910.07467)."""
-
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight.float())
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
-
-
-class Block(nn.Module):
-    """One layer: h + attention(norm(h)), then h + feed-forward(norm(h))."""
-
-    def __init__(
-        self,
-        shape: Shape,
-        index: int,
-        norms: tuple[Norm, Norm],
-        qkv: Linear,
-        out: Linear,
-        gate_up: Linear,
-        down: Linear,
-        head_norms: tuple[Norm, Norm] | None = None,
-    ) -> None:
-        super().__init__()
-        self.shape, self.index, self.window = shape, index, shape.window[index]
-        self.norm_attention, self.norm_feed = norms
-        self.qkv, self.out, self.gate_up, self.down = qkv, out, gate_up, down
-        self.norm_q, self.norm_k = head_norms or (None, None)
-        self.bound: dict[bool, fast.Bound | None] = {False: None, True: None}
-        self.plain = False
-
-    def forward(self, h: Tensor, batch: Batch, fill: bool = False) -> Tensor:
-        """h (N, E) to (N, E). With `fill`, only this layer's keys and values are made; h returns unchanged.
-
-        Where `fast` has a way for this pass it goes there; what stands here is the same as the papers write it. A pass
-        of a few rows changes h in place.
-        """
-        if batch.few is not None:
-            return batch.few.layer(self, h, batch, fill)
-        if h.is_cpu and not self.plain and fast.reads(self, batch):
-            return fast.read(self, h, batch, fill)
-        s = self.shape
-        N = h.shape[0]
-        qkv = self.qkv(self.norm_attention(h)).view(N, s.heads + 2 * s.kv_heads, s.head_size)
-        q, k, v = qkv.split([s.heads, s.kv_heads, s.kv_heads], 1)  # (N, heads, D)
-        if self.norm_q is not None:
-            q, k = self.norm_q(q), self.norm_k(k)
-        q, k = fast.rotate(q, batch.rotation), fast.rotate(k, batch.rotation)
-        parts = []
-        for span in batch.spans:
-            at = slice(span.start, span.stop)
-            rows = span.memory.layers[self.index]
-            rows.append(k[at].transpose(0, 1), v[at].transpose(0, 1), span.order(batch))
-            if not fill:
-                parts.append(look(q[at], rows, batch.positions[at], span, self.index, self.window))
-        if fill:
-            return h
-        h = h + self.out(parts[0] if len(parts) == 1 else torch.cat(parts))
-        gate, up = self.gate_up(self.norm_feed(h)).chunk(2, -1)
-        return h + self.down(F.silu(gate) * up)
-
-
-CHUNK = 128
-"""Queries whose attention weights are held at once when somebody watches them."""
-
-
-def look(
-    q: Tensor, rows: Rows, positions: Tensor, span: Span, layer: int, window: int | None, scale: float | None = None
-) -> Tensor:
-    """Attention of a span's T newest tokens, q (T, H, D), over the rows of one layer that they may see; (T, H·D)."""
-    patterns = span.all_patterns(window)
-    T, S = q.shape[0], rows.count
-    if T <= CHUNK or span.watch is None:
-        mask = _mask(rows, positions, span.visible, patterns, 0, T)
-        return attend(q, rows.k, rows.v, mask, layer, span.watch, scale)
-    pieces = []
-    for a in range(0, T, CHUNK):  # the weights of all queries at once would not fit in memory
-        b = min(a + CHUNK, T)
-        mask, end = _mask(rows, positions, span.visible, patterns, a, b), S - T + b
-        pieces.append(attend(q[a:b], rows.k[:, :end], rows.v[:, :end], mask, layer, span.watch, scale))
-    return torch.cat(pieces)
-
-
-def _window(width: int) -> Pattern:
-    return lambda q, k: q - k < width
-
-
-def _mask(
-    rows: Rows, positions: Tensor, visible: Tensor | None, patterns: Sequence[Pattern], a: int, b: int
-) -> Tensor | None:
-    """What queries a..b of the T last rows may see: (b - a, S) or (KV, b - a, S) bool, with S = rows up to query b.
-
-    None stands for "everything" (one query) and for "plain causal" when the queries are all that is in memory.
-    """
-    T, S = positions.shape[0], rows.count
-    if not patterns and visible is None and (T == 1 or (T == S and b - a == T)):
-        return None
-    own = torch.ones(T, T, dtype=torch.bool).tril() if visible is None else visible
-    end = S - T + b
-    mask = torch.ones(b - a, end, dtype=torch.bool)
-    mask[:, S - T :] = own[a:b, :b]
-    mask = mask.to(positions.device)
-    if not patterns:
-        return mask
-    # Heads may hold different rows, so positions carry a head axis here and patterns broadcast over it.
-    kept = rows.positions[:, None, :end]  # (KV, 1, S)
-    query = positions[a:b][None, :, None]  # (1, Q, 1)
-    mask = mask[None]
-    for pattern in patterns:
-        mask = mask & pattern(query, kept)
-    return mask
-
-
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    layer: int = 0,
-    watch: Watch | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """Grouped-query attention. q (T, H, D); k, v (KV, S, D); mask (T, S) or (KV, T, S), None as `_mask` says.
-
-    Returns (T, H·D). `watch` receives the weights (H, T, S) in float32. `scale` is 1/√D unless a model says otherwise.
-    """
-    T, H, D = q.shape
-    scale = 1 / math.sqrt(D) if scale is None else scale
-    KV, S, _ = k.shape
-    G = H // KV
-    q, wanted = q.to(k.dtype), q.dtype
-    if T > FEW_QUERIES and watch is None:
-        bias = mask if mask is None or mask.dim() == 2 else mask.repeat_interleave(G, 0)[None]
-        y = F.scaled_dot_product_attention(
-            q.transpose(0, 1)[None], k[None], v[None], bias, is_causal=mask is None, scale=scale, enable_gqa=G > 1
-        )
-        return y[0].transpose(0, 1).reshape(T, H * D).to(wanted)
-    grouped = q.view(T, KV, G, D).permute(1, 2, 0, 3).reshape(KV, G * T, D)
-    scores = torch.bmm(grouped, k.transpose(1, 2)).float().view(KV, G, T, S).mul_(scale)
-    if mask is None and T > 1:
-        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    if mask is not None:
-        scores = scores.masked_fill_(~(mask if mask.dim() == 2 else mask[:, None]), -torch.inf)
-    weights = torch.softmax(scores, -1)
-    if watch is not None:
-        watch(layer, weights.view(H, T, S))
-    y = torch.bmm(weights.view(KV, G * T, S).to(v.dtype), v)  # (KV, G·T, D)
-    return y.view(KV, G, T, D).permute(2, 0, 1, 3).reshape(T, H * D).to(wanted)
-
-
-FEW_QUERIES = 16
-"""Up to here the grouped product beats the fused kernel, measured on a CPU with 9 heads over 3."""
 
 
 def every_layer(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -279,11 +64,11 @@ class Taps:
 class Decoder(nn.Module):
     """A decoder-only transformer of the Llama kind, with its weights in one of the formats of `linears`."""
 
-    abilities = frozenset(Ability)
+    abilities = frozenset(Capability)
     fast = True
 
     def __init__(
-        self, shape: Shape, tables: Tables, layers: list[Block], norm: Norm, rotations: Tensor, weights: str
+        self, shape: Shape, tables: EmbeddingAndHead, layers: list[Block], norm: Norm, rotations: Tensor, weights: str
     ) -> None:
         """rotations (D/2,) float32: the angle per position of each pair; see `families` for scaled variants."""
         super().__init__()
@@ -297,8 +82,8 @@ class Decoder(nn.Module):
         self.register_buffer("angles", rotations.float())
         self.turn_factor = 1.0
         self._table: Tensor | None = None
-        self._few: dict[int, fast.Few] = {}
-        self._step: graphs.Step | None = None
+        self._few: dict[int, cpu_decode.DecodeWorkspace] = {}
+        self._step: cuda_graph.Step | None = None
         self.graphs = self.device.type == "cuda"
 
     @property
@@ -384,7 +169,7 @@ class Decoder(nn.Module):
 
         `last=0` computes no logits at all: what reading a prompt needs. `best`: see `Tables.logits`.
         """
-        if self.graphs and graphs.suits(self, batch, depth, last):
+        if self.graphs and cuda_graph.suits(self, batch, depth, last):
             return self._replayed(batch, best)
         batch.rotation = self._rotation(batch)
         batch.few = self._way(batch)
@@ -404,7 +189,7 @@ class Decoder(nn.Module):
             rows.extend(range(span.first, span.first + 1))
         self._turns(span.first + 1)
         if self._step is None or self._step.stale(span.memory, best):
-            self._step = graphs.Step(self, span.memory, best)
+            self._step = cuda_graph.Step(self, span.memory, best)
         return self._step(batch.tokens, span.first, held)
 
     def _rotation(self, batch: Batch) -> Tensor:
@@ -414,14 +199,14 @@ class Decoder(nn.Module):
             return self._turns(end)[firsts[0] : end, None, :]
         return self.turns(batch.positions)[:, None, :]
 
-    def _way(self, batch: Batch) -> fast.Few | None:
+    def _way(self, batch: Batch) -> cpu_decode.DecodeWorkspace | None:
         """The way of a few rows for this pass, where there is one."""
         N = len(batch.tokens)
-        short = N <= fast.ROWS and max((s.stop - s.start for s in batch.spans), default=0) <= SHORT
+        short = N <= cpu_decode.ROWS and max((s.stop - s.start for s in batch.spans), default=0) <= SHORT
         if not self.fast or self.device.type != "cpu" or not (batch.exact or short) or not len(self.layers):
             return None
         if N not in self._few:
-            self._few[N] = fast.Few(self, N)
+            self._few[N] = cpu_decode.DecodeWorkspace(self, N)
         return self._few[N]
 
     def head(self, h: Tensor, best: int = 0) -> Tensor:

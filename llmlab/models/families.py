@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from llmlab.abilities import Refused
-from llmlab.models.codes import Codes
-from llmlab.models.decoder import Block, Decoder, Norm, Shape
-from llmlab.models.linears import Linear, make_linear
-from llmlab.models.tables import Tables
+from llmlab.errors import Refused
+from llmlab.models.block import Block, Norm
+from llmlab.models.decoder import Decoder
+from llmlab.models.embedding import EmbeddingAndHead
+from llmlab.models.formats.linear import Linear
+from llmlab.models.formats.quantized_groups import QuantizedGroups
+from llmlab.models.formats.registry import make_linear
+from llmlab.models.shape import Shape
 
 if TYPE_CHECKING:
-    from llmlab.models.checkpoint import Checkpoint
+    from llmlab.models.loading.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -105,16 +108,18 @@ def interleave(rows: int, head_size: int) -> Tensor:
     return (torch.arange(rows // head_size)[:, None] * head_size + half).reshape(-1)
 
 
-def _pick(weight: Tensor | Codes, rows: Tensor) -> Tensor | Codes:
-    if isinstance(weight, Codes):
-        return Codes(weight.q[rows], weight.d[rows], weight.m[rows])
+def _pick(weight: Tensor | QuantizedGroups, rows: Tensor) -> Tensor | QuantizedGroups:
+    if isinstance(weight, QuantizedGroups):
+        return QuantizedGroups(weight.q[rows], weight.d[rows], weight.m[rows])
     return weight[rows]
 
 
-def _join(parts: list[Tensor | Codes]) -> Tensor | Codes:
-    if all(isinstance(p, Codes) for p in parts):
-        return Codes(torch.cat([p.q for p in parts]), torch.cat([p.d for p in parts]), torch.cat([p.m for p in parts]))
-    return torch.cat([p.dense() if isinstance(p, Codes) else p for p in parts])
+def _join(parts: list[Tensor | QuantizedGroups]) -> Tensor | QuantizedGroups:
+    if all(isinstance(p, QuantizedGroups) for p in parts):
+        return QuantizedGroups(
+            torch.cat([p.q for p in parts]), torch.cat([p.d for p in parts]), torch.cat([p.m for p in parts])
+        )
+    return torch.cat([p.dense() if isinstance(p, QuantizedGroups) else p for p in parts])
 
 
 def build(
@@ -139,7 +144,7 @@ def build(
     names, device_type = set(checkpoint.names()), torch.device(device).type
     order = {heads: interleave(heads * s.head_size, s.head_size) for heads in (s.heads, s.kv_heads)}
 
-    def tensor(name: str, *shape: int) -> Tensor | Codes:
+    def tensor(name: str, *shape: int) -> Tensor | QuantizedGroups:
         value = checkpoint.get(name)
         if tuple(value.shape) != shape:
             raise Refused(
@@ -147,9 +152,9 @@ def build(
                 f"has the shape {tuple(value.shape)} where {shape} belongs",
                 "Fetch the model again",
             )
-        return value if isinstance(value, Codes) else value.to(device)
+        return value if isinstance(value, QuantizedGroups) else value.to(device)
 
-    def linear(parts: list[Tensor | Codes], bias: Tensor | None = None, cut: int = 1) -> Linear:
+    def linear(parts: list[Tensor | QuantizedGroups], bias: Tensor | None = None, cut: int = 1) -> Linear:
         weight = _join(parts)
         made = make_linear(weight, weights, bias).to(device)
         if copies and device_type == "cpu":
@@ -191,7 +196,7 @@ def build(
             progress(i + 1, s.layers)
     embed = tensor("model.embed_tokens.weight", s.vocab, s.width)
     tied = config.tie_word_embeddings or "lm_head.weight" not in names
-    tables = Tables(embed, None if tied else tensor("lm_head.weight", s.vocab, s.width), weights).to(device)
+    tables = EmbeddingAndHead(embed, None if tied else tensor("lm_head.weight", s.vocab, s.width), weights).to(device)
     if copies:
         tables.keep_look()
     factors = checkpoint.get("rope_freqs") if "rope_freqs" in names else None

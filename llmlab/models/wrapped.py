@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmlab.abilities import Ability, Refused
-from llmlab.memory import Memory, Rows
-from llmlab.models.decoder import Batch, Depth, Span, look
+from llmlab.errors import Refused
+from llmlab.kv.memory import Memory
+from llmlab.kv.rows import Rows
+from llmlab.models.batch import Batch, Span
+from llmlab.models.capabilities import Capability
+from llmlab.models.decoder import Depth
+from llmlab.models.kernels.reference import attention
 
 NAME = "llmlab"
-ABILITIES = frozenset({Ability.MANY_ROWS, Ability.ROLLBACK, Ability.EVICTION, Ability.ATTENTION})
+ABILITIES = frozenset({Capability.MANY_ROWS, Capability.ROLLBACK, Capability.EVICTION, Capability.ATTENTION})
 FORMATS = ("dense-fp32", "dense-bf16", "nf4", "bnb-int8")
 
 
@@ -44,7 +48,7 @@ def _attention(
     rows = span.memory.layers[module.layer_idx]
     rows.append(key[0], value[0], span.order(lab))
     window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
-    y = look(query[0].transpose(0, 1), rows, lab.positions, span, module.layer_idx, window, scaling)
+    y = attention(query[0].transpose(0, 1), rows, lab.positions, span, module.layer_idx, window, scaling)
     return y.view(1, query.shape[2], query.shape[1], -1), None
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmlab.cascades import caching, cascade, problems
-from llmlab.cascades.caching import POLICIES, Outcome
-from llmlab.cascades.problems import KINDS, Problem
-from llmlab.cascades.replies import ask
-from llmlab.models.decoder import Batch, Decoder, Span
-from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
-from llmlab.technique import knob
+from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.models.batch import Batch, Span
+from llmlab.models.decoder import Decoder
+from llmlab.runtime.configurable import knob
+from llmlab.studies.support.cascades import caching, cascade, problems
+from llmlab.studies.support.cascades.caching import POLICIES, Outcome
+from llmlab.studies.support.cascades.problems import KINDS, Problem
+from llmlab.studies.support.cascades.replies import ask
 
 VARIANTS = (("small: two layers removed", ("layer-drop:count=2",)), ("large: whole", ()))
 SKEWS = (0.0, 0.4, 0.8, 1.2, 2.0)

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.abilities import Refused
-from llmlab.cascades import cascade
-from llmlab.cascades.cascade import Level
-from llmlab.classification import probes
-from llmlab.classification.classify import Data, Task, between, flops, lead, leave, paired, task
-from llmlab.exits import Probability
-from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
-from llmlab.technique import knob
+from llmlab.errors import Refused
+from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.runtime.configurable import knob
+from llmlab.studies.support.cascades import cascade
+from llmlab.studies.support.cascades.cascade import Level
+from llmlab.studies.support.classification import probes
+from llmlab.studies.support.classification.classify import Data, Task, between, flops, lead, leave, paired, task
+from llmlab.techniques.early_exit.rules import Probability
 
 CALIBRATIONS = ("none", "temperature", "difficulty margin")
 FOLDS = 5

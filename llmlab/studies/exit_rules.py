@@ -9,12 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmlab import exits
-from llmlab.classification import probes
-from llmlab.classification.classify import Data, Left, Task, at_most, flops, lead, leave, no_loss, paired, points, task
-from llmlab.exits import Consistency, Each, Entropy, MultiView, NormalisedEntropy, Patience, Rule
-from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
-from llmlab.technique import knob
+from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.runtime.configurable import knob
+from llmlab.studies.support.classification import probes
+from llmlab.studies.support.classification.classify import (
+    Data,
+    Left,
+    Task,
+    at_most,
+    flops,
+    lead,
+    leave,
+    no_loss,
+    paired,
+    points,
+    task,
+)
+from llmlab.techniques.early_exit import rules, thresholds
+from llmlab.techniques.early_exit.rules import Each, Entropy, MultiView, NormalisedEntropy, Patience, Rule
+from llmlab.techniques.early_exit.thresholds import Consistency
 
 RECENT = 0.9
 """How much the newest classifier weighs in MPEE's memory: its authors' program."""
@@ -93,7 +106,7 @@ def past_future(t: Task) -> Way:
     most = math.log(len(t.labels))
     imitators = probes.Imitators.fitted(t.x["train"])
     own = probes.past_future(t.x["train"], t.y["train"], len(t.labels), imitators)
-    tried = [(f"{u * most:.2g}", exits.PastFuture(u * most)) for u in UNSURE]
+    tried = [(f"{u * most:.2g}", rules.PastFuture(u * most)) for u in UNSURE]
     way = Way("Past-Future", _both(own, t), range(1, t.layers + 1), tried)
     test = t.x["test"]
     way.p["past"] = probes.past_only(t.x["train"], t.y["train"], len(t.labels)).logits(test).cumsum(0)
@@ -108,12 +121,12 @@ def cats(t: Task) -> Way:
     half = p["calibration"].shape[1] // 2
     asked = range(1, t.layers)
     same = {part: said[:-1].argmax(-1) == said[-1].argmax(-1) for part, said in p.items()}
-    x = torch.cat([exits.features(p["calibration"][:l, :half]) for l in asked])
+    x = torch.cat([rules.features(p["calibration"][:l, :half]) for l in asked])
     meta = Consistency.fitted(x, same["calibration"][:, :half].flatten())
     score = {part: torch.stack([meta.score(said[:l]) for l in asked]) for part, said in p.items()}
     rest = score["calibration"][:, half:], same["calibration"][:, half:]
     tried: list[tuple[str, Rule]] = [
-        (f"{e:g}", Consistency(exits.conformal(*rest, e), meta.weights, meta.bias)) for e in PROMISES
+        (f"{e:g}", Consistency(thresholds.conformal(*rest, e), meta.weights, meta.bias)) for e in PROMISES
     ]
     way = Way("CATs", p, range(1, t.layers + 1), tried)
     way.p["scores"] = torch.cat([rest[0], score["test"]], 1)
@@ -307,7 +320,7 @@ def forty_percent(f: Tried) -> list[Claim]:
 def uncertainty_and_students(f: Tried) -> list[Claim]:
     p, y = f.way.p["test"], f.t.y["test"]
     right = (p.argmax(-1) == y).double()
-    unsure = exits.entropy(p)
+    unsure = rules.entropy(p)
     half = p.shape[1] // 2
     order = unsure.argsort(1)
     sure, rest = (right.gather(1, part).mean(1) for part in (order[:, :half], order[:, half:]))
@@ -462,8 +475,8 @@ def promises(way: Way) -> Iterator[dict[str, Any]]:
         for _ in range(DRAWS):
             order = torch.randperm(n, generator=dice)
             cal, fresh = order[: n // 2], order[n // 2 :]
-            bar = exits.conformal(scores[:, cal], same[:, cal], epsilon)
-            kept.append(exits.trade(scores[:, fresh], same[:, fresh], depths, full, bar))
+            bar = thresholds.conformal(scores[:, cal], same[:, cal], epsilon)
+            kept.append(thresholds.trade(scores[:, fresh], same[:, fresh], depths, full, bar))
         share, layers = torch.tensor(kept).mean(0).tolist()
         yield {
             "method": way.name,

@@ -7,13 +7,13 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from llmlab.abilities import Refused
-from llmlab.cascades import cascade, problems
-from llmlab.cascades.cascade import Level, Plan, Scorer
-from llmlab.cascades.problems import KINDS
-from llmlab.cascades.replies import Reply, ask, features
-from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
-from llmlab.technique import knob
+from llmlab.errors import Refused
+from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.runtime.configurable import knob
+from llmlab.studies.support.cascades import cascade, problems
+from llmlab.studies.support.cascades.cascade import Level, Plan, Scorer
+from llmlab.studies.support.cascades.problems import KINDS
+from llmlab.studies.support.cascades.replies import Reply, ask, features
 
 VARIANTS = (("pruned", ("layer-drop:count=2",)), ("whole", ()))
 BUDGETS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0)

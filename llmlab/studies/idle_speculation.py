@@ -4,10 +4,12 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from llmlab.serving.load import HEADINGS, Served, figures, poisson, prompts, spread
-from llmlab.serving.server import Request, Scheduler, Server, Share
-from llmlab.study import Chart, Claim, Findings, Study, Subject
-from llmlab.technique import knob, make
+from llmlab.lab.study import Chart, Claim, Findings, Study, Subject
+from llmlab.runtime.configurable import knob
+from llmlab.runtime.technique import make
+from llmlab.serving.scheduler import Request, Scheduler, Share
+from llmlab.serving.server import Server
+from llmlab.studies.support.serving_load import HEADINGS, Served, figures, poisson, prompts, spread
 
 POLICIES = ("off", "always", "idle-only")
 LOUD = 0.1

@@ -9,12 +9,12 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from llmlab.cascades import cascade, problems
-from llmlab.cascades.cascade import Level
-from llmlab.cascades.problems import KINDS
-from llmlab.cascades.replies import Reply, ask
-from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
-from llmlab.technique import knob
+from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.runtime.configurable import knob
+from llmlab.studies.support.cascades import cascade, problems
+from llmlab.studies.support.cascades.cascade import Level
+from llmlab.studies.support.cascades.problems import KINDS
+from llmlab.studies.support.cascades.replies import Reply, ask
 
 VARIANTS = (("weak: two layers removed", ("layer-drop:count=2",)), ("strong: whole", ()))
 METHODS = ("chains, vote", "programs, vote", "mixed, vote", "mixed, verify")

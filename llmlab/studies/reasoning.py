@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-from llmlab.cascades import cascade, problems
-from llmlab.cascades.problems import KINDS, STYLES
-from llmlab.cascades.replies import Reply, ask
-from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
-from llmlab.technique import knob
+from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.runtime.configurable import knob
+from llmlab.studies.support.cascades import cascade, problems
+from llmlab.studies.support.cascades.problems import KINDS, STYLES
+from llmlab.studies.support.cascades.replies import Reply, ask
 
 COLUMNS = {
     "model": "Model",

@@ -9,15 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
-from llmlab import quality
-from llmlab.abilities import Refused, check
-from llmlab.events import Committed, Drafted, Event
-from llmlab.experiment import Prepared
-from llmlab.loop import text_of
-from llmlab.stack import Stack
-from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
-from llmlab.technique import Knob, Technique, knob, make, registry, title
-from llmlab.tools import ASSETS
+from llmlab.assets import ASSETS
+from llmlab.errors import Refused
+from llmlab.lab.experiment import Prepared
+from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.measure import quality
+from llmlab.runtime.configurable import Knob, knob, title
+from llmlab.runtime.events import Committed, Drafted, Event
+from llmlab.runtime.generate import committed_tokens
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import Technique, make, registry
 
 KINDS = ("chat", "summary", "question answering", "mathematics", "code", "rewriting")
 VALUES: dict[str, tuple[float, ...]] = {
@@ -178,7 +179,7 @@ class Sweep(Study):
             for turned, value, technique in self.settings_of(name):
                 helpers = [make("draft-model")] if technique.beside else []  # a rule of acceptance needs drafts
                 stack = Stack([technique, *helpers])
-                refusals = check(stack, abilities, subject.settings.model)
+                refusals = stack.refusals(abilities, subject.settings.model)
                 if refusals and self.technique != "all":
                     raise Refused(refusals[0].who, refusals[0].why, refusals[0].now)
                 if refusals:
@@ -228,7 +229,7 @@ class Sweep(Study):
             if len(prepared.prompt) + self.tokens > loaded.model.context:
                 raise Refused(loaded.name, f"reads too few tokens for the prompt {p['id']}", "Choose another model")
             subject.progress("Reading the baseline", i, len(prompts))
-            text = text_of(list(lab.run(prepared, subject.stop)))
+            text = committed_tokens(list(lab.run(prepared, subject.stop)))
             whole = [*prepared.prompt, *text]
             yield Base(prepared, text, quality.score(loaded.model, Stack(), whole, len(prepared.prompt)))
 
@@ -242,7 +243,7 @@ class Sweep(Study):
             prepared = replace(base.prepared, settings=replace(base.prepared.settings, stack=stack))
             events = list(subject.lab.run(prepared, subject.stop))
             commits = [e for e in events if isinstance(e, Committed)]
-            text = text_of(events)
+            text = committed_tokens(events)
             seconds += sum(e.seconds for e in commits)
             layers += sum(e.layers_run for e in commits)
             passes += len(commits)

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmlab.abilities import Refused
-from llmlab.cascades import cascade
-from llmlab.cascades.cascade import Level, Plan
-from llmlab.classification import probes
-from llmlab.classification.classify import Data, Task, flops, paired, task
-from llmlab.meter import Clock
-from llmlab.models.decoder import Batch, Decoder, Span
-from llmlab.study import Cell, Chart, Claim, Findings, Study, Subject
-from llmlab.technique import knob
+from llmlab.errors import Refused
+from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.models.batch import Batch, Span
+from llmlab.models.decoder import Decoder
+from llmlab.runtime.clock import Clock
+from llmlab.runtime.configurable import knob
+from llmlab.studies.support.cascades import cascade
+from llmlab.studies.support.cascades.cascade import Level, Plan
+from llmlab.studies.support.classification import probes
+from llmlab.studies.support.classification.classify import Data, Task, flops, paired, task
 
 COLUMNS = {
     "way": "Way",

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmlab.abilities import Refused
-from llmlab.classification import selectors
-from llmlab.classification.classify import Data, batch_of, flops, lead, leave, task
-from llmlab.classification.dropped import (
+from llmlab.errors import Refused
+from llmlab.lab.study import Chart, Claim, Findings, Study, Subject
+from llmlab.runtime.configurable import knob
+from llmlab.runtime.token_drop_plan import AtLeast, TokenDropPlan, Top
+from llmlab.studies.support.classification import selectors
+from llmlab.studies.support.classification.classify import Data, batch_of, flops, lead, leave, task
+from llmlab.studies.support.classification.dropped import (
     Bench,
     Judge,
     Outcome,
@@ -26,11 +29,8 @@ from llmlab.classification.dropped import (
     survivors,
     timed,
 )
-from llmlab.classification.dropping import AtLeast, Dropping, Top
-from llmlab.classification.selectors import Contribution, Policy
-from llmlab.exits import Entropy
-from llmlab.study import Chart, Claim, Findings, Study, Subject
-from llmlab.technique import knob
+from llmlab.studies.support.classification.selectors import Contribution, Policy
+from llmlab.techniques.early_exit.rules import Entropy
 
 LEARNED = 24
 """Of the sentences whose loss is differentiated, those that predictors learn from; the others test them."""
@@ -71,7 +71,7 @@ def tr_bert(b: Bench) -> Iterator[Way]:
         picked = torch.randint(0, len(full), (sentences,), generator=dice).tolist()
         again = picked * samples
         plan = {p: Policy(net, dice=dice) for p, net in zip(at, nets, strict=True)}
-        depth = Dropping(plan, "pass", remember=True)
+        depth = TokenDropPlan(plan, "pass", remember=True)
         with torch.inference_mode():
             t.model.forward(batch_of(t.model, [t.ids["train"][i] for i in again]), depth, 0)
         said = (

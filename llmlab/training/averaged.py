@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmlab.abilities import Refused
-from llmlab.trained import card_of, read, write
+from llmlab.errors import Refused
+from llmlab.models.auxiliary.store import card_of, read, write
 
 
 def average(one: Path, two: Path, out: Path) -> None:

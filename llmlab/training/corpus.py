@@ -19,11 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llmlab.abilities import Refused
-from llmlab.batches import Text, continue_all
-from llmlab.experiment import as_tokens
-from llmlab.models.shelf import Loaded, Report
-from llmlab.tools import ASSETS
+from llmlab.assets import ASSETS
+from llmlab.errors import Refused
+from llmlab.models.loading.loaded import Loaded, prompt_tokens
+from llmlab.models.loading.progress import Report
+from llmlab.runtime.batched import Text, generate_batch
 
 KINDS = ("chat", "summary", "qa", "maths", "code", "rewriting")
 TEMPERATURES = (0.0, 0.7, 1.0, 1.0)
@@ -100,13 +100,13 @@ def write(
 
     def texts() -> Iterator[Text]:
         for kind, prompt in supply:
-            ids = as_tokens(loaded, prompt)
+            ids = prompt_tokens(loaded, prompt)
             if len(ids) <= 400:
                 yield Text(ids, len(ids), dice.randint(LONGEST // 3, LONGEST), dice.choice(TEMPERATURES), kind)
 
     batch: list[Text] = []
     held = 0
-    for text in continue_all(loaded.model, texts(), loaded.stop_tokens, together, taps, seed + len(have)):
+    for text in generate_batch(loaded.model, texts(), loaded.stop_tokens, together, taps, seed + len(have)):
         if text.tag == "chat":
             supply.learn(loaded.tokenizer.decode(text.answer, skip_special_tokens=True))
         batch.append(text)

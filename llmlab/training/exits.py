@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmlab import exits
 from llmlab.models.decoder import Decoder
-from llmlab.models.shelf import Report
+from llmlab.models.loading.progress import Report
+from llmlab.techniques.early_exit import thresholds
 from llmlab.training.corpus import Sequence
 from llmlab.training.parts import Plan, Texts, train
 
@@ -148,9 +148,11 @@ class Trainer:
                 if not chosen.any():
                     continue
                 score = torch.cat(parts, 1)[:, chosen]
-                bar = exits.at_agreement(score, right[:, chosen], AGREEMENT)
+                bar = thresholds.at_agreement(score, right[:, chosen], AGREEMENT)
                 found[f"{name}, {kind}: bar"] = bar
-                found[f"{name}, {kind}: layers"] = exits.trade(score, right[:, chosen], self.layers, self.full, bar)[1]
+                found[f"{name}, {kind}: layers"] = thresholds.trade(
+                    score, right[:, chosen], self.layers, self.full, bar
+                )[1]
         return {k: round(v, 4) for k, v in found.items()}
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmlab.models.decoder import Decoder
-from llmlab.models.shelf import Report
+from llmlab.models.loading.progress import Report
 from llmlab.training.corpus import Sequence
 from llmlab.training.parts import Plan, Texts, train
 

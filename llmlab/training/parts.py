@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmlab.models.shelf import Report
+from llmlab.models.loading.progress import Report
 from llmlab.training.corpus import KINDS, Sequence, sequences
 
 HELD_OUT = 40

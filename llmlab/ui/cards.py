@@ -7,11 +7,12 @@ import re
 from functools import cache
 from html import escape
 
-from llmlab.stack import Stack
-from llmlab.study import Study
-from llmlab.technique import LABELS, Described, Technique, card, registry, title
-from llmlab.tools import ASSETS
-from llmlab.ui.words import both, both_words, catalogue, word
+from llmlab.assets import ASSETS
+from llmlab.lab.study import Study
+from llmlab.runtime.configurable import LABELS, Configurable, card, title
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import Technique, registry
+from llmlab.ui.i18n import both, both_words, catalogue, word
 
 LANGUAGES = tuple(catalogue())
 
@@ -124,7 +125,7 @@ def switch_rules() -> str:
     )
 
 
-def body(technique: type[Described]) -> str:
+def body(technique: type[Configurable]) -> str:
     """The card's four paragraphs and the papers it covers, as escaped HTML."""
     parts = card(technique)
     texts = {label: re.sub(r"`(.+?)`", r"<code>\1</code>", escape(parts.get(label, ""))) for label in LABELS}

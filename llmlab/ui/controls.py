@@ -9,13 +9,14 @@ from typing import Any
 
 import gradio as gr
 
-from llmlab.abilities import Refusal, Refused, check
-from llmlab.doors import DOORS
-from llmlab.experiment import CHOICES, Settings
-from llmlab.meter import cores
-from llmlab.models import catalog
-from llmlab.stack import Stack
-from llmlab.technique import Described, Knob, Technique, make, registry, title
+from llmlab.errors import Refusal, Refused
+from llmlab.lab.settings import CHOICES, Settings
+from llmlab.measure.hardware import cores
+from llmlab.models.loading import catalog
+from llmlab.runtime.configurable import Configurable, Knob, title
+from llmlab.runtime.roles import ROLES
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import Technique, make, registry
 from llmlab.ui import cards
 
 OFF = "off"
@@ -59,7 +60,7 @@ def model_controls(_: Translate, default: str, prefix: str = "") -> tuple[gr.Dro
     return model, gr.Dropdown(list(catalog.FORMATS), value="dense-fp32", **at)
 
 
-def draw_knobs(described: type[Described], _: Translate, add: Callable[[str, Any], Any], owner: str) -> None:
+def draw_knobs(described: type[Configurable], _: Translate, add: Callable[[str, Any], Any], owner: str) -> None:
     """One control per knob, the rare ones folded away; `add` is told each control by `name.knob`."""
     plain = [k for k in described.knobs() if not k.advanced]
     rare = [k for k in described.knobs() if k.advanced]
@@ -100,7 +101,7 @@ class Form:
         known = registry()
         gr.HTML(cards.search_box(), elem_id="search")
         first = True
-        for door in sorted(reversed(DOORS), key="Drafter".__ne__):  # drafts first: they show most at the first glance
+        for door in sorted(reversed(ROLES), key="Drafter".__ne__):  # drafts first: they show most at the first glance
             members = {n: t for n, t in known.items() if t.door == door}
             if members:
                 self._family(door, members, _, first)
@@ -244,7 +245,7 @@ class Form:
         for name in family.boxes:
             others = [t for t in stack if t.id != name and (family.many or t.door != family.door)]
             here = next((t for t in stack if t.id == name), None) or make(name)
-            refusals = check(Stack([*others, here]), abilities)
+            refusals = Stack([*others, here]).refusals(abilities)
             mine = [r for r in refusals if r.who == title(known[name]) or title(known[name]) in r.why]
             if mine:
                 reasons[name] = mine[0]

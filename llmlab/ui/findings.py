@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from llmlab.ui.words import both_words
+from llmlab.ui.i18n import both_words
 
 WIDEST = 40
 """Characters of a cell in the terminal's table."""

@@ -8,10 +8,10 @@ from dataclasses import fields
 from typing import Any
 from urllib.parse import urlencode
 
-from llmlab.experiment import Settings
-from llmlab.stack import Stack
-from llmlab.study import Study, make_study
-from llmlab.technique import Knob
+from llmlab.lab.settings import Settings
+from llmlab.lab.study import Study, make_study
+from llmlab.runtime.configurable import Knob
+from llmlab.runtime.stack import Stack
 
 SHORT = {
     "model": "m",
@@ -78,8 +78,9 @@ def python(settings: Settings) -> str:
     if settings.stack:
         changed.append(f"    stack=Stack.from_arguments({settings.stack.arguments()!r}),")
     lines = [
-        "from llmlab.experiment import Lab, Settings",
-        "from llmlab.stack import Stack",
+        "from llmlab.lab.experiment import Lab",
+        "from llmlab.lab.settings import Settings",
+        "from llmlab.runtime.stack import Stack",
         "",
         "lab = Lab()",
         "settings = Settings(",

@@ -12,23 +12,24 @@ from typing import Any
 
 import gradio as gr
 
-from llmlab import trace
-from llmlab.abilities import Refused
-from llmlab.engine import Engine, Run
-from llmlab.events import Event, Started
-from llmlab.experiment import Settings, record
-from llmlab.meter import free_memory, hardware
-from llmlab.models import catalog, sources
-from llmlab.models.catalog import gigabytes
-from llmlab.tools import ASSETS
+from llmlab.assets import ASSETS
+from llmlab.errors import Refused
+from llmlab.lab.queue import Engine, Run
+from llmlab.lab.records import record
+from llmlab.lab.settings import Settings
+from llmlab.measure import trace
+from llmlab.measure.hardware import free_memory, hardware
+from llmlab.models.loading import catalog, fit, sources
+from llmlab.models.loading.fit import gigabytes
+from llmlab.runtime.events import Event, Started
 from llmlab.ui import figures, links
 from llmlab.ui.cards import search_index, switch_rules
 from llmlab.ui.controls import Form
 from llmlab.ui.exports import Exports
+from llmlab.ui.i18n import both, both_words, catalogue, word
 from llmlab.ui.live.panel import LivePanel, message, recorded
-from llmlab.ui.story import quality_table, story
+from llmlab.ui.run_summary import quality_table, run_summary
 from llmlab.ui.studies import PRIVATE, Studies, language_of, owner_of, refusal
-from llmlab.ui.words import both, both_words, catalogue, word
 
 HERE = Path(__file__).parent
 PERIOD = 0.11
@@ -297,7 +298,7 @@ class Page:
 
     def _account(self, events: list[Event], settings: Settings, compare: bool, lang: str) -> dict[Any, Any]:
         return {
-            self.story: story(events, lang),
+            self.story: run_summary(events, lang),
             **{
                 plot: gr.update(value=drawn, visible=drawn is not None)
                 for plot, drawn in zip(self.plots, figures.all_of(events, lang), strict=True)
@@ -361,7 +362,7 @@ def fit_html(entry: catalog.Entry, weights: str, rows: int) -> str:
     h = hardware()
     free = free_memory(h.device)
     try:
-        f = catalog.require_fit(entry.size, weights, rows, free, entry.title, entry.formats)
+        f = fit.require_fit(entry.size, weights, rows, free, entry.title, entry.formats, catalog.open_sizes())
     except Refused as e:
         return refusal(str(e))
     shares = {"w": 100 * f.weights / max(free, 1), "kv": 100 * f.kv / max(free, 1)}

@@ -10,18 +10,18 @@ from typing import Any
 
 import gradio as gr
 
-from llmlab.abilities import Refused
-from llmlab.engine import Engine, Job, StudyRun
-from llmlab.experiment import Settings
-from llmlab.meter import cores
-from llmlab.models import catalog
-from llmlab.study import Study, make_study, studies
-from llmlab.technique import title
+from llmlab.errors import Refused
+from llmlab.lab.queue import Engine, Job, StudyRun
+from llmlab.lab.settings import Settings
+from llmlab.lab.study import Study, make_study, studies
+from llmlab.measure.hardware import cores
+from llmlab.models.loading import catalog
+from llmlab.runtime.configurable import title
 from llmlab.ui import cards, figures, links
 from llmlab.ui.controls import Translate, draw_knobs, model_controls
 from llmlab.ui.exports import Exports
 from llmlab.ui.findings import cell, claims_html
-from llmlab.ui.words import both, both_words, catalogue, language, word
+from llmlab.ui.i18n import both, both_words, catalogue, language, word
 
 PERIOD = 0.3
 """Seconds between two looks at a study's progress."""

@@ -13,18 +13,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from llmlab.abilities import check
-from llmlab.doors import Drafter
-from llmlab.draft import Draft, Sampler, accept
-from llmlab.events import Committed, Drafted, Event, Evicted, Finished, Prefilled
-from llmlab.loop import generate, text_of
-from llmlab.memory import Memory, Rows
-from llmlab.models.decoder import Batch, Decoder, Span
-from llmlab.models.linears import Linear
-from llmlab.session import Session
-from llmlab.stack import Stack
-from llmlab.technique import Technique, make, registry
-from llmlab.tools import Tools
+from llmlab.kv.memory import Memory
+from llmlab.kv.rows import Rows
+from llmlab.models.batch import Batch, Span
+from llmlab.models.decoder import Decoder
+from llmlab.models.formats.linear import Linear
+from llmlab.runtime.draft import Draft
+from llmlab.runtime.events import Committed, Drafted, Event, Evicted, Finished, Prefilled
+from llmlab.runtime.generate import committed_tokens, generate
+from llmlab.runtime.roles import Drafter
+from llmlab.runtime.sampling import Sampler, accept
+from llmlab.runtime.session import Session
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import Technique, make, registry
+from llmlab.runtime.tools import Tools
 from tests import tiny
 
 T = TypeVar("T")
@@ -96,7 +98,7 @@ def lossy_stacks() -> list[Stack]:
     """
     alone = [Stack([sharp(id)]) for id in lossy_ids() if registry()[id].door != "Acceptor"]
     pairs = [Stack([*a, *b]) for a, b in itertools.combinations(alone, 2)]
-    return [Stack(), *alone, *(s for s in pairs if not check(s, Decoder.abilities))]
+    return [Stack(), *alone, *(s for s in pairs if not s.refusals(Decoder.abilities))]
 
 
 def ends(id: str) -> list[Technique]:
@@ -129,7 +131,7 @@ def run(model: Any, prompt: Tokens, limit: int, stack: Stack | None = None, **re
 
 
 def text(model: Any, prompt: Tokens, limit: int, stack: Stack | None = None, **rest: Any) -> list[int]:
-    return text_of(run(model, prompt, limit, stack, **rest))
+    return committed_tokens(run(model, prompt, limit, stack, **rest))
 
 
 # Exactness ------------------------------------------------------------------------------------------------------
@@ -207,8 +209,8 @@ def scripted(
         truth = text(model, prompt, limit + 2 * most, lossy)
         script = Script(truth=(*prompt, *truth), seed=seed + i, tree=tree, most=most)
         events = run(model, prompt, limit, Stack([*lossy, script]))
-        if text_of(events) != truth[:limit]:
-            wrong.append(f"prompt {i}: {text_of(events)} is not {truth[:limit]}")
+        if committed_tokens(events) != truth[:limit]:
+            wrong.append(f"prompt {i}: {committed_tokens(events)} is not {truth[:limit]}")
         drafted = 0
         for e in events:
             if isinstance(e, Drafted):
@@ -424,7 +426,7 @@ def hidden_rows(model: Decoder, referee: Any, policy: Technique, tokens: Tokens)
     Returns the largest difference of the logits in units of their spread, and how many rows were dropped. Wants a
     policy that leaves positions alone.
     """
-    session = Session(model, Stack([policy]))
+    session = Stack([policy]).session(model)
     s = model.shape
     session.memory = Memory([Ledgered(s.kv_heads, s.head_size, torch.float32, model.device) for _ in model.layers])
     n, group = len(tokens), s.heads // s.kv_heads
@@ -449,7 +451,7 @@ def repositioned_rows(model: Decoder, policy: Any, tokens: Tokens) -> float:
 
     `policy` has `sinks`, `budget` and `every`; the rule is written out again here.
     """
-    session = Session(model, Stack([policy]))
+    session = Stack([policy]).session(model)
     list(session.read(tokens[:1]))
     kept: list[int] = []
     pure: list[list[tuple[Tensor, Tensor]]] = [

@@ -15,20 +15,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab import trace
-from llmlab.abilities import Refused, check
-from llmlab.draft import Sampler
-from llmlab.events import Committed, Compared, Drafted, Evicted, Failed, Finished, Prefilled, WeightsChanged
-from llmlab.loop import bare_start, generate
-from llmlab.memory import Memory, Rows
+from llmlab.errors import Refused
+from llmlab.kv.memory import Memory
+from llmlab.kv.rows import Rows
+from llmlab.measure import trace
 from llmlab.models.decoder import Decoder
-from llmlab.stack import Stack
-from llmlab.technique import make, registry
+from llmlab.runtime.events import Committed, Compared, Drafted, Evicted, Failed, Finished, Prefilled, WeightsChanged
+from llmlab.runtime.generate import bare_start, generate
+from llmlab.runtime.sampling import Sampler
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import make, registry
 from tests import tiny
 from tests.laws import laws
 
 STACKS = [Stack(), *(laws.alone(id) for id in registry())]
-PAIRS = [s for a, b in itertools.combinations(STACKS[1:], 2) if not check(s := Stack({*a, *b}), Decoder.abilities)]
+PAIRS = [s for a, b in itertools.combinations(STACKS[1:], 2) if not (s := Stack({*a, *b})).refusals(Decoder.abilities)]
 PROMPT = tiny.prompts(1, 21)[0]
 
 
@@ -72,7 +73,7 @@ def test_a_stop_token_ends_the_run_and_is_the_last_token(llama: Decoder, id: str
     stop = whole[11]
     assert laws.books(model, PROMPT, 30, stack, memories, stop_tokens=[stop]) == []
     events = laws.run(model, PROMPT, 30, stack, stop_tokens=[stop])
-    assert laws.text_of(events) == whole[: whole.index(stop) + 1]
+    assert laws.committed_tokens(events) == whole[: whole.index(stop) + 1]
     assert events[-1].reason == "stop token"
 
 

@@ -15,16 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.abilities import Refused
-from llmlab.doors import DOORS
-from llmlab.experiment import Settings
-from llmlab.stack import Stack, parsed
-from llmlab.study import Study, make_study, studies
-from llmlab.technique import LABELS, Described, Knob, Technique, card, make, registry, title
+from llmlab.errors import Refused
+from llmlab.lab.settings import Settings
+from llmlab.lab.study import Study, make_study, studies
+from llmlab.runtime.configurable import LABELS, Configurable, Knob, card, title
+from llmlab.runtime.roles import ROLES
+from llmlab.runtime.stack import Stack, parsed
+from llmlab.runtime.technique import Technique, make, registry
 from llmlab.ui import links
 from llmlab.ui.cards import STUDIES_ZH
+from llmlab.ui.i18n import catalogue
 from llmlab.ui.studies import BENCHES
-from llmlab.ui.words import catalogue
 from tests.laws import laws
 
 SURVEY = Path(__file__).parents[2] / "assets" / "survey.json"
@@ -40,7 +41,7 @@ def study(request: pytest.FixtureRequest) -> type[Study]:
     return studies()[request.param]
 
 
-def explains_itself(described: type[Described], longest: int = 40) -> None:
+def explains_itself(described: type[Configurable], longest: int = 40) -> None:
     """A card with its four paragraphs, a short title and a claim of one sentence."""
     paragraphs = card(described)
     assert tuple(paragraphs) == LABELS
@@ -53,14 +54,14 @@ def explains_itself(described: type[Described], longest: int = 40) -> None:
     assert described.claim.endswith(".")
 
 
-def covers_known_works(described: type[Described]) -> None:
+def covers_known_works(described: type[Configurable]) -> None:
     assert described.covers
     ids = {row["id"] for row in json.loads(SURVEY.read_text(encoding="utf-8"))}
     unknown = [c for c in described.covers if c not in ids and not c.startswith("https://")]
     assert unknown == []
 
 
-def has_complete_knobs(described: type[Described]) -> None:
+def has_complete_knobs(described: type[Configurable]) -> None:
     for k in described.knobs():
         assert len(k.help) >= 10, k.name
         assert k.read("", k.default) == k.default
@@ -85,7 +86,7 @@ def test_a_technique_is_one_frozen_dataclass_in_a_short_file(cls: type[Technique
     path = Path(inspect.getfile(cls))
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 120
     assert path.stem.replace("_", "-") == cls().id
-    assert cls.door in DOORS
+    assert cls.door in ROLES
     assert cls.job
     with pytest.raises(FrozenInstanceError):
         cls().anything = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmlab.technique import make
+from llmlab.runtime.technique import make
 from tests import tiny
 from tests.laws import laws
 

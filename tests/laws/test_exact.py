@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.abilities import check
-from llmlab.loop import text_of
 from llmlab.models.decoder import Decoder
-from llmlab.stack import Stack
-from llmlab.technique import Technique, make
+from llmlab.runtime.generate import committed_tokens
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import Technique, make
 from tests import tiny
 from tests.laws import laws
 
@@ -21,7 +20,7 @@ COMPOSED = [
     (lossy, laws.sharp(exact))
     for exact in laws.exact_ids()
     for lossy in laws.lossy_stacks()
-    if not check(Stack([*lossy, laws.sharp(exact)]), Decoder.abilities)  # what is refused is in test_refusal.py
+    if not Stack([*lossy, laws.sharp(exact)]).refusals(Decoder.abilities)  # what is refused is in test_refusal.py
 ]
 
 
@@ -140,5 +139,5 @@ def test_a_draft_never_outruns_the_limit_or_the_context(llama: Decoder) -> None:
     for limit in (1, 2, 7, 400):
         script = laws.Script(truth=(*prompt, *truth, *prompt), most=8)
         events = laws.run(llama, prompt, limit, Stack([script]))
-        assert text_of(events) == truth[:limit]
+        assert committed_tokens(events) == truth[:limit]
         assert events[-1].reason == ("limit" if limit < 400 else "context full")

@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmlab.draft import Draft
-from llmlab.memory import Memory, Rows, Tail
-from llmlab.models import fast
-from llmlab.models.decoder import Batch, Decoder, Span
-from llmlab.models.tables import argmax
-from llmlab.session import Session
-from llmlab.stack import Stack
-from llmlab.technique import make
+from llmlab.kv.memory import Memory
+from llmlab.kv.rows import Rows, Tail
+from llmlab.models.batch import Batch, Span
+from llmlab.models.decoder import Decoder
+from llmlab.models.kernels import cpu_decode
+from llmlab.models.kernels.topk import argmax
+from llmlab.runtime.draft import Draft
+from llmlab.runtime.session import Session
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import make
 from tests import tiny
 from tests.laws import laws
 
@@ -57,7 +59,7 @@ def passes(
     model: Decoder, stack: Stack, tokens: Sequence[int], drafts: Sequence[Draft]
 ) -> tuple[list[Tensor], Session]:
     """The logits that follow each of `tokens` after the first ten, in passes that carry `drafts` in turn."""
-    session = Session(model, stack)
+    session = stack.session(model)
     for _ in session.read(tokens[:10]):
         pass
     out, ahead = [], itertools.cycle(drafts)
@@ -114,7 +116,7 @@ def bitwise(model: Decoder, policy: str, drafts: list[Draft]) -> None:
 @pytest.fixture
 def shallow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A look back counts as deep from 24 rows on; the list has a number for every deep one."""
-    if not fast.bfloat16_instructions():
+    if not cpu_decode.bfloat16_instructions():
         pytest.skip("this processor does not multiply bfloat16, and no look back is brief")
     looks: list[int] = []
     brief = Rows.brief
@@ -123,7 +125,7 @@ def shallow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         looks.append(n)
         return brief(rows, n)
 
-    monkeypatch.setattr(fast, "DEEP", 24)
+    monkeypatch.setattr(cpu_decode, "DEEP", 24)
     monkeypatch.setattr(Rows, "brief", seen)
     return looks
 

@@ -7,12 +7,12 @@ import re
 
 import pytest
 
-from llmlab.abilities import Refusal, Refused, check
-from llmlab.loop import generate
+from llmlab.errors import Refusal, Refused
 from llmlab.models.decoder import Decoder
 from llmlab.models.wrapped import ABILITIES
-from llmlab.stack import Stack
-from llmlab.technique import Technique, make, registry
+from llmlab.runtime.generate import generate
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import Technique, make, registry
 from tests import tiny
 from tests.laws import laws
 
@@ -40,7 +40,7 @@ def runs(stack: Stack) -> None:
 @pytest.mark.parametrize("pair", list(itertools.combinations(registry(), 2)), ids="+".join)
 def test_every_pair_runs_or_is_refused(llama: Decoder, pair: tuple[str, str]) -> None:
     stack = laws.accompanied(*map(laws.sharp, pair))
-    refusals = check(stack, llama.abilities)
+    refusals = stack.refusals(llama.abilities)
     if not refusals:
         runs(stack)
         return
@@ -54,7 +54,7 @@ def test_every_pair_runs_or_is_refused(llama: Decoder, pair: tuple[str, str]) ->
 @pytest.mark.parametrize("technique", [t for id in registry() for t in laws.ends(id)], ids=lambda t: repr(Stack([t])))
 def test_every_end_of_every_knob_runs_or_is_refused(technique: Technique) -> None:
     stack = laws.accompanied(technique)
-    assert check(stack, Decoder.abilities) == []
+    assert stack.refusals(Decoder.abilities) == []
     refusals = []
     try:
         runs(stack)
@@ -67,7 +67,7 @@ def test_every_end_of_every_knob_runs_or_is_refused(technique: Technique) -> Non
 def test_a_model_without_an_ability_is_refused_before_anything_runs(id: str) -> None:
     technique = laws.sharp(id)
     for missing in sorted(technique.required(), key=lambda a: a.name):
-        refusals = check(Stack([technique]), Decoder.abilities - {missing}, "Tiny")
+        refusals = Stack([technique]).refusals(Decoder.abilities - {missing}, "Tiny")
         assert len(refusals) == 1
         assert well_said(refusals[0]) == []
         assert technique.title in str(refusals[0])
@@ -76,14 +76,14 @@ def test_a_model_without_an_ability_is_refused_before_anything_runs(id: str) -> 
 
 
 def test_what_a_wrapped_model_cannot_do_is_refused_with_a_way_out() -> None:
-    refused = {id for id in registry() if check(Stack([laws.sharp(id)]), ABILITIES)}
+    refused = {id for id in registry() if Stack([laws.sharp(id)]).refusals(ABILITIES)}
     assert refused >= {"wanda", "early-exit", "self-speculation", "streaming-llm"}
     assert not refused & {"prompt-lookup", "draft-model", "h2o"}
-    assert not check(Stack([make("streaming-llm", reposition=False)]), ABILITIES)
+    assert not Stack([make("streaming-llm", reposition=False)]).refusals(ABILITIES)
 
 
 def test_two_of_a_kind() -> None:
-    (refusal,) = check(Stack([make("h2o"), make("streaming-llm")]), Decoder.abilities)
+    (refusal,) = Stack([make("h2o"), make("streaming-llm")]).refusals(Decoder.abilities)
     assert str(refusal).startswith("StreamingLLM does the same job as H2O, heavy hitters")
     with pytest.raises(Refused, match="twice"):
         Stack([make("h2o"), make("h2o", budget=8)])

@@ -10,13 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab import loop
-from llmlab.draft import Dice, Draft, Sampler, accept, accept_greedy
-from llmlab.loop import text_of
 from llmlab.models.families import build
-from llmlab.stack import Stack
-from llmlab.technique import Technique, make
-from llmlab.tools import Tools
+from llmlab.runtime import generate
+from llmlab.runtime.draft import Draft
+from llmlab.runtime.generate import committed_tokens
+from llmlab.runtime.sampling import Sampler, SeededRandom, accept, accept_greedy
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import Technique, make
+from llmlab.runtime.tools import Tools
 from tests import tiny
 from tests.laws import laws
 
@@ -97,7 +98,7 @@ def test_greedy_is_sampling_from_a_one_hot(data: st.DataObject) -> None:
     best = [data.draw(st.integers(0, 2)) for _ in range(n + 1)]
     draft = Draft(tuple(tokens), tuple(parents), (None,) * n)
     one_hot = torch.nn.functional.one_hot(torch.tensor(best), 3).float()
-    assert accept(draft, one_hot, Dice(0)) == accept_greedy(draft, best)
+    assert accept(draft, one_hot, SeededRandom(0)) == accept_greedy(draft, best)
 
 
 # Rules of acceptance ----------------------------------------------------------------------------------------------
@@ -184,9 +185,9 @@ def whole_law(model: laws.Decoder, monkeypatch: pytest.MonkeyPatch, stack: Stack
     half = build(tiny.StateDict(tiny.reference("llama-small")), "int8")
 
     def act(fate: laws.Fate) -> tuple[int, ...]:
-        monkeypatch.setattr(loop, "Dice", lambda seed: fate)
+        monkeypatch.setattr(generate, "SeededRandom", lambda seed: fate)
         helpers = Tools(None, lambda name: half, [t % 5 for t in tiny.text(200)], tiny.parts)
-        return tuple(text_of(laws.run(model, prompt, limit, stack, sampler=sampler, tools=helpers)))
+        return tuple(committed_tokens(laws.run(model, prompt, limit, stack, sampler=sampler, tools=helpers)))
 
     found: laws.Law = laws.defaultdict(float)
     for weight, tokens in laws.outcomes(act):
@@ -258,9 +259,9 @@ def test_no_temperature_is_the_best_token(temperature: float) -> None:
 
 
 def test_dice_are_fair_and_seeded() -> None:
-    draws = [Dice(7).pick(torch.tensor([0.2, 0.0, 0.8])) for _ in range(3)]
+    draws = [SeededRandom(7).pick(torch.tensor([0.2, 0.0, 0.8])) for _ in range(3)]
     assert len(set(draws)) == 1
-    dice, n = Dice(1), 4000
+    dice, n = SeededRandom(1), 4000
     share = sum(dice.coin(0.3) for _ in range(n)) / n
     assert abs(share - 0.3) < 4 * math.sqrt(0.3 * 0.7 / n)
     counts = torch.bincount(torch.tensor([dice.pick(torch.tensor([0.2, 0.0, 0.8])) for _ in range(n)]), minlength=3)

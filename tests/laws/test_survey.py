@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from llmlab.study import studies
-from llmlab.technique import registry
-from llmlab.tools import ASSETS
+from llmlab.assets import ASSETS
+from llmlab.lab.study import studies
+from llmlab.runtime.technique import registry
 
 ROWS = json.loads((ASSETS / "survey.json").read_text(encoding="utf-8"))
 RUNNABLE = [

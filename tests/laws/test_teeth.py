@@ -10,17 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmlab import loop
-from llmlab.draft import Draft
-from llmlab.memory import Memory, Rows
-from llmlab.models import decoder, families
+from llmlab.kv.memory import Memory
+from llmlab.kv.rows import Rows
+from llmlab.models import batch, families
 from llmlab.models.decoder import Decoder
 from llmlab.models.families import build
-from llmlab.session import Session
-from llmlab.stack import Stack
-from llmlab.technique import make
-from llmlab.techniques.cache.streaming_llm import StreamingLLM
-from llmlab.techniques.depth.early_exit import EarlyExit
+from llmlab.runtime import generate
+from llmlab.runtime.draft import Draft
+from llmlab.runtime.session import Session
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import make
+from llmlab.techniques.early_exit.early_exit import EarlyExit
+from llmlab.techniques.kv_eviction.streaming_llm import StreamingLLM
 from llmlab.techniques.weights.magnitude import Magnitude
 from tests import tiny
 from tests.laws import laws
@@ -138,21 +139,21 @@ def ignore_the_line(patch: pytest.MonkeyPatch) -> None:
 
 def accept_one_too_many(patch: pytest.MonkeyPatch) -> None:
     """After the accepted path, its first child comes along too."""
-    accept = loop.accept_greedy
+    accept = generate.accept_greedy
 
     def broken(draft: Draft, best: Any) -> tuple[tuple[int, ...], int]:
         path, bonus = accept(draft, best)
         more = draft.children(path[-1] if path else -1)
         return ((*path, more[0]), best[more[0] + 1]) if more else (path, bonus)
 
-    patch.setattr(loop, "accept_greedy", broken)
+    patch.setattr(generate, "accept_greedy", broken)
 
 
 def accept_one_too_few(patch: pytest.MonkeyPatch) -> None:
     """The last accepted token is dropped, and the model's own answer to it kept."""
-    accept = loop.accept_greedy
+    accept = generate.accept_greedy
     patch.setattr(
-        loop, "accept_greedy", lambda draft, best: (lambda path, bonus: (path[:-1], bonus))(*accept(draft, best))
+        generate, "accept_greedy", lambda draft, best: (lambda path, bonus: (path[:-1], bonus))(*accept(draft, best))
     )
 
 
@@ -180,11 +181,11 @@ def no_scaling(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_window(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(decoder, "_window", lambda width: lambda q, k: q - k < 10 * width)
+    patch.setattr(batch, "_window", lambda width: lambda q, k: q - k < 10 * width)
 
 
 def window_off_by_one(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(decoder, "_window", lambda width: lambda q, k: q - k <= width)
+    patch.setattr(batch, "_window", lambda width: lambda q, k: q - k <= width)
 
 
 def no_head_norms(patch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmlab import session
-from llmlab.abilities import Refused
-from llmlab.models.codes import Codes
-from llmlab.models.decoder import Batch, Decoder, Span
+from llmlab.errors import Refused
+from llmlab.models.batch import Batch, Span
+from llmlab.models.decoder import Decoder
 from llmlab.models.families import build, interleave, ours, shape_of
+from llmlab.models.formats.quantized_groups import QuantizedGroups
+from llmlab.runtime import session
 from tests import tiny
 from tests.laws import laws
 
@@ -147,9 +148,9 @@ def test_an_unknown_format_is_refused(weights: str) -> None:
 class Coded(tiny.StateDict):
     """A checkpoint that keeps its matrices as 4-bit codes, as a GGUF file does."""
 
-    def get(self, name: str) -> torch.Tensor | Codes:
+    def get(self, name: str) -> torch.Tensor | QuantizedGroups:
         value = super().get(name)
-        return Codes.of(value) if value.dim() == 2 else value
+        return QuantizedGroups.of(value) if value.dim() == 2 else value
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
@@ -159,7 +160,7 @@ def test_a_checkpoint_of_codes_is_the_checkpoint_of_their_values(family: str) ->
     plain = tiny.StateDict(tiny.reference(family))
     for name in plain.names():
         value = coded.get(name)
-        plain._tensors[name] = value.dense() if isinstance(value, Codes) else value
+        plain._tensors[name] = value.dense() if isinstance(value, QuantizedGroups) else value
     a, b = build(coded, "dense-fp32"), build(plain, "dense-fp32")
     assert torch.equal(laws.logits(a, TOKENS, [len(TOKENS)]), laws.logits(b, TOKENS, [len(TOKENS)]))
     kept = build(coded, "int4").layers[0].qkv

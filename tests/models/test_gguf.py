@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from llmlab.abilities import Refused
-from llmlab.loop import generate, text_of
-from llmlab.models.codes import GROUP, Codes
+from llmlab.errors import Refused
 from llmlab.models.families import build
-from llmlab.models.gguf_file import GgufFile
+from llmlab.models.formats.quantized_groups import GROUP, QuantizedGroups
+from llmlab.models.loading.gguf import GgufFile
+from llmlab.runtime.generate import committed_tokens, generate
 from tests import made
 from tests.laws import laws
 
@@ -26,7 +26,7 @@ def test_the_text_is_that_of_transformers_on_the_same_values(tmp_path: Path, kin
     model = build(GgufFile(tmp_path / "tiny.gguf"), "dense-fp32")
     prompt = list(range(5, 30))
     theirs = reference.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, len(prompt) :]
-    assert text_of(list(generate(model, prompt, 20))) == theirs.tolist()
+    assert committed_tokens(list(generate(model, prompt, 20))) == theirs.tolist()
 
 
 def test_q4_1_keeps_its_exact_values(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_q4_1_keeps_its_exact_values(tmp_path: Path) -> None:
     file = GgufFile(tmp_path / "tiny.gguf")
     for name in ("model.layers.1.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"):
         codes = file.get(name)
-        assert isinstance(codes, Codes)
+        assert isinstance(codes, QuantizedGroups)
         assert codes.q.max() <= 15
         assert torch.equal(codes.dense(), reference.state_dict()[name])
     assert "Q8_0 unpacked" in file.source
@@ -44,7 +44,7 @@ def test_int4_of_a_q4_1_file_stores_the_file_s_codes(tmp_path: Path) -> None:
     made.gguf(tmp_path / "tiny.gguf")
     file = GgufFile(tmp_path / "tiny.gguf")
     codes = file.get("model.layers.0.self_attn.o_proj.weight")
-    assert isinstance(codes, Codes)
+    assert isinstance(codes, QuantizedGroups)
     stored = build(file, "int4").layers[0].out.dense()
     d, m = (x.repeat_interleave(GROUP, 1) for x in (codes.d, codes.m))
     # The kernel takes its scales in bfloat16, so values move a little; the codes that they stand for do not.
@@ -84,7 +84,7 @@ def test_the_reader_passes_over_arrays_and_finds_the_rest(tmp_path: Path) -> Non
     """What the faster reader reads is what gguf's own reads: every scalar, every tensor."""
     import gguf
 
-    from llmlab.models.gguf_file import _reader
+    from llmlab.models.loading.gguf import _reader
 
     made.gguf(tmp_path / "a.gguf")
     ours, theirs = _reader(tmp_path / "a.gguf"), gguf.GGUFReader(tmp_path / "a.gguf")
@@ -170,7 +170,7 @@ def test_k_quants_unpack_to_their_values(tmp_path: Path, kind: str, size: int, v
 
 
 def test_a_tokenizer_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmlab.models import sources
+    from llmlab.models.loading import sources
 
     monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path / "cache"))
     made.gguf(tmp_path / "a.gguf")

@@ -10,11 +10,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.abilities import Refused
-from llmlab.models import linears, tables
-from llmlab.models.codes import GROUP, Codes
-from llmlab.models.linears import FORMATS, Dense, Int4, Int8, Nf4, make_linear, nbytes
-from llmlab.models.tables import Int8Groups, Tables
+from llmlab.errors import Refused
+from llmlab.models.embedding import EmbeddingAndHead, Int8Table
+from llmlab.models.formats import dense, linear, nf4
+from llmlab.models.formats.dense import Dense
+from llmlab.models.formats.int4 import Int4
+from llmlab.models.formats.int8 import Int8
+from llmlab.models.formats.linear import nbytes
+from llmlab.models.formats.nf4 import Nf4
+from llmlab.models.formats.quantized_groups import GROUP, QuantizedGroups
+from llmlab.models.formats.registry import FORMATS, make_linear
+from llmlab.models.kernels import topk
 from tests import tiny
 from tests.laws import laws
 
@@ -37,7 +43,7 @@ def inputs(N: int, K: int) -> torch.Tensor:
 @given(st.integers(0, 10_000), st.floats(-3, 3), st.floats(-4, 2))
 def test_a_code_is_within_half_a_step(seed: int, shift: float, scale: float) -> None:
     W = matrix(3, 2 * GROUP, seed) * 10**scale + shift
-    codes = Codes.of(W)
+    codes = QuantizedGroups.of(W)
     assert codes.q.dtype == torch.uint8
     assert codes.q.max() <= 15
     step = (codes.d / 2).repeat_interleave(GROUP, 1)
@@ -48,7 +54,7 @@ def test_codes_hold_the_ends_of_each_group_and_constant_groups() -> None:
     W = matrix(4, 64)
     W[0, :GROUP] = 0.7
     W[1] = 0
-    back, groups = Codes.of(W).dense(), W.view(4, 2, GROUP)
+    back, groups = QuantizedGroups.of(W).dense(), W.view(4, 2, GROUP)
     assert torch.allclose(back.view(4, 2, GROUP).amin(-1), groups.amin(-1), atol=1e-6)
     assert torch.allclose(back.view(4, 2, GROUP).amax(-1), groups.amax(-1), atol=1e-6)
     assert torch.equal(back[0, :GROUP], W[0, :GROUP])
@@ -56,12 +62,14 @@ def test_codes_hold_the_ends_of_each_group_and_constant_groups() -> None:
 
 
 def test_coding_twice_changes_nothing() -> None:
-    once = Codes.of(matrix(5, 96))
-    assert torch.equal(Codes.of(once.dense()).q, once.q)
+    once = QuantizedGroups.of(matrix(5, 96))
+    assert torch.equal(QuantizedGroups.of(once.dense()).q, once.q)
 
 
 def test_a_hand_made_code() -> None:
-    codes = Codes(torch.arange(GROUP, dtype=torch.uint8)[None] % 16, torch.tensor([[0.5]]), torch.tensor([[-2.0]]))
+    codes = QuantizedGroups(
+        torch.arange(GROUP, dtype=torch.uint8)[None] % 16, torch.tensor([[0.5]]), torch.tensor([[-2.0]])
+    )
     assert codes.dense()[0, :4].tolist() == [-2.0, -1.5, -1.0, -0.5]
     assert codes.shape == (1, GROUP)
 
@@ -110,11 +118,11 @@ def test_nf4_is_near_what_was_stored() -> None:
 def test_nf4_in_the_order_of_its_kernel_is_nf4(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
     """The codes stay what they are and the blocks' maxima are rounded to bfloat16; the products differ by no more."""
     W, x = matrix(*size), inputs(5, size[1])
-    if not linears._nf4_kernel(*size):
+    if not nf4._nf4_kernel(*size):
         pytest.skip("this processor has no such kernel")
     fast = Nf4(W)
     with monkeypatch.context() as patch:
-        patch.setattr(linears, "_nf4_kernel", lambda M, K: False)
+        patch.setattr(nf4, "_nf4_kernel", lambda M, K: False)
         plain = Nf4(W)
     assert (fast.blocked, plain.blocked) == (True, False)
     codes, state = fast._plain()
@@ -138,7 +146,7 @@ def test_nf4_that_leaves_the_processor_is_in_the_usual_order() -> None:
 @pytest.mark.parametrize("M", [64, 96, 7], ids=["kernel", "plain", "odd"])
 def test_int4_keeps_the_codes_of_a_file(M: int) -> None:
     """Scale and minimum go to bfloat16; the codes themselves stay as they are."""
-    codes = Codes.of(matrix(M, 96))
+    codes = QuantizedGroups.of(matrix(M, 96))
     module = Int4(codes)
     assert module.kernel == ("cpu" if M % 64 == 0 else "")
     bound = 2**-7 * (codes.d.abs() * 15 + codes.m.abs()).repeat_interleave(GROUP, 1)
@@ -249,16 +257,17 @@ def test_a_copy_multiplies_many_rows_and_follows_what_is_stored(weights: str) ->
 
 def test_what_a_product_is_bound_to_is_noticed_when_it_changes() -> None:
     module = make_linear(matrix(64, 64), "int4")
-    before = linears.Linear.changes
+    before = linear.Linear.changes
     module.store(matrix(64, 64, seed=1))
-    assert linears.Linear.changes == before + 1
+    assert linear.Linear.changes == before + 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_without_onednn_the_products_are_the_same(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     W, x = matrix(96, 64), inputs(5, 64)
     fast = Dense(W, dtype)
-    monkeypatch.setattr(linears, "onednn", lambda dtype: False)
+    for module in (dense, linear):
+        monkeypatch.setattr(module, "onednn", lambda dtype: False)
     plain = Dense(W, dtype)
     assert fast.reordered is not None
     assert plain.reordered is None
@@ -277,7 +286,7 @@ def test_without_onednn_the_products_are_the_same(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("look", [True, False])
 def test_tables(weights: str, tied: bool, look: bool) -> None:
     embed, head = matrix(192, 64), matrix(192, 64, seed=1)
-    tables = Tables(embed, None if tied else head, weights)
+    tables = EmbeddingAndHead(embed, None if tied else head, weights)
     if look:
         tables.keep_look()
     assert (tables.head is tables.embed) == tied
@@ -297,7 +306,7 @@ def test_a_table_of_8_bits_keeps_what_a_q8_0_file_holds() -> None:
 
     kind = gguf.GGMLQuantizationType.Q8_0
     stored = torch.from_numpy(gguf.dequantize(gguf.quantize(matrix(50, 96).numpy(), kind), kind))
-    table = Int8Groups(stored)
+    table = Int8Table(stored)
     assert torch.equal(table.dense(), stored)
     assert torch.equal(table.rows(torch.tensor([[3, 0], [9, 3]])), stored[torch.tensor([[3, 0], [9, 3]])])
 
@@ -305,7 +314,7 @@ def test_a_table_of_8_bits_keeps_what_a_q8_0_file_holds() -> None:
 def test_a_table_of_8_bits_holds_rows_of_nothing_and_odd_widths() -> None:
     W = matrix(8, 70)
     W[3] = 0
-    table = Int8Groups(W)
+    table = Int8Table(W)
     assert torch.equal(table.dense()[3], torch.zeros(70))
     assert ((table.dense() - W).abs() <= W.abs().amax() / 127).all()
     assert table.logits(inputs(2, 70)).shape == (2, 8)
@@ -313,7 +322,7 @@ def test_a_table_of_8_bits_holds_rows_of_nothing_and_odd_widths() -> None:
 
 def test_the_best_candidates_are_scored_in_float32() -> None:
     """The first look's bfloat16 logits tie; among its best the order must be that of the rows in full."""
-    tables = Tables(matrix(4096, 64), None, "int8")
+    tables = EmbeddingAndHead(matrix(4096, 64), None, "int8")
     tables.keep_look()
     assert tables.look is not None
     h = inputs(6, 64)
@@ -331,8 +340,8 @@ def test_the_best_candidates_are_scored_in_float32() -> None:
 def test_buckets_find_the_highest(seed: int, V: int, count: int, ties: bool) -> None:
     y = torch.randn(3, V, generator=torch.Generator().manual_seed(seed))
     y = y.round(decimals=1) if ties else y
-    found = y.gather(1, tables.highest(y, count)).sort(-1, descending=True).values
+    found = y.gather(1, topk.top_indices(y, count)).sort(-1, descending=True).values
     assert torch.equal(found, y.topk(count).values)
-    assert tables.highest(y, count).sort(-1).values.diff().gt(0).all() or count == 1
-    at = torch.tensor(tables.argmax(y))
+    assert topk.top_indices(y, count).sort(-1).values.diff().gt(0).all() or count == 1
+    at = torch.tensor(topk.argmax(y))
     assert torch.equal(y[torch.arange(3), at], y.amax(-1))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llmlab import meter
-from llmlab.meter import Machine, flops_per_token, least_seconds
-from llmlab.models.linears import nbytes
+from llmlab.measure import roofline
+from llmlab.measure.roofline import Machine, flops_per_token, least_seconds
+from llmlab.models.formats.linear import nbytes
 from tests import tiny
 
 
@@ -29,7 +29,7 @@ def test_a_token_s_operations_are_twice_its_weights_and_its_attention() -> None:
 
 
 def test_a_pass_reads_the_weights_and_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meter, "machine", lambda device: Machine(1.0, 1e30))
+    monkeypatch.setattr(roofline, "machine", lambda device: Machine(1.0, 1e30))
     tied, untied = tiny.decoder("llama-plain"), tiny.decoder("llama")
     assert least_seconds(tied, 0) == tied.nbytes
     assert least_seconds(untied, 0) == untied.nbytes - nbytes(untied.tables.embed)
@@ -38,6 +38,6 @@ def test_a_pass_reads_the_weights_and_the_rows(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_this_machine_has_rates() -> None:
-    rates = meter.machine("cpu")
+    rates = roofline.machine("cpu")
     assert 1e8 < rates.bytes_per_second < 1e13
     assert 1e8 < rates.flops_per_second < 1e15

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llmlab.abilities import Refused
-from llmlab.models import catalog, sources
-from llmlab.models.catalog import MODELS, Mirror
-from llmlab.models.shelf import Shelf
+from llmlab.errors import Refused
+from llmlab.lab.model_cache import ModelCache
+from llmlab.models.loading import fit, sources
+from llmlab.models.loading.catalog import MODELS, Mirror, open_sizes
 from tests import made
 
 
@@ -48,7 +48,7 @@ def test_a_hub_model_is_fetched_with_progress_and_then_found_offline(
     assert found.nbytes > 100_000
     assert not any("GET" in a and "safetensors" in a for a in hub.asked), "finding must not download weights"
     told: list[tuple[str, int, int]] = []
-    loaded = Shelf().load("someone/tiny", "dense-fp32", "cpu", report=lambda *p: told.append(p))
+    loaded = ModelCache().load("someone/tiny", "dense-fp32", "cpu", report=lambda *p: told.append(p))
     assert loaded.model.context == 512
     sizes = [(d, t) for what, d, t in told if what.startswith("Downloading")]
     assert sizes
@@ -60,7 +60,7 @@ def test_a_hub_model_is_fetched_with_progress_and_then_found_offline(
 
 def test_a_wrapped_model_from_the_hub(hub: made.Hub, tmp_path: Path) -> None:
     hub.add("someone/gpt", made.folder(tmp_path / "made", "gpt2", chat=False))
-    loaded = Shelf().load("someone/gpt", "dense-fp32", "cpu")
+    loaded = ModelCache().load("someone/gpt", "dense-fp32", "cpu")
     assert type(loaded.model).__name__ == "Wrapped"
     assert loaded.tokenizer.decode(loaded.tokenizer("hi there")["input_ids"]) == "hi there"
 
@@ -106,10 +106,10 @@ def test_every_model_that_cannot_be_used_gets_its_sentence(hub: made.Hub, tmp_pa
 def test_a_model_too_large_is_refused_before_its_download(hub: made.Hub, tmp_path: Path) -> None:
     _config(hub, "a/huge", tmp_path, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, vocab_size=128256)
     with pytest.raises(Refused, match=r"needs .* GB for its weights .* is free"):
-        Shelf().load("a/huge", "dense-fp32", "cpu")
+        ModelCache().load("a/huge", "dense-fp32", "cpu")
     _config(hub, "a/absurd", tmp_path, num_hidden_layers=10**9)
     with pytest.raises(Refused, match="num_hidden_layers as 1000000000"):
-        Shelf().load("a/absurd", "dense-fp32", "cpu")
+        ModelCache().load("a/absurd", "dense-fp32", "cpu")
     assert not any("safetensors" in a for a in hub.asked)
 
 
@@ -157,17 +157,17 @@ def test_a_public_page_runs_listed_models_only(hub: made.Hub, tmp_path: Path, mo
 
 def test_folders(hub: made.Hub, tmp_path: Path) -> None:
     folder = made.folder(tmp_path / "model")
-    loaded = Shelf().load(str(folder), "dense-fp32", "cpu")
+    loaded = ModelCache().load(str(folder), "dense-fp32", "cpu")
     assert loaded.name == "model"
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(Refused, match=r"model.safetensors is missing, truncated"):
-        Shelf().load(str(folder), "dense-fp32", "cpu")
+        ModelCache().load(str(folder), "dense-fp32", "cpu")
     weights.write_bytes(whole)
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(Refused, match="no tokenizer that can be read"):
-        Shelf().load(str(folder), "dense-fp32", "cpu")
+        ModelCache().load(str(folder), "dense-fp32", "cpu")
     (folder / "config.json").unlink()
     with pytest.raises(Refused, match=r"has no config.json"):
         sources.find(str(folder))
@@ -175,7 +175,7 @@ def test_folders(hub: made.Hub, tmp_path: Path) -> None:
 
 def test_a_gguf_file_by_its_path(hub: made.Hub, tmp_path: Path) -> None:
     made.gguf(tmp_path / "tiny.gguf")
-    loaded = Shelf().load(str(tmp_path / "tiny.gguf"), "int4", "cpu")
+    loaded = ModelCache().load(str(tmp_path / "tiny.gguf"), "int4", "cpu")
     assert loaded.model.weights == "int4"
     assert "GGUF file tiny.gguf" in loaded.source
 
@@ -295,36 +295,36 @@ def test_the_catalogue_s_sizes_are_those_of_the_architectures() -> None:
         "gpt2": GPT2Config(),
     }
     for name, config in configs.items():
-        known, counted = MODELS[name].size, catalog.size_of(config)
+        known, counted = MODELS[name].size, fit.size_of(config)
         assert known.parameters == pytest.approx(counted.parameters, rel=0.01)
         assert (known.layers, known.row, known.context) == (counted.layers, counted.row, counted.context)
 
 
 def test_weight_bytes_are_those_of_the_model(tmp_path: Path) -> None:
     folder = made.folder(tmp_path / "model")
-    size = catalog.size_of(sources.read_config(sources.find(str(folder))))
+    size = fit.size_of(sources.read_config(sources.find(str(folder))))
     for weights in ("dense-fp32", "dense-bf16", "int8", "int4"):
-        lean = Shelf().load(str(folder), weights, "cpu", copies=False).model
-        assert catalog.weight_bytes(size, weights) == pytest.approx(lean.nbytes, rel=0.06)
+        lean = ModelCache().load(str(folder), weights, "cpu", copies=False).model
+        assert fit.weight_bytes(size, weights) == pytest.approx(lean.nbytes, rel=0.06)
         assert lean.copied_bytes == 0
-        full = Shelf().load(str(folder), weights, "cpu").model
+        full = ModelCache().load(str(folder), weights, "cpu").model
         assert full.nbytes - full.copied_bytes == lean.nbytes
-        assert full.copied_bytes <= catalog.copy_bytes(size, weights)
+        assert full.copied_bytes <= fit.copy_bytes(size, weights)
         assert (full.copied_bytes > 0) == (weights != "dense-fp32")
-    model = Shelf().load(str(folder), "dense-fp32", "cpu").model
+    model = ModelCache().load(str(folder), "dense-fp32", "cpu").model
     memory = model.memory()
     for rows in memory.layers:
         rows.append(torch.zeros(2, 64, 16), torch.zeros(2, 64, 16), torch.arange(64))
-    assert catalog.kv_bytes(size, 64, "int4") == sum(r.k.nbytes + r.v.nbytes for r in memory.layers)
+    assert fit.kv_bytes(size, 64, "int4") == sum(r.k.nbytes + r.v.nbytes for r in memory.layers)
 
 
 def test_a_refusal_for_memory_has_the_breakdown_and_a_way_out() -> None:
     size = MODELS["qwen2.5-1.5b"].size
     with pytest.raises(Refused, match=r"6\.2 GB for its weights .* keys and values .* 4\.0 GB is free.*int4 weights"):
-        catalog.require_fit(size, "dense-fp32", 2000, int(4e9), "Qwen")
+        fit.require_fit(size, "dense-fp32", 2000, int(4e9), "Qwen", others=open_sizes())
     with pytest.raises(Refused, match=r"a context of \d+ tokens"):
-        catalog.require_fit(MODELS["smollm2-1.7b"].size, "dense-fp32", 8000, int(8.2e9), "SmolLM2")
-    catalog.require_fit(size, "int4", 2000, int(4e9), "Qwen")
+        fit.require_fit(MODELS["smollm2-1.7b"].size, "dense-fp32", 8000, int(8.2e9), "SmolLM2", others=open_sizes())
+    fit.require_fit(size, "int4", 2000, int(4e9), "Qwen", others=open_sizes())
 
 
 def test_drafts_are_catalogue_models_and_there_are_a_dozen_models() -> None:

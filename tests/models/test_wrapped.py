@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmlab.abilities import Ability, Refused
+from llmlab.errors import Refused
 from llmlab.models import wrapped
-from llmlab.models.decoder import Batch, Span
+from llmlab.models.batch import Batch, Span
+from llmlab.models.capabilities import Capability
 from llmlab.models.wrapped import Wrapped
-from llmlab.stack import Stack
-from llmlab.technique import make, registry
-from llmlab.tools import Tools
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import make, registry
+from llmlab.runtime.tools import Tools
 from tests import tiny
 from tests.laws import laws
 from tests.models.test_families import generated
@@ -108,7 +109,7 @@ def test_a_technique_runs_or_is_refused(models: dict[str, Wrapped], family: str,
 
 
 def test_abilities_are_what_they_say() -> None:
-    assert {Ability.LAYERS, Ability.WEIGHTS, Ability.ROTARY}.isdisjoint(wrapped.ABILITIES)
+    assert {Capability.LAYERS, Capability.WEIGHTS, Capability.ROTARY}.isdisjoint(wrapped.ABILITIES)
 
 
 def test_a_format_that_only_our_decoder_has_is_refused(folders: Path) -> None:

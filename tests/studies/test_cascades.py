@@ -13,18 +13,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llmlab.abilities import Refused
-from llmlab.batches import Text, continue_all
-from llmlab.cascades import arithmetic, caching, cascade, problems
-from llmlab.cascades.cascade import Level, Scorer
-from llmlab.cascades.problems import KINDS, STYLES, corrected, equations, read
-from llmlab.cascades.replies import Reply
-from llmlab.experiment import Lab, Settings
-from llmlab.meter import flops_per_token
-from llmlab.stack import Stack
+from llmlab.errors import Refused
+from llmlab.lab.experiment import Lab
+from llmlab.lab.settings import Settings
+from llmlab.lab.study import Subject, carry_out, make_study
+from llmlab.measure.roofline import flops_per_token
+from llmlab.runtime.batched import Text, generate_batch
+from llmlab.runtime.stack import Stack
 from llmlab.studies import answer_cache, cascade_bert, mot_cascade, tabi
 from llmlab.studies.reasoning import gain
-from llmlab.study import Subject, carry_out, make_study
+from llmlab.studies.support.cascades import arithmetic, caching, cascade, problems
+from llmlab.studies.support.cascades.cascade import Level, Scorer
+from llmlab.studies.support.cascades.problems import KINDS, STYLES, corrected, equations, read
+from llmlab.studies.support.cascades.replies import Reply
 from llmlab.ui import figures
 from tests import made, tiny
 
@@ -529,8 +530,8 @@ def test_a_shared_prefix_changes_no_text() -> None:
         for i, tail in enumerate(tails):
             yield Text([*head, *tail], 20 + len(tail), 6 + i, tag=i)
 
-    whole = {t.tag: t for t in continue_all(model, texts(), together=2, taps=(4,))}
-    shared = {t.tag: t for t in continue_all(model, texts(), together=2, taps=(4,), prefix=head)}
+    whole = {t.tag: t for t in generate_batch(model, texts(), together=2, taps=(4,))}
+    shared = {t.tag: t for t in generate_batch(model, texts(), together=2, taps=(4,), prefix=head)}
     for i in range(len(tails)):
         assert whole[i].tokens == shared[i].tokens
         assert torch.allclose(whole[i].seen[20:], shared[i].seen, atol=1e-4)

@@ -12,16 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab import exits
-from llmlab.abilities import Refused
-from llmlab.classification import classify, dropping, probes, saliency, selectors, sentences
-from llmlab.classification.classify import Data, Ends, Task, at_most, between, flops, lead, leave
-from llmlab.classification.dropping import AtLeast, Dropping, Look, Top
-from llmlab.exits import Each, Entropy, Patience
-from llmlab.meter import flops_per_token
-from llmlab.models.decoder import Batch, Decoder, Span, Taps
+from llmlab.errors import Refused
+from llmlab.lab.study import make_study
+from llmlab.measure.roofline import flops_per_token
+from llmlab.models.batch import Batch, Span
+from llmlab.models.decoder import Decoder, Taps
+from llmlab.runtime import token_drop_plan
+from llmlab.runtime.token_drop_plan import AtLeast, LayerView, TokenDropPlan, Top
 from llmlab.studies import exit_rules, token_drop
-from llmlab.study import make_study
+from llmlab.studies.support.classification import classify, probes, saliency, selectors, sentences
+from llmlab.studies.support.classification.classify import Data, Ends, Task, at_most, between, flops, lead, leave
+from llmlab.techniques.early_exit import rules
+from llmlab.techniques.early_exit.rules import Each, Entropy, Patience
 from tests import tiny
 
 QUIET = lambda *_: None  # noqa: E731
@@ -159,7 +161,7 @@ def test_a_memory_by_hand() -> None:
     m = probes.remembered(z, 0.5)
     assert m[:, 0].tolist() == [[0, 4], [1, 2], [1.5, 1]]
     x, y = planted()
-    rule = exits.MultiView(0.0, 0.7)
+    rule = rules.MultiView(0.0, 0.7)
     own = probes.recycled(x, y, probes.trained(x, y, 2), 0.7)
     assert torch.allclose(
         rule.together(own(x)), torch.softmax(probes.remembered(own.logits(x), 0.7)[-1], -1), atol=1e-5
@@ -245,7 +247,7 @@ def test_a_task_on_a_tiny_model_and_answers_for_cascades() -> None:
 # Tokens that leave --------------------------------------------------------------------------------------------------
 
 
-def reading(depth: Dropping, texts: list[list[int]], name: str = "llama") -> Dropping:
+def reading(depth: TokenDropPlan, texts: list[list[int]], name: str = "llama") -> TokenDropPlan:
     model = tiny.decoder(name)
     with torch.inference_mode():
         model.forward(classify.batch_of(model, texts), depth, 0)
@@ -253,14 +255,14 @@ def reading(depth: Dropping, texts: list[list[int]], name: str = "llama") -> Dro
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
-@pytest.mark.parametrize("fate", dropping.FATES)
-def test_dropping_nothing_changes_nothing(name: str, fate: dropping.Fate) -> None:
+@pytest.mark.parametrize("fate", token_drop_plan.FATES)
+def test_dropping_nothing_changes_nothing(name: str, fate: token_drop_plan.Fate) -> None:
     texts = tiny.prompts(3, 23)
     ends = Ends()
     model = tiny.decoder(name)
     with torch.inference_mode():
         model.forward(classify.batch_of(model, texts), ends, 0)
-    same = reading(Dropping({1: Top(1.0), 3: Top(1.0, "random")}, fate), texts, name)
+    same = reading(TokenDropPlan({1: Top(1.0), 3: Top(1.0, "random")}, fate), texts, name)
     assert torch.allclose(torch.stack(same.states), ends.taken(), atol=1e-3)
     assert same.counts == [[len(t) for t in texts]] * 4
 
@@ -270,7 +272,7 @@ def test_dropped_tokens_are_as_if_they_had_never_been_above() -> None:
     model, (ids,) = tiny.decoder(), tiny.prompts(1, 20)
     taps = Taps([2])
     model.forward(classify.batch_of(model, [ids]), taps, 0)
-    depth = reading(Dropping({2: Top(0.5, "random", seed=4)}), [ids])
+    depth = reading(TokenDropPlan({2: Top(0.5, "random", seed=4)}), [ids])
     kept = depth.kept[2][0]
     assert len(kept) == 10
     assert (kept[0], kept[-1]) == (0, 19)
@@ -286,7 +288,7 @@ def test_dropped_tokens_are_as_if_they_had_never_been_above() -> None:
 def test_who_waits_is_there_for_the_last_layer() -> None:
     (ids,) = tiny.prompts(1, 20)
     drop = {1: Top(0.5), 2: Top(0.5)}
-    gone, waiting = reading(Dropping(drop), [ids]), reading(Dropping(drop, "pass"), [ids])
+    gone, waiting = reading(TokenDropPlan(drop), [ids]), reading(TokenDropPlan(drop, "pass"), [ids])
     assert gone.counts == [[20], [10], [5], [5]]
     assert waiting.counts == [[20], [10], [5], [20]]
     assert torch.allclose(gone.states[2], waiting.states[2])
@@ -298,7 +300,7 @@ def test_waiting_tokens_wait_as_they_left() -> None:
     model, (ids,) = tiny.decoder(), tiny.prompts(1, 16)
     taps = Taps([1])
     model.forward(classify.batch_of(model, [ids]), taps, 0)
-    depth = reading(Dropping({1: Top(0.5)}, "pass"), [ids])
+    depth = reading(TokenDropPlan({1: Top(0.5)}, "pass"), [ids])
     kept = depth.kept[1][0]
     h = taps.taken()[:, 0]
     batch = Batch(torch.tensor(ids)[kept], kept, [Span(0, len(kept), model.memory())])
@@ -314,36 +316,36 @@ def test_waiting_tokens_wait_as_they_left() -> None:
 
 def test_fused_tokens_leave_one_behind() -> None:
     (ids,) = tiny.prompts(1, 20)
-    fused = reading(Dropping({2: Top(0.5)}, "fuse"), [ids])
+    fused = reading(TokenDropPlan({2: Top(0.5)}, "fuse"), [ids])
     assert fused.counts == [[20], [20], [11], [11]]
     h, batch = torch.arange(8.0).view(4, 2), classify.batch_of(tiny.decoder(), [[1, 2, 3, 4]])
     batch.rotation = torch.ones(4, 1, 8, dtype=torch.complex64)
     keep = torch.tensor([True, False, False, True])
-    out, left, here = dropping._left(h, batch, torch.arange(4), keep, torch.tensor([9.0, 1.0, 3.0, 9.0]))
+    out, left, here = token_drop_plan._remaining(h, batch, torch.arange(4), keep, torch.tensor([9.0, 1.0, 3.0, 9.0]))
     assert out.tolist() == [[0, 1], [0.25 * 2 + 0.75 * 4, 0.25 * 3 + 0.75 * 5], [6, 7]]
     assert (left.positions.tolist(), here.tolist()) == ([0, 2, 3], [0, 2, 3])
 
 
 def test_attention_is_added_up_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Watched in pieces or at once, and in a sequence that is not the first of its batch."""
-    from llmlab.models import decoder
+    from llmlab.models.kernels import reference
 
-    seen: dict[str, list[Look]] = {"whole": [], "pieces": []}
+    seen: dict[str, list[LayerView]] = {"whole": [], "pieces": []}
 
     class Looking:
         watches = True
 
-        def __init__(self, into: list[Look]) -> None:
+        def __init__(self, into: list[LayerView]) -> None:
             self.into = into
 
-        def __call__(self, look: Look) -> Tensor:
+        def __call__(self, look: LayerView) -> Tensor:
             self.into.append(look)
             return torch.ones(len(look.h), dtype=torch.bool)
 
     texts = tiny.prompts(2, 20)
-    reading(Dropping({2: Looking(seen["whole"])}), texts)
-    monkeypatch.setattr(decoder, "CHUNK", 7)
-    reading(Dropping({2: Looking(seen["pieces"])}), texts)
+    reading(TokenDropPlan({2: Looking(seen["whole"])}), texts)
+    monkeypatch.setattr(reference, "CHUNK", 7)
+    reading(TokenDropPlan({2: Looking(seen["pieces"])}), texts)
     for a, b, ids in zip(seen["whole"], seen["pieces"], texts, strict=True):
         assert torch.allclose(a.received, b.received, atol=1e-3)
         assert torch.allclose(a.last, b.last, atol=1e-3)
@@ -354,7 +356,7 @@ def test_attention_is_added_up_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_selectors_by_hand() -> None:
     received = torch.tensor([0.1, 0.5, 0.2, 0.9, 0.3, 0.1])
-    look = Look(3, 10, torch.zeros(6, 2), received, received.flip(0))
+    look = LayerView(3, 10, torch.zeros(6, 2), received, received.flip(0))
     assert Top(0.5)(look).tolist() == [True, False, False, True, False, True]
     # Divided by 6, 5, … 1 queries: 0.017, 0.1, 0.05, 0.3, 0.15, 0.1.
     assert Top(0.67, "mean")(look).tolist() == [True, True, False, True, True, True]
@@ -362,8 +364,8 @@ def test_selectors_by_hand() -> None:
     assert Top(0.4, of_whole=True)(look).sum() == 4
     assert AtLeast(0.8)(look).tolist() == [False, True, False, True, True, False]  # the mean is 0.35
     assert torch.equal(Top(0.5, "random")(look), Top(0.5, "random")(look))
-    assert dropping.places(30, 10, 3) == [10, 16, 23]
-    assert dropping.places(4, 3, 5) == [3]
+    assert token_drop_plan.places(30, 10, 3) == [10, 16, 23]
+    assert token_drop_plan.places(4, 3, 5) == [3]
 
 
 # Saliency -----------------------------------------------------------------------------------------------------------
@@ -475,7 +477,7 @@ def test_predictors_learn_what_stands_in_a_state() -> None:
         agreement = [selectors.rank_correlation(net(h[a + 1 : b]), truth[a + 1 : b]) for a, b in spans[15:]]
     assert sum(agreement) / 5 > 0.8
     assert selectors.rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([9.0, 8.0, 7.0])) == pytest.approx(-1)
-    look = Look(3, 12, h[:12], h[:12, 0], h[:12, 0])
+    look = LayerView(3, 12, h[:12], h[:12, 0], h[:12, 0])
     S = torch.softmax(net(h[:12]), -1)
     assert selectors.Contribution(net, 0.5)(look).tolist() == (S >= 0.5 / 12).tolist()
     assert int(selectors.Contribution(net, share=0.25)(look).sum()) == 3
@@ -490,12 +492,12 @@ def test_rewards_teach_a_policy() -> None:
     def act(step: int) -> tuple[list[selectors.Choices], Tensor]:
         seen = [torch.randn(16, 6, generator=dice) for _ in range(4)] * 4
         policy = selectors.Policy(net, dice=dice)
-        kept = [policy(Look(1, 16, x, x[:, 0], x[:, 0])) for x in seen]
+        kept = [policy(LayerView(1, 16, x, x[:, 0], x[:, 0])) for x in seen]
         reward = [float(torch.where(x[1:-1, 0] > 0, 1.0, -1.0)[k[1:-1]].sum()) for x, k in zip(seen, kept, strict=True)]
         return [list(zip(seen, kept, strict=True))], torch.tensor(reward).view(4, 4).t()
 
     curve = selectors.reinforced([net], act, 60, QUIET, rate=2e-2)
     assert sum(curve[-10:]) > sum(curve[:10]) + 10
     fresh = torch.randn(64, 6, generator=dice)
-    kept = selectors.Policy(net)(Look(1, 64, fresh, fresh[:, 0], fresh[:, 0]))
+    kept = selectors.Policy(net)(LayerView(1, 64, fresh, fresh[:, 0], fresh[:, 0]))
     assert float((kept == (fresh[:, 0] > 0)).float().mean()) > 0.8

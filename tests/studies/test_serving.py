@@ -9,19 +9,21 @@ from itertools import count
 
 import pytest
 
-from llmlab.abilities import Refused
-from llmlab.doors import Drafter
-from llmlab.draft import Draft, Verdict
-from llmlab.experiment import Lab, Settings
-from llmlab.memory import Memory
-from llmlab.serving.load import HEADINGS, Served, figures, poisson, quantile, spread
-from llmlab.serving.server import Pass, Request, Scheduler, Server, Share
-from llmlab.session import Session
-from llmlab.stack import Stack
+from llmlab.errors import Refused
+from llmlab.kv.memory import Memory
+from llmlab.lab.experiment import Lab
+from llmlab.lab.settings import Settings
+from llmlab.lab.study import Stopped, Subject, carry_out, make_study
+from llmlab.runtime.draft import Draft, Verdict
+from llmlab.runtime.roles import Drafter
+from llmlab.runtime.session import Session
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import make
+from llmlab.runtime.tools import Tools
+from llmlab.serving.scheduler import Request, Scheduler, Share
+from llmlab.serving.server import Pass, Server
 from llmlab.studies.idle_speculation import POLICIES, Speculating, always_falls, idle_only_never_falls
-from llmlab.study import Stopped, Subject, carry_out, make_study
-from llmlab.technique import make
-from llmlab.tools import Tools
+from llmlab.studies.support.serving_load import HEADINGS, Served, figures, poisson, quantile, spread
 from tests import made, tiny
 from tests.laws import laws
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from llmlab.abilities import Refused
-from llmlab.events import Committed, Drafted, Event
-from llmlab.experiment import Lab, Settings
+from llmlab.errors import Refused
+from llmlab.lab.experiment import Lab
+from llmlab.lab.settings import Settings
+from llmlab.lab.study import Subject, carry_out, make_study
+from llmlab.runtime.events import Committed, Drafted, Event
+from llmlab.runtime.technique import registry
 from llmlab.studies.sweep import KINDS, Drafts, claims, expected_tokens, held_out, main_knob
-from llmlab.study import Subject, carry_out, make_study
-from llmlab.technique import registry
 from tests import made
 
 

@@ -14,17 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmlab import trace
-from llmlab.abilities import Refused, check
-from llmlab.doors import Acceptor
-from llmlab.draft import Dice, Draft, Sampler, Verdict, accept_greedy
-from llmlab.events import Committed, Drafted, Finished, Prefilled
-from llmlab.loop import bare_start, text_of
+from llmlab.errors import Refused
+from llmlab.measure import trace
 from llmlab.models.decoder import Decoder
-from llmlab.stack import Stack
-from llmlab.technique import make, registry
-from llmlab.tools import Tools
-from llmlab.ui import cards, story
+from llmlab.runtime.draft import Draft, Verdict
+from llmlab.runtime.events import Committed, Drafted, Finished, Prefilled
+from llmlab.runtime.generate import bare_start, committed_tokens
+from llmlab.runtime.roles import Acceptor
+from llmlab.runtime.sampling import Sampler, SeededRandom, accept_greedy
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import make, registry
+from llmlab.runtime.tools import Tools
+from llmlab.ui import cards, run_summary
 from tests import tiny
 from tests.laws import laws
 from tests.laws.test_refusal import well_said
@@ -41,7 +42,7 @@ def judged(
     tools: Tools | None = None,
 ) -> tuple[tuple[int, ...], int]:
     """What the acceptor makes of a draft where the model's probabilities at temperature 1 are p (T, V)."""
-    return acceptor.accept(draft, torch.tensor(p).log(), sampler or Sampler(), Dice(0), tools or Tools())
+    return acceptor.accept(draft, torch.tensor(p).log(), sampler or Sampler(), SeededRandom(0), tools or Tools())
 
 
 # Paths ----------------------------------------------------------------------------------------------------------
@@ -204,7 +205,7 @@ def test_an_exact_setting_says_what_the_model_says(tree: Any) -> None:
     best = logits.argmax(-1).tolist()
     plain, _ = accept_greedy(draft, best)
     for id in IDS:
-        path, bonus = make(id, **registry()[id].identity).accept(draft, logits, Sampler(), Dice(0), Tools())
+        path, bonus = make(id, **registry()[id].identity).accept(draft, logits, Sampler(), SeededRandom(0), Tools())
         assert [draft.tokens[i] for i in path] == [best[draft.parents[i] + 1] for i in path]
         assert bonus == best[path[-1] + 1 if path else 0]
         if id in ("lenience", "blockwise-acceptance"):  # the others hold by accepting next to nothing
@@ -225,7 +226,7 @@ def test_a_laxer_setting_accepts_no_less(tree: Any) -> None:
     draft, logits = made(tree)
     assert set(LADDERS) == set(IDS)
     for id, ladder in LADDERS.items():
-        lengths = [len(make(id, **k).accept(draft, logits, Sampler(), Dice(0), Tools())[0]) for k in ladder]
+        lengths = [len(make(id, **k).accept(draft, logits, Sampler(), SeededRandom(0), Tools())[0]) for k in ladder]
         assert lengths == sorted(lengths)
         assert lengths[-1] == max(draft.depths()), "the laxest takes everything"
 
@@ -234,7 +235,7 @@ def test_ties_are_nobodys_excuse() -> None:
     """Two tokens share the highest score: an exact rule takes the one that plain decoding takes."""
     logits = torch.tensor([[1.0, 3.0, 3.0], [0.0, 1.0, 2.0]])
     for id, settings_ in (("lenience", {"lenience": 1.0}), ("blockwise-acceptance", {"k": 1})):
-        assert make(id, **settings_).accept(Draft.chain([2]), logits, Sampler(), Dice(0), Tools()) == ((), 1)
+        assert make(id, **settings_).accept(Draft.chain([2]), logits, Sampler(), SeededRandom(0), Tools()) == ((), 1)
 
 
 # Whole runs -----------------------------------------------------------------------------------------------------
@@ -263,7 +264,7 @@ def test_a_run_keeps_to_its_rule(llama: Decoder, id: str, drafter: str) -> None:
     rule, accepted, refused, foreign = stands(id), 0, 0, 0
     for prompt in tiny.prompts(4, 21):
         events = laws.run(llama, prompt, 24, Stack([laws.sharp(drafter), laws.sharp(id)]))
-        whole = [*prompt, *text_of(events)]
+        whole = [*prompt, *committed_tokens(events)]
         logits = laws.logits(llama, whole, [len(whole)])
         at, drafted = len(prompt), []
         for e in events:
@@ -297,7 +298,9 @@ def test_big_little_decoding_as_its_card_says(llama: Decoder) -> None:
     assert len(lengths) > 1, "the little model falls back where it is unsure"
     plain = laws.texts(llama, Stack(), prompts, 40, tiny.tools)
     assert laws.texts(llama, stack.without("Acceptor"), prompts, 40, tiny.tools) == plain
-    assert laws.differences(plain, map(text_of, runs)), "the little model's words never stood where the big one differs"
+    assert laws.differences(plain, map(committed_tokens, runs)), (
+        "the little model's words never stood where the big one differs"
+    )
 
 
 @pytest.mark.parametrize("id", IDS)
@@ -342,12 +345,12 @@ def test_a_verdict_tells_the_models_own_choices(llama: Decoder) -> None:
 
 @pytest.mark.parametrize("id", IDS)
 def test_without_drafts_there_is_nothing_to_accept(llama: Decoder, id: str) -> None:
-    (refusal,) = check(Stack([make(id)]), Decoder.abilities)
+    (refusal,) = Stack([make(id)]).refusals(Decoder.abilities)
     assert well_said(refusal) == []
     assert str(refusal).startswith(f"{make(id).title} works beside a technique for guessing the next tokens")
     with pytest.raises(Refused, match="works beside"):
         laws.run(llama, [1, 2, 3], 2, Stack([make(id)]))
-    assert check(Stack([make(id), make("prompt-lookup")]), Decoder.abilities) == []
+    assert Stack([make(id), make("prompt-lookup")]).refusals(Decoder.abilities) == []
 
 
 @pytest.mark.parametrize("id", IDS)
@@ -412,7 +415,7 @@ def test_acceptance_by_depth_adds_up(llama: Decoder, id: str | None) -> None:
 
 
 def test_the_account_tells_places_and_rule(llama: Decoder) -> None:
-    told = story.story(run_by_hand(llama), "en")
+    told = run_summary.run_summary(run_by_hand(llama), "en")
     assert "Accepted by place in the draft: 1: 75%, 2: 33%, 3: 0%." in told
     assert "Typical acceptance decided which guesses stood" in told
-    assert "按草稿中的位置" in story.story(run_by_hand(llama), "zh-CN")
+    assert "按草稿中的位置" in run_summary.run_summary(run_by_hand(llama), "zh-CN")

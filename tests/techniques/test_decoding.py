@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmlab.draft import Draft, Sampler, Verdict
-from llmlab.models.decoder import Batch, Decoder, Span
-from llmlab.session import Session
-from llmlab.technique import make
-from llmlab.techniques.decoding.self_speculation import skipping
-from llmlab.tools import Tools
+from llmlab.models.batch import Batch, Span
+from llmlab.models.decoder import Decoder
+from llmlab.runtime.draft import Draft, Verdict
+from llmlab.runtime.sampling import Sampler
+from llmlab.runtime.session import Session
+from llmlab.runtime.technique import make
+from llmlab.runtime.tools import Tools
+from llmlab.techniques.drafting.self_speculation import skipping
 from tests import tiny
 from tests.laws import laws
 
@@ -203,7 +205,7 @@ def test_skipping_is_running_the_other_layers(llama: Decoder) -> None:
 def test_drafting_stops_at_the_line(llama: Decoder, id: str) -> None:
     """A draft past the line would be clipped, so it is not computed in the first place."""
     policy = make("streaming-llm", budget=12, every=3)
-    session = Session(llama, laws.Stack([policy]))
+    session = laws.Stack([policy]).session(llama)
     list(session.read(tiny.text(14)))  # thirteen rows, and the line is at fifteen
     draft = next(laws.sharp(id).drafts(session, tiny.tools()))
     assert session.room() == len(draft) == 1

@@ -12,19 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab import exits
-from llmlab.abilities import Refused, check
-from llmlab.events import Committed, Exited
-from llmlab.models import exit_heads
-from llmlab.models.decoder import Batch, Block, Decoder
-from llmlab.models.exit_heads import ExitHeads
-from llmlab.session import Session
-from llmlab.stack import Stack
-from llmlab.technique import make
-from llmlab.techniques.depth import skip_layer
-from llmlab.techniques.depth.early_exit import RULES, EarlyExit
-from llmlab.techniques.depth.skip_decode import SkipDecode
-from llmlab.tools import Tools
+from llmlab.errors import Refused
+from llmlab.models.auxiliary import exit_heads
+from llmlab.models.auxiliary.exit_heads import ExitHeads
+from llmlab.models.batch import Batch
+from llmlab.models.block import Block
+from llmlab.models.decoder import Decoder
+from llmlab.runtime.events import Committed, Exited
+from llmlab.runtime.session import Session
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import make
+from llmlab.runtime.tools import Tools
+from llmlab.techniques.early_exit import heads as early_heads
+from llmlab.techniques.early_exit import rules, skip_layer, thresholds
+from llmlab.techniques.early_exit.early_exit import RULES, EarlyExit
+from llmlab.techniques.early_exit.skip_decode import SkipDecode
 from llmlab.training import corpus
 from llmlab.training import exits as training
 from llmlab.training.parts import Plan
@@ -89,7 +91,7 @@ def test_leaving_after_a_layer(llama: Decoder, after: int) -> None:
     """With no threshold to pass, every token leaves at the first chance."""
     stack = Stack([make("early-exit", threshold=0.0, first=after, step=8, fill="copy")])
     events = laws.run(llama, PROMPT, 15, stack)
-    assert laws.text_of(events) == by_hand(llama, PROMPT, 15, after)
+    assert laws.committed_tokens(events) == by_hand(llama, PROMPT, 15, after)
     assert {e.layers_run for e in events if isinstance(e, Committed)} == {after}
     exits = [e for e in events if isinstance(e, Exited)]
     assert len(exits) == 15
@@ -132,9 +134,9 @@ def test_what_waits_is_made_up_for(llama: Decoder, id: str) -> None:
 
 
 def test_what_waits_wants_no_eviction() -> None:
-    refusals = check(Stack([make("early-exit"), make("h2o")]), Decoder.abilities)
+    refusals = Stack([make("early-exit"), make("h2o")]).refusals(Decoder.abilities)
     assert "which Early exit by confidence does not allow" in str(refusals[0])
-    assert not check(Stack([make("early-exit", fill="copy"), make("h2o")]), Decoder.abilities)
+    assert not Stack([make("early-exit", fill="copy"), make("h2o")]).refusals(Decoder.abilities)
 
 
 def by_rule(rule: str, p: list[Tensor]) -> bool:
@@ -182,7 +184,7 @@ def test_checks_come_at_their_steps(
 ) -> None:
     """Sure only at the n-th check: the token leaves at the n-th of the layers that are checked."""
     for n, layer in enumerate([*checked, 4], 1):
-        monkeypatch.setattr(exits.Probability, "leaves", lambda self, p, n=n: torch.tensor([len(p) == n]))
+        monkeypatch.setattr(rules.Probability, "leaves", lambda self, p, n=n: torch.tensor([len(p) == n]))
         events = laws.run(llama, PROMPT, 1, Stack([make("early-exit", threshold=0.5, first=first, step=step)]))
         assert [e.layers_run for e in events if isinstance(e, Committed)] == [layer]
 
@@ -212,19 +214,19 @@ def test_epsilon_sets_the_bar_on_the_models_own_words(llama: Decoder) -> None:
     technique = make("early-exit", first=2, step=1, epsilon=0.2)
     _, asked, rule = technique._ready(llama, tiny.tools())
     worst = []
-    pieces = torch.tensor(tiny.text(300)[: exit_heads.TEXTS * exit_heads.GIVEN]).split(exit_heads.GIVEN)
+    pieces = torch.tensor(tiny.text(300)[: early_heads.TEXTS * early_heads.GIVEN]).split(early_heads.GIVEN)
     for piece in pieces:
         text = piece.tolist()
-        for token in laws.text(llama, text, exit_heads.WRITTEN):
+        for token in laws.text(llama, text, early_heads.WRITTEN):
             p = torch.softmax(llama.head(states(llama, text, asked)), -1)
             wrong = p.argmax(-1) != token
             worst.append(float(p.amax(-1)[wrong].max()) if wrong.any() else -math.inf)
             text.append(token)
     n = len(worst)
     assert rule.bar == pytest.approx(sorted(worst)[math.ceil((n + 1) * 0.8) - 1], abs=1e-4)
-    heads = technique._ready(llama, None)[0]
-    p, right, _ = exit_heads.calibration(heads, None, asked)
-    same, _ = exits.trade(exits.scores_of(rule, p), right, asked, 4, rule.bar)
+    lens = technique._ready(llama, None)[0]
+    p, right, _ = early_heads.answers_on_own_words(lens, None, asked)
+    same, _ = thresholds.trade(thresholds.scores_of(rule, p), right, asked, 4, rule.bar)
     assert 0.8 <= same < 1
 
 
@@ -234,10 +236,10 @@ def test_epsilon_sets_the_bar_on_the_models_own_words(llama: Decoder) -> None:
 def test_a_shortlist_is_a_part_of_the_vocabulary(llama: Decoder) -> None:
     """Tokens 7 (three times), 90 and 5 stand in the calibration text; the lowest ids fill the rest."""
     tools = Tools(calibration=[7, 7, 90, 7, 5])
-    words = exit_heads.shortlist(llama, 64, tools)
+    words = early_heads.shortlist(llama, 64, tools)
     assert words is not None
     assert words.tolist() == sorted({7, 90, 5, *[i for i in range(64) if i not in (5, 7)][:61]})
-    assert exit_heads.shortlist(llama, 0, tools) is exit_heads.shortlist(llama, 128, tools) is None
+    assert early_heads.shortlist(llama, 0, tools) is early_heads.shortlist(llama, 128, tools) is None
     h = states(llama, PROMPT)
     heads, whole = ExitHeads(llama, (2,), words), ExitHeads(llama, (2,), None)
     logits = whole.logits(2, h[1:2])
@@ -264,7 +266,7 @@ def test_an_exit_is_the_network_that_was_trained(llama: Decoder) -> None:
 
 
 def test_a_gate_lets_go_without_asking_the_head(llama: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    heads = ExitHeads.of(llama, tiny.tools(), "trained", (), 0, "")
+    heads = early_heads.exit_heads(llama, tiny.tools(), "trained", (), 0, "")
     odds = [float(heads.odds(layer, states(llama, PROMPT)[layer - 1 : layer])) for layer in (2, 3)]
     asked: list[int] = []
     logits = ExitHeads.logits
@@ -278,7 +280,7 @@ def test_a_gate_lets_go_without_asking_the_head(llama: Decoder, monkeypatch: pyt
 
 def test_a_gate_spares_the_head(llama: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Below its odds a head is not asked, and with ε the bar is that of those which are."""
-    heads = ExitHeads.of(llama, tiny.tools(), "trained", (), 0, "")
+    heads = early_heads.exit_heads(llama, tiny.tools(), "trained", (), 0, "")
     monkeypatch.setattr(ExitHeads, "odds", lambda self, layer, h: torch.full((len(h),), 0.3 if layer == 2 else 0.7))
     asked: list[int] = []
     logits = ExitHeads.logits
@@ -290,8 +292,8 @@ def test_a_gate_spares_the_head(llama: Decoder, monkeypatch: pytest.MonkeyPatch)
     session, _ = first_pass(llama, EarlyExit(head="trained", threshold=0.0, gate=0.5, rule="patience", patience=1))
     assert asked[:2] == [2, 3]
     rule = EarlyExit(head="trained", gate=0.5, epsilon=0.2)._set(heads, (2, 3), tiny.tools())
-    p, same, _ = exit_heads.calibration(heads, tiny.tools(), (2, 3))
-    assert rule.bar == exits.conformal(p[1:].amax(-1), same[1:], 0.2)
+    p, same, _ = early_heads.answers_on_own_words(heads, tiny.tools(), (2, 3))
+    assert rule.bar == thresholds.conformal(p[1:].amax(-1), same[1:], 0.2)
 
 
 class Letters:
@@ -307,7 +309,7 @@ class Letters:
 
 
 def test_exits_learn_and_go_on_where_they_stopped(llama: Decoder, tmp_path: Path) -> None:
-    from llmlab.models.shelf import Loaded
+    from llmlab.models.loading.loaded import Loaded
 
     loaded = Loaded("tiny", llama, Letters(), "dense-fp32", frozenset(), "test")
     layers = training.taps(llama)
@@ -326,8 +328,8 @@ def test_exits_learn_and_go_on_where_they_stopped(llama: Decoder, tmp_path: Path
     right: dict[str, float] = {}
     h = torch.cat([s.states for s in corpus.sequences(tmp_path, layers) if s.states is not None]).float()
     said = llama.head(h[:, 2])[:, part["shortlist"].long()].argmax(-1)
-    for name, heads in (("lens", lens), ("trained", trained)):
-        right[name] = float((heads.logits(3, h[:, 1]).argmax(-1) == said).float().mean())
+    for name, head in (("lens", lens), ("trained", trained)):
+        right[name] = float((head.logits(3, h[:, 1]).argmax(-1) == said).float().mean())
     assert right["trained"] > right["lens"]
     assert 2 <= card["held_out"]["margin, all: layers"] <= 4
 
@@ -341,7 +343,7 @@ def test_the_token_that_is_read_decides(llama: Decoder, assign: str) -> None:
     _, table = technique._ready(llama, tiny.tools())
     assert set(table.layers.tolist()) == {2, 3, 4}
     events = laws.run(llama, PROMPT, 25, Stack([technique]))
-    read = [PROMPT[-1], *laws.text_of(events)[:-1]]
+    read = [PROMPT[-1], *laws.committed_tokens(events)[:-1]]
     assert [e.layers_run for e in events if isinstance(e, Committed)] == table.layers[read].tolist()
 
 
@@ -470,7 +472,7 @@ def test_nothing_is_computed_twice(llama: Decoder, rows_run: list[list[int]], he
     assert set(below) == {1}  # drafting alone, a row at a time; the check adds none
     assert len(below) == 4 * len(passes)
     assert max(above) == 4
-    assert laws.text_of(events) == laws.text(llama, PROMPT, 20)
+    assert laws.committed_tokens(events) == laws.text(llama, PROMPT, 20)
 
 
 def test_a_policy_that_watches_attention_sees_every_layer(llama: Decoder) -> None:

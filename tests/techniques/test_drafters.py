@@ -12,17 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmlab.abilities import Ability, Refused
-from llmlab.draft import Draft, Sampler, Verdict, accept, accept_greedy
-from llmlab.drafting import MOST, Pace, Tree, branches, chain, grow, without
-from llmlab.events import Committed, Drafted
+from llmlab.errors import Refused
+from llmlab.models.capabilities import Capability
 from llmlab.models.decoder import Decoder
-from llmlab.session import Session
-from llmlab.stack import Stack
-from llmlab.technique import make
-from llmlab.techniques.decoding.self_speculation import skipping
-from llmlab.techniques.decoding.suffixes import WALK, Suffixes
-from llmlab.tools import Tools
+from llmlab.runtime.draft import Draft, Verdict
+from llmlab.runtime.events import Committed, Drafted
+from llmlab.runtime.sampling import Sampler, accept, accept_greedy
+from llmlab.runtime.session import Session
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import make
+from llmlab.runtime.tools import Tools
+from llmlab.techniques.drafting.draft_length import AdaptiveLength
+from llmlab.techniques.drafting.draft_tree import MOST, Tree, branches, chain, grow, without
+from llmlab.techniques.drafting.self_speculation import skipping
+from llmlab.techniques.drafting.suffixes import WALK, Suffixes
 from tests import tiny
 from tests.laws import laws
 
@@ -210,7 +213,7 @@ def test_merging_without_a_thought_does_not() -> None:
 
 def test_the_length_that_pays_by_hand() -> None:
     """α = 0.8, c = 0.5: 1.8 / 1.5 = 1.2, 2.44 / 2 = 1.22, 2.952 / 2.5 = 1.18 tokens per pass; so two."""
-    pace = Pace(9, 0.5)
+    pace = AdaptiveLength(9, 0.5)
     pace.accepted, pace.tried = 8.0, 10.0
     assert pace.length() == 2
     pace.accepted = 10.0
@@ -220,7 +223,7 @@ def test_the_length_that_pays_by_hand() -> None:
 
 
 def test_what_was_accepted_and_what_was_not() -> None:
-    pace = Pace(9, 0.5)
+    pace = AdaptiveLength(9, 0.5)
     pace.accepted, pace.tried = 10.0, 20.0
     pace.learn(Verdict((0, 1), (5, 6, 7), Draft.chain([5, 6, 8, 9])))
     assert (pace.accepted, pace.tried) == pytest.approx((11, 21))
@@ -446,7 +449,7 @@ def test_blocks_reach_their_fixed_point_in_as_many_passes_as_by_the_book(llama: 
             y, n = jacobi_by_the_book(llama, tokens, [0] * block)
             tokens += y
             want.append(n)
-        assert laws.text_of(events) == tokens[len(prompt) :]
+        assert laws.committed_tokens(events) == tokens[len(prompt) :]
         ends = [i + 1 for i in range(len(passes)) if sum(passes[: i + 1]) % block == 0]
         assert [b - a for a, b in zip([0, *ends], ends, strict=False)][:4] == want
 
@@ -598,7 +601,7 @@ def test_a_team_that_makes_no_sense_is_refused(names: str) -> None:
 
 
 def test_a_team_needs_what_its_members_need() -> None:
-    assert Ability.LAYERS in make("multi-draft", drafters="skip+suffix").required()
-    assert Ability.LAYERS not in make("multi-draft", drafters="lookup+suffix").required()
+    assert Capability.LAYERS in make("multi-draft", drafters="skip+suffix").required()
+    assert Capability.LAYERS not in make("multi-draft", drafters="lookup+suffix").required()
     with pytest.raises(Refused, match="no second model"):
         make("multi-draft", drafters="int4+lookup").prepare(None, Tools())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmlab.abilities import Refused
-from llmlab.classification.dropping import Dropping, Top
-from llmlab.models.decoder import Batch, Span
-from llmlab.session import Session
-from llmlab.stack import Stack
-from llmlab.technique import make
+from llmlab.errors import Refused
+from llmlab.models.batch import Batch, Span
+from llmlab.runtime.session import Session
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import make
+from llmlab.runtime.token_drop_plan import TokenDropPlan, Top
 from llmlab.techniques.prompt.token_drop import TokenDrop
 from tests import tiny
 from tests.laws import laws
@@ -45,7 +45,7 @@ def test_a_ratio_of_nothing_is_the_plain_run() -> None:
 def test_it_reads_as_the_depth_by_itself_does() -> None:
     session = session_after(TokenDrop(ratio=0.4, first=2, times=1))
     model = tiny.decoder()
-    depth = Dropping({2: Top(0.6, "last")}, answer=False)
+    depth = TokenDropPlan({2: Top(0.6, "last")}, answer=False)
     memory = model.memory()
     ids = torch.tensor(PROMPT[:-1])
     with torch.inference_mode():
@@ -56,7 +56,7 @@ def test_it_reads_as_the_depth_by_itself_does() -> None:
 
 
 def test_long_prompts_drop_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmlab import session as module
+    from llmlab.runtime import session as module
 
     monkeypatch.setattr(module, "PIECE", 16)
     session = session_after(TokenDrop(ratio=0.5, first=2, times=1))

@@ -8,18 +8,18 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from llmlab import trained
-from llmlab.abilities import Refused
-from llmlab.batches import Text, continue_all
-from llmlab.draft import Draft
-from llmlab.loop import generate, text_of
+from llmlab.errors import Refused
+from llmlab.models.auxiliary import store
+from llmlab.models.auxiliary.feature_drafter import FeatureDrafter
 from llmlab.models.decoder import Taps
-from llmlab.models.feature_drafter import FeatureDrafter
-from llmlab.session import Session
-from llmlab.stack import Stack
-from llmlab.technique import make
-from llmlab.techniques.decoding.draft_heads import DraftHeads
-from llmlab.tools import Tools
+from llmlab.runtime.batched import Text, generate_batch
+from llmlab.runtime.draft import Draft
+from llmlab.runtime.generate import committed_tokens, generate
+from llmlab.runtime.session import Session
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import make
+from llmlab.runtime.tools import Tools
+from llmlab.techniques.drafting.draft_heads import DraftHeads
 from llmlab.training import corpus, eagle, heads
 from llmlab.training.parts import Plan
 from tests import tiny
@@ -87,7 +87,7 @@ def test_eagle_drafts_in_every_pass_and_keeps_the_text(knobs: dict[str, float]) 
     model, prompt = tiny.decoder("llama"), tiny.prompts(1, 20)[0]
     stack = Stack([make("eagle", **{"confidence": 0.0, **knobs})])
     events = list(generate(model, prompt, 30, stack, tools=tiny.tools()))
-    assert text_of(events) == text_of(list(generate(model, prompt, 30)))
+    assert committed_tokens(events) == committed_tokens(list(generate(model, prompt, 30)))
     assert sum(type(e).__name__ == "Drafted" for e in events) > 5
 
 
@@ -108,10 +108,10 @@ def test_states_follow_what_is_committed() -> None:
 def test_texts_written_together_are_those_written_alone() -> None:
     model = tiny.decoder("llama")
     prompts = tiny.prompts(5, 14, seed=2)
-    want = [text_of(list(generate(model, p, 9 + i))) for i, p in enumerate(prompts)]
+    want = [committed_tokens(list(generate(model, p, 9 + i))) for i, p in enumerate(prompts)]
     texts = [Text(list(p), len(p), 9 + i, tag=i) for i, p in enumerate(prompts)]
     layers = (2, 4)
-    got = {t.tag: t for t in continue_all(model, texts, together=2, taps=layers)}
+    got = {t.tag: t for t in generate_batch(model, texts, together=2, taps=layers)}
     assert [got[i].answer for i in range(5)] == want
     assert torch.allclose(got[3].seen, states_of(model, got[3].tokens[:-1], layers), atol=1e-3)
 
@@ -142,7 +142,7 @@ class Words:
 
 @pytest.mark.parametrize("kind", [eagle, heads])
 def test_a_part_learns_and_goes_on_where_it_stopped(tmp_path: Path, kind: object) -> None:
-    from llmlab.models.shelf import Loaded
+    from llmlab.models.loading.loaded import Loaded
 
     model = tiny.decoder("llama")
     loaded = Loaded("tiny", model, Words(), "dense-fp32", frozenset(), "test")
@@ -156,14 +156,14 @@ def test_a_part_learns_and_goes_on_where_it_stopped(tmp_path: Path, kind: object
     assert card["curve"][0] == first[1]["curve"][0]
     assert card["curve"][-1]["agree 1"] > card["curve"][0]["agree 1"]
     name = kind.__name__.rsplit(".", 1)[-1]
-    trained.save(tmp_path / f"{name}-tiny.safetensors", name, model, tensors, card)
+    store.save(tmp_path / f"{name}-tiny.safetensors", name, model, tensors, card)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trained, "own", lambda: tmp_path)
-        assert trained.find(name, model) is not None
-        assert trained.find(name, tiny.decoder("llama", "int4")) is not None
-        assert trained.find(name, tiny.decoder("llama", seed=3)) is None
-        assert trained.find("exits", model) is None
-        assert set(trained.load(name, model, "")) == set(tensors)
+        patch.setattr(store, "own", lambda: tmp_path)
+        assert store.find(name, model) is not None
+        assert store.find(name, tiny.decoder("llama", "int4")) is not None
+        assert store.find(name, tiny.decoder("llama", seed=3)) is None
+        assert store.find("exits", model) is None
+        assert set(store.load(name, model, "")) == set(tensors)
 
 
 def test_a_part_that_is_missing_is_refused() -> None:
@@ -174,7 +174,7 @@ def test_a_part_that_is_missing_is_refused() -> None:
 def test_a_file_that_is_no_part_is_refused(tmp_path: Path) -> None:
     (tmp_path / "eagle-bad.safetensors").write_bytes(b"12345678 not a part")
     with pytest.raises(Refused, match="no trained part"):
-        trained.card_of(tmp_path / "eagle-bad.safetensors")
+        store.card_of(tmp_path / "eagle-bad.safetensors")
 
 
 def test_the_command_refuses_what_it_cannot_train(capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,13 +192,13 @@ def test_the_mean_of_two_trainings(tmp_path: Path, capsys: pytest.CaptureFixture
     one, two, other, out = (tmp_path / f"{n}.safetensors" for n in ("one", "two", "other", "out"))
     for path, value in ((one, 1.0), (two, 4.0)):
         tensors = {"W": torch.full((3,), value).bfloat16(), "shortlist": torch.tensor([int(value)])}
-        trained.save(path, "heads", model, tensors, {"steps": int(value), "held_out": {"agree": value}})
-    trained.save(other, "eagle", model, {"W": torch.ones(3).bfloat16(), "shortlist": torch.tensor([1])}, {})
+        store.save(path, "heads", model, tensors, {"steps": int(value), "held_out": {"agree": value}})
+    store.save(other, "eagle", model, {"W": torch.ones(3).bfloat16(), "shortlist": torch.tensor([1])}, {})
     assert averaged.main([str(one), str(two), str(out)]) == 0
     with safe_open(out, "pt") as f:
         assert f.get_tensor("W").tolist() == [2.5] * 3
         assert f.get_tensor("shortlist").tolist() == [1]
-    card = trained.card_of(out)
+    card = store.card_of(out)
     assert [c["steps"] for c in card["averaged"]] == [1, 4]
     assert "held_out" not in card, "neither's figures are those of the mean"
     assert averaged.main([str(one), str(other), str(out)]) == 2

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmlab.abilities import Refused
+from llmlab.errors import Refused
 from llmlab.models.decoder import Decoder
-from llmlab.technique import make
-from llmlab.techniques.weights.sparsity import influence, linears, lowest, walk
+from llmlab.runtime.calibration import layer_influence, linears, walk_layers
+from llmlab.runtime.technique import make
+from llmlab.techniques.weights.sparsity import lowest
 from tests import tiny
 from tests.laws import laws
 
@@ -65,7 +66,7 @@ def test_wanda_calibrates_each_layer_on_the_pruned_ones_before_it(llama: Decoder
     """What reaches the second layer is what the pruned first layer puts out."""
     model = llama.private()
     norms = {}
-    for block, found in walk(model, CALIBRATION):
+    for block, found in walk_layers(model, CALIBRATION):
         norms[block.index] = found["qkv"]
         if block.index == 0:
             for _, module in linears(block):
@@ -77,10 +78,10 @@ def test_wanda_calibrates_each_layer_on_the_pruned_ones_before_it(llama: Decoder
 
 def test_a_calibration_text_is_cut_into_sequences_that_do_not_see_each_other(llama: Decoder) -> None:
     first, second = tiny.text(256, seed=1), tiny.text(44, seed=2)
-    together = [n["down"].square() for _, n in walk(llama, [*first, *second])]
+    together = [n["down"].square() for _, n in walk_layers(llama, [*first, *second])]
     apart = [
         a["down"].square() + b["down"].square()
-        for (_, a), (_, b) in zip(walk(llama, first), walk(llama, second), strict=True)
+        for (_, a), (_, b) in zip(walk_layers(llama, first), walk_layers(llama, second), strict=True)
     ]
     for got, want in zip(together, apart, strict=True):
         assert torch.allclose(got, want, rtol=1e-3)
@@ -90,7 +91,7 @@ def test_neuron_drop_removes_the_least_used_neurons_and_nothing_else(llama: Deco
     model = llama.private()
     note = make("neuron-drop", ratio=0.3, calibration=256).apply(model, tiny.tools(calibration=CALIBRATION))
     assert note == "32 of 96 neurons removed in each of 4 layers"
-    (block, norms) = next(iter(walk(llama, CALIBRATION[:256])))
+    (block, norms) = next(iter(walk_layers(llama, CALIBRATION[:256])))
     score = norms["down"] * block.down.dense().norm(dim=0)
     rows = score.argsort(descending=True)[:64].sort().values
     small = model.layers[0]
@@ -119,7 +120,7 @@ def test_influence_of_a_layer_that_passes_its_input_on_is_nought(llama: Decoder)
     block = model.layers[2]
     for module in (block.out, block.down):
         module.store(torch.zeros_like(module.dense()))
-    scores = influence(model, CALIBRATION)
+    scores = layer_influence(model, CALIBRATION)
     assert scores[2] == pytest.approx(0, abs=1e-5)
     assert min(scores[:2] + scores[3:]) > 0.01
 

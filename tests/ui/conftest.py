@@ -10,8 +10,8 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 
-from llmlab.engine import Engine
-from llmlab.study import studies
+from llmlab.lab.queue import Engine
+from llmlab.lab.study import studies
 from llmlab.ui.page import Page, launch_options
 from tests import made
 from tests.ui.tiny_count import TinyCount

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from llmlab import trace
-from llmlab.events import Committed, Drafted, Event, Exited, Finished, Prefilled, Started
+from llmlab.measure import trace
+from llmlab.runtime.events import Committed, Drafted, Event, Exited, Finished, Prefilled, Started
 from llmlab.ui.page import RUNS, recordings
 from tests.ui.conftest import PANEL, Site
 

@@ -13,15 +13,15 @@ import httpx
 import pytest
 from gradio_client import Client
 
-from llmlab.events import Committed
-from llmlab.models.catalog import MODELS
-from llmlab.stack import Stack
-from llmlab.technique import registry
+from llmlab.models.loading.catalog import MODELS
+from llmlab.runtime.events import Committed
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.technique import registry
 from llmlab.ui import page as page_module
 from llmlab.ui.cards import CLAIMS_ZH
+from llmlab.ui.i18n import catalogue
 from llmlab.ui.live.panel import LivePanel, message
 from llmlab.ui.page import Page, fit_html
-from llmlab.ui.words import catalogue
 from tests.ui.conftest import Site
 
 

@@ -9,8 +9,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from llmlab.engine import StudyRun
-from llmlab.study import make_study
+from llmlab.lab.queue import StudyRun
+from llmlab.lab.study import make_study
 from llmlab.ui import figures
 from llmlab.ui.findings import cell, claims_html, table
 from tests.ui.conftest import PANEL, Site
@@ -174,8 +174,9 @@ def test_studies_in_chinese_on_a_phone(study: Any) -> None:
 
 def findings(**knobs: Any) -> dict[str, Any]:
     """What the counting study finds, as the page gets it."""
-    from llmlab.experiment import Lab, Settings
-    from llmlab.study import Subject, carry_out
+    from llmlab.lab.experiment import Lab
+    from llmlab.lab.settings import Settings
+    from llmlab.lab.study import Subject, carry_out
 
     return carry_out(make_study("tiny-count", **knobs), Subject(Lab(), Settings()))
 
@@ -221,7 +222,7 @@ def test_cells(value: Any, shown: str) -> None:
 
 
 def test_the_page_s_studies_compute_on_the_engine_s_thread(site: Site) -> None:
-    from llmlab.experiment import Settings
+    from llmlab.lab.settings import Settings
     from tests.ui.tiny_count import TinyCount
 
     job = site.engine.study(make_study("tiny-count", steps=2), Settings(model=site.model), "somebody")

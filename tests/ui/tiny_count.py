@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmlab.study import Chart, Claim, Findings, Study, Subject
-from llmlab.technique import knob
+from llmlab.lab.study import Chart, Claim, Findings, Study, Subject
+from llmlab.runtime.configurable import knob
 
 ATTACK = '<img src=x onerror="window.pwned=1"> ${7*7} {{7*7}} <script>window.pwned=2</script> `${window.pwned=3}`'
 

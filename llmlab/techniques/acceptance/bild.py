@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from llmlab.doors import Acceptor
-from llmlab.draft import Chance, Draft, Sampler
-from llmlab.technique import knob
-from llmlab.tools import Tools
+from llmlab.runtime.configurable import knob
+from llmlab.runtime.draft import Draft
+from llmlab.runtime.roles import Acceptor
+from llmlab.runtime.sampling import RandomSource, Sampler
+from llmlab.runtime.tools import Tools
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class BigLittleRollback(Acceptor):
     rollback: float = knob(5.0, 0.0, 20.0, "surprise in nats above which a word is taken back")
 
     def accept(
-        self, draft: Draft, logits: Tensor, sampler: Sampler, chance: Chance, tools: Tools
+        self, draft: Draft, logits: Tensor, sampler: Sampler, chance: RandomSource, tools: Tools
     ) -> tuple[tuple[int, ...], int]:
         p = (Sampler(1.0) if sampler.greedy else sampler).distribution(logits)
         own = draft.scores(p).log()

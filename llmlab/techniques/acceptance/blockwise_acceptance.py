@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from llmlab.abilities import Refused
-from llmlab.doors import Acceptor
-from llmlab.draft import Chance, Draft, Sampler, accept
-from llmlab.models.tables import argmax
-from llmlab.technique import knob
-from llmlab.tools import Tools
+from llmlab.errors import Refused
+from llmlab.models.kernels.topk import argmax
+from llmlab.runtime.configurable import knob
+from llmlab.runtime.draft import Draft
+from llmlab.runtime.roles import Acceptor
+from llmlab.runtime.sampling import RandomSource, Sampler, accept
+from llmlab.runtime.tools import Tools
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class BlockwiseAcceptance(Acceptor):
         self._numbers((), tools)
 
     def accept(
-        self, draft: Draft, logits: Tensor, sampler: Sampler, chance: Chance, tools: Tools
+        self, draft: Draft, logits: Tensor, sampler: Sampler, chance: RandomSource, tools: Tools
     ) -> tuple[tuple[int, ...], int]:
         if self.strict and not sampler.greedy:
             return accept(draft, sampler.distribution(logits), chance, sure=self.block - 1)

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from llmlab.doors import Acceptor
-from llmlab.draft import Chance, Draft, Sampler, accept
-from llmlab.models.tables import argmax
-from llmlab.technique import knob
-from llmlab.tools import Tools
+from llmlab.models.kernels.topk import argmax
+from llmlab.runtime.configurable import knob
+from llmlab.runtime.draft import Draft
+from llmlab.runtime.roles import Acceptor
+from llmlab.runtime.sampling import RandomSource, Sampler, accept
+from llmlab.runtime.tools import Tools
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Lenience(Acceptor):
     lenience: float = knob(0.3, 0.0, 1.0, "1 is exact, 0 accepts whatever is possible at all")
 
     def accept(
-        self, draft: Draft, logits: Tensor, sampler: Sampler, chance: Chance, tools: Tools
+        self, draft: Draft, logits: Tensor, sampler: Sampler, chance: RandomSource, tools: Tools
     ) -> tuple[tuple[int, ...], int]:
         if not sampler.greedy:
             return accept(draft, sampler.distribution(logits), chance, self.lenience)

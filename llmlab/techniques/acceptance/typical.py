@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmlab.doors import Acceptor
-from llmlab.draft import Chance, Draft, Sampler
-from llmlab.technique import knob
-from llmlab.tools import Tools
+from llmlab.runtime.configurable import knob
+from llmlab.runtime.draft import Draft
+from llmlab.runtime.roles import Acceptor
+from llmlab.runtime.sampling import RandomSource, Sampler
+from llmlab.runtime.tools import Tools
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class TypicalAcceptance(Acceptor):
     temperature: float = knob(0.7, 0.0, 2.0, "at which a greedy run is judged; a sampled one has its own")
 
     def accept(
-        self, draft: Draft, logits: Tensor, sampler: Sampler, chance: Chance, tools: Tools
+        self, draft: Draft, logits: Tensor, sampler: Sampler, chance: RandomSource, tools: Tools
     ) -> tuple[tuple[int, ...], int]:
         p = (Sampler(self.temperature) if sampler.greedy else sampler).distribution(logits)
         bar = (self.delta * torch.exp(-torch.special.entr(p).sum(-1))).clamp_max(self.epsilon)

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from llmlab.abilities import Ability, Refused
-from llmlab.classification.dropping import Dropping, Top, places
-from llmlab.doors import ForwardPatch
-from llmlab.session import Session
-from llmlab.technique import knob
+from llmlab.errors import Refused
+from llmlab.models.capabilities import Capability
+from llmlab.runtime.configurable import knob
+from llmlab.runtime.roles import ForwardPatch
+from llmlab.runtime.session import Session
+from llmlab.runtime.token_drop_plan import TokenDropPlan, Top, places
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class TokenDrop(ForwardPatch):
     """
 
     covers = ("https://arxiv.org/abs/2407.14057",)
-    needs = frozenset({Ability.LAYERS, Ability.ATTENTION})
-    spoils = ForwardPatch.spoils | {Ability.ROTARY}
+    needs = frozenset({Capability.LAYERS, Capability.ATTENTION})
+    spoils = ForwardPatch.spoils | {Capability.ROTARY}
     claim = "Lets a prompt's unattended words leave before the deeper layers."
     identity = {"ratio": 0.0}
 
@@ -49,7 +50,7 @@ class TokenDrop(ForwardPatch):
             raise Refused(self.title, f"would drop nothing: it waits for layer {first} of {count}", "Lower first")
         if self.ratio:
             chosen = Top(1 - self.ratio, self.score)  # type: ignore[arg-type]
-            session.reading = Dropping({layer: chosen for layer in places(count, first, self.times)}, answer=False)
+            session.reading = TokenDropPlan({layer: chosen for layer in places(count, first, self.times)}, answer=False)
         try:
             yield
         finally:

@@ -5,11 +5,12 @@ from typing import Any
 
 from torch import nn
 
-from llmlab.abilities import Ability, Refused
-from llmlab.doors import WeightTransform
-from llmlab.technique import knob
-from llmlab.techniques.weights.sparsity import influence
-from llmlab.tools import Tools
+from llmlab.errors import Refused
+from llmlab.models.capabilities import Capability
+from llmlab.runtime.calibration import layer_influence
+from llmlab.runtime.configurable import knob
+from llmlab.runtime.roles import WeightTransform
+from llmlab.runtime.tools import Tools
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class LayerDrop(WeightTransform):
     """
 
     covers = ("https://arxiv.org/abs/2403.03853",)
-    needs = frozenset({Ability.WEIGHTS, Ability.LAYERS})
+    needs = frozenset({Capability.WEIGHTS, Capability.LAYERS})
     stage = 0
     claim = "Removes whole layers: weights, time and KV memory shrink together."
     identity = {"count": 0}
@@ -38,7 +39,7 @@ class LayerDrop(WeightTransform):
         total = len(model.layers)
         if self.count >= total:
             raise Refused(self.title, f"cannot remove {self.count} of {total} layers", f"Ask for {total - 1} or fewer")
-        scores = influence(model, tools.calibration(self.calibration))
+        scores = layer_influence(model, tools.calibration(self.calibration))
         gone = set(sorted(range(total), key=scores.__getitem__)[: self.count])
         model.layers = nn.ModuleList(block for i, block in enumerate(model.layers) if i not in gone)
         for i, block in enumerate(model.layers):

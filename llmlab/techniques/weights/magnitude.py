@@ -3,11 +3,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from llmlab.abilities import Ability
-from llmlab.doors import WeightTransform
-from llmlab.technique import knob
-from llmlab.techniques.weights.sparsity import PATTERNS, linears, lowest, zeros
-from llmlab.tools import Tools
+from llmlab.models.capabilities import Capability
+from llmlab.runtime.calibration import linears
+from llmlab.runtime.configurable import knob
+from llmlab.runtime.roles import WeightTransform
+from llmlab.runtime.tools import Tools
+from llmlab.techniques.weights.sparsity import PATTERNS, lowest, zeros
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Magnitude(WeightTransform):
     """
 
     covers = ("idea-unstructured-50-60", "nm-sparsity")
-    needs = frozenset({Ability.WEIGHTS})
+    needs = frozenset({Capability.WEIGHTS})
     claim = "Sets the smallest weights to zero."
     speed = "simulated"
     identity = {"ratio": 0.0, "pattern": "unstructured"}

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from llmlab.abilities import Ability
-from llmlab.doors import WeightTransform
-from llmlab.technique import knob
-from llmlab.techniques.weights.sparsity import walk
-from llmlab.tools import Tools
+from llmlab.models.capabilities import Capability
+from llmlab.runtime.calibration import walk_layers
+from llmlab.runtime.configurable import knob
+from llmlab.runtime.roles import WeightTransform
+from llmlab.runtime.tools import Tools
 
 MULTIPLE = 32
 
@@ -28,7 +28,7 @@ class NeuronDrop(WeightTransform):
     """
 
     covers = ("llm-pruner",)
-    needs = frozenset({Ability.WEIGHTS})
+    needs = frozenset({Capability.WEIGHTS})
     stage = 0
     claim = "Removes whole neurons: smaller matrices, real savings."
     identity = {"ratio": 0.0}
@@ -37,7 +37,7 @@ class NeuronDrop(WeightTransform):
     calibration: int = knob(1024, 64, 8192, "calibration tokens", advanced=True)
 
     def apply(self, model: Any, tools: Tools) -> str:
-        for block, norms in walk(model, tools.calibration(self.calibration)):
+        for block, norms in walk_layers(model, tools.calibration(self.calibration)):
             down, gate_up = block.down.dense(), block.gate_up.dense()  # (E, F), (2F, E)
             F = down.shape[1]
             kept = max(MULTIPLE, round(F * (1 - self.ratio) / MULTIPLE) * MULTIPLE) if self.ratio else F

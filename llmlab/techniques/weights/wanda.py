@@ -3,11 +3,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from llmlab.abilities import Ability
-from llmlab.doors import WeightTransform
-from llmlab.technique import knob
-from llmlab.techniques.weights.sparsity import PATTERNS, linears, lowest, walk, zeros
-from llmlab.tools import Tools
+from llmlab.models.capabilities import Capability
+from llmlab.runtime.calibration import linears, walk_layers
+from llmlab.runtime.configurable import knob
+from llmlab.runtime.roles import WeightTransform
+from llmlab.runtime.tools import Tools
+from llmlab.techniques.weights.sparsity import PATTERNS, lowest, zeros
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Wanda(WeightTransform):
     """
 
     covers = ("https://arxiv.org/abs/2306.11695", "idea-unstructured-50-60", "nm-sparsity")
-    needs = frozenset({Ability.WEIGHTS})
+    needs = frozenset({Capability.WEIGHTS})
     claim = "Zeroes the weights whose size times input is smallest."
     speed = "simulated"
     identity = {"ratio": 0.0, "pattern": "unstructured"}
@@ -35,7 +36,7 @@ class Wanda(WeightTransform):
     calibration: int = knob(1024, 64, 8192, "calibration tokens", advanced=True)
 
     def apply(self, model: Any, tools: Tools) -> str:
-        for block, norms in walk(model, tools.calibration(self.calibration)):
+        for block, norms in walk_layers(model, tools.calibration(self.calibration)):
             for name, module in linears(block):
                 W = module.dense()
                 scores = W.abs() * norms[name]

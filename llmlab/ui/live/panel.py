@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from llmlab.events import (
+from llmlab.runtime.events import (
     Committed,
     Drafted,
     Event,

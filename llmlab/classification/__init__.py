@@ -1,1 +1,0 @@
-"""Sentences on a frozen model: the task, its texts, probes for the layers, and tokens that leave on the way."""

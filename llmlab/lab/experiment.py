@@ -1,0 +1,215 @@
+"""An experiment: a model, a prompt, settings and a stack. The page and the command line both run these."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from llmlab.errors import Refused
+from llmlab.lab.detokenizer import IncrementalDetokenizer
+from llmlab.lab.model_cache import ModelCache, Report
+from llmlab.lab.records import record
+from llmlab.lab.settings import Settings, without_techniques
+from llmlab.measure import quality, trace
+from llmlab.measure.hardware import use_threads
+from llmlab.measure.roofline import least_seconds
+from llmlab.models.decoder import Decoder
+from llmlab.models.formats.onednn import bfloat16_instructions
+from llmlab.models.formats.registry import FORMATS
+from llmlab.models.loading.loaded import Loaded, prompt_tokens
+from llmlab.runtime.events import Committed, Compared, Drafted, Event, Finished, Started, WeightsChanged
+from llmlab.runtime.generate import committed_tokens, generate
+from llmlab.runtime.sampling import Sampler
+from llmlab.runtime.tools import Tools
+
+LONGEST_TEXT = 400_000
+"""Characters of a prompt that are tokenized at all; no model in the catalogue reads that many."""
+
+
+def engine_paths(model: Any, verify: str) -> list[str]:
+    """Which ways of the engine a run takes, for the page to say: "bitwise" or "fast", "copies", "no-bf16", …"""
+    taken = [verify] if isinstance(model, Decoder) else ["wrapped"]
+    if getattr(model, "copied_bytes", 0):
+        taken.append("copies")
+    if str(model.device) == "cpu" and getattr(model, "weights", "") != "dense-fp32" and not bfloat16_instructions():
+        taken.append("no-bf16")
+    return taken
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """What to say where an error means that memory ran out, on the processor or on a GPU; None for any other error."""
+    if type(error).__name__ == "OutOfMemoryError":
+        torch.cuda.empty_cache()
+        return "The GPU ran out of memory. Choose int4 weights, a smaller model or a shorter prompt."
+    if isinstance(error, MemoryError) or "not enough memory" in str(error):
+        return "The run ran out of memory. Choose int4 weights, no copies, a smaller model or a shorter prompt."
+    return None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that has passed every check, with its model loaded and its prompt tokenized."""
+
+    settings: Settings
+    loaded: Loaded
+    prompt: list[int]
+    device: str
+
+
+class Lab:
+    """Runs experiments on one shelf of models. Not thread-safe by itself: the engine lets one run in at a time."""
+
+    def __init__(self, shelf: ModelCache | None = None) -> None:
+        self.shelf = shelf or ModelCache()
+
+    def check(self, settings: Settings) -> None:
+        """Everything that can be refused before a weight is loaded. Raises Refused."""
+        if not settings.prompt.strip():
+            raise Refused("The prompt", "is empty, so there is nothing to continue", "Write something")
+        if len(settings.prompt) > LONGEST_TEXT:
+            raise Refused("The prompt", f"is longer than {LONGEST_TEXT} characters", "Shorten it")
+        settings.stack.require(self.shelf.abilities(settings.model), settings.model)
+
+    def prepare(self, settings: Settings, report: Report | None = None) -> Prepared:
+        """Check, load, tokenize. Raises Refused; nothing has been generated then."""
+        self.check(settings)
+        estimate = len(settings.prompt) // 3 + settings.max_new_tokens
+        use_threads(settings.threads)
+        loaded = self.shelf.load(
+            settings.model, settings.weights, settings.device, estimate, report, settings.copies == "auto"
+        )
+        prompt = self.tokens(loaded, settings)
+        room = loaded.model.context - len(prompt)
+        if room < 1:
+            raise Refused(
+                "The prompt",
+                f"has {len(prompt)} tokens and {loaded.name} reads at most {loaded.model.context}",
+                "Shorten it or choose a model with a longer context",
+            )
+        if settings.max_new_tokens > room:
+            raise Refused(
+                "The prompt",
+                f"leaves room for {room} new tokens in {loaded.name}'s context, not {settings.max_new_tokens}",
+                "Shorten it or ask for fewer new tokens",
+            )
+        return Prepared(settings, loaded, prompt, str(loaded.model.device))
+
+    def tokens(self, loaded: Loaded, settings: Settings) -> list[int]:
+        return prompt_tokens(loaded, settings.prompt, settings.chat)
+
+    def tools(self, prepared: Prepared) -> Tools:
+        settings = prepared.settings
+
+        def partner(name: str) -> Any:
+            low_bit = name in FORMATS
+            ref, weights = (settings.model, name) if low_bit else (name, settings.weights)
+            other = self.shelf.load(ref, weights, settings.device, copies=settings.copies == "auto")
+            if low_bit:
+                return other.model
+            mine, theirs = prepared.loaded.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+            if mine != theirs:
+                raise Refused(
+                    f"The draft model {other.name}",
+                    f"has another vocabulary than {prepared.loaded.name}",
+                    "Choose one of the same family",
+                )
+            return other.model
+
+        return Tools(prepared.loaded.tokenizer, partner)
+
+    def run(
+        self, prepared: Prepared, stop: threading.Event | None = None, lane: str = "", report: Report | None = None
+    ) -> Iterator[Event]:
+        """The events of one run, with text. `lane` defaults to "stack", or "baseline" for an empty stack."""
+        settings, loaded, stack = prepared.settings, prepared.loaded, prepared.settings.stack
+        tools = self.tools(prepared)
+        changed = self.shelf.changed(loaded, stack, tools, report)
+        for technique in stack:
+            technique.prepare(changed.model, tools)
+        labels = IncrementalDetokenizer(loaded.tokenizer)
+        prompt_text = labels.commit(prepared.prompt)
+        started = Started(
+            t=0.0,
+            model=settings.model,
+            lane=lane or ("stack" if len(stack) else "baseline"),
+            device=prepared.device,
+            weights=settings.weights,
+            stack=stack.to_json(),
+            settings=settings.to_json(),
+            prompt_tokens=len(prepared.prompt),
+            layers=len(changed.model.layers),
+            weight_bytes=changed.model.nbytes,
+            lossless=stack.lossless(),
+            prompt=prompt_text,
+            least_seconds=least_seconds(changed.model, len(prepared.prompt)),
+            ways=engine_paths(changed.model, settings.verify),
+        )
+        events = generate(
+            changed.model,
+            prepared.prompt,
+            settings.max_new_tokens,
+            stack,
+            Sampler(settings.temperature, settings.top_k, settings.top_p),
+            settings.seed,
+            stop,
+            loaded.stop_tokens,
+            tools,
+            started,
+            settings.verify == "bitwise",
+        )
+        seen: list[Event] = []
+        for e in events:
+            if isinstance(e, Drafted):
+                e = replace(e, text=labels.guess(e.tokens, e.parents))
+            elif isinstance(e, Committed):
+                e = replace(e, text=labels.commit(e.tokens))
+            elif isinstance(e, Finished):
+                e = replace(e, metrics=trace.ledger(seen))
+            seen.append(e)
+            yield e
+            if isinstance(e, Started):
+                for who, before, after, note in changed.changes:
+                    change = WeightsChanged(e.t, who, before, after, note)
+                    seen.append(change)
+                    yield change
+
+    def quality(self, prepared: Prepared, baseline: Sequence[Event], events: Sequence[Event]) -> dict[str, Any]:
+        """What the stack's run cost in quality against the baseline's run of the same settings."""
+        loaded, stack = prepared.loaded, prepared.settings.stack
+        tools = self.tools(prepared)
+        changed = self.shelf.changed(loaded, stack, tools).model
+        for technique in stack:
+            technique.prepare(changed, tools)
+        return quality.compare(
+            loaded.model,
+            changed,
+            stack,
+            prepared.prompt,
+            committed_tokens(baseline),
+            committed_tokens(events),
+            loaded.tokenizer,
+        )
+
+    def compare(
+        self, prepared: Prepared, stop: threading.Event | None = None, report: Report | None = None
+    ) -> Iterator[Event]:
+        """The baseline's events, then the stack's, then what the stack cost; a stop ends it where it is."""
+        stop = stop or threading.Event()
+        runs: dict[str, list[Event]] = {"baseline": [], "stack": []}
+        for lane, settings in (("baseline", without_techniques(prepared.settings)), ("stack", prepared.settings)):
+            for e in self.run(replace(prepared, settings=settings), stop, lane, report):
+                runs[lane].append(e)
+                yield e
+            if stop.is_set():
+                return
+        if report:
+            report("Measuring quality", 0, 0)
+        yield Compared(runs["stack"][-1].t, self.quality(prepared, runs["baseline"], runs["stack"]))
+
+    def record(self, prepared: Prepared, events: Sequence[Event]) -> dict[str, Any]:
+        """The run as JSON, schema llmlab.run/1."""
+        return record(events, prepared.loaded.tokenizer)

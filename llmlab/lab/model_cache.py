@@ -1,0 +1,166 @@
+"""Models in memory: loaded once per format, changed on private copies, the least recently used ones let go."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from llmlab.errors import Refused
+from llmlab.measure.hardware import free_memory, total_memory
+from llmlab.models.capabilities import Capability
+from llmlab.models.decoder import Decoder
+from llmlab.models.families import build as build_decoder
+from llmlab.models.families import ours
+from llmlab.models.loading import catalog, fit, progress, sources
+from llmlab.models.loading.catalog import FORMATS
+from llmlab.models.loading.loaded import Loaded, stop_tokens
+from llmlab.models.loading.progress import Report
+from llmlab.models.wrapped import ABILITIES as WRAPPED
+from llmlab.models.wrapped import FORMATS as WRAPPED_FORMATS
+from llmlab.runtime.session import Session
+from llmlab.runtime.stack import Stack
+from llmlab.runtime.tools import Tools
+
+
+@dataclass(frozen=True)
+class TransformedModel:
+    """A model with a stack's weight transforms applied, and what each did: (title, bytes before, after, note)."""
+
+    model: Any
+    changes: tuple[tuple[str, int, int, str], ...]
+
+
+class ModelCache:
+    """Keeps at most `most` bytes of models. A run holds its model itself, so it never loses the one it uses."""
+
+    def __init__(self, most: int | None = None) -> None:
+        self.most = most or total_memory() // 2
+        self._held: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def abilities(self, ref: str) -> frozenset[Capability]:
+        """What a model will be able to do, known from its catalogue entry or its config, before a weight is loaded."""
+        entry = catalog.MODELS.get(ref)
+        if entry is not None:
+            return Decoder.abilities if entry.runs_on == "decoder" else WRAPPED
+        return Decoder.abilities if self._decodes(sources.find(ref)) else WRAPPED
+
+    @staticmethod
+    def _decodes(found: sources.Found) -> bool:
+        """Whether our own decoder runs it, rather than transformers."""
+        return found.entry.runs_on == "decoder" if found.entry else ours(sources.read_config(found))
+
+    def load(
+        self,
+        ref: str,
+        weights: str,
+        device: str = "auto",
+        rows: int = 0,
+        report: Report | None = None,
+        copies: bool = True,
+    ) -> Loaded:
+        """The model called `ref` (catalogue id, Hub id, folder or GGUF file) in a weight format.
+
+        `rows` of keys and values must fit beside it. With `copies`, what makes reading prompts quicker is kept too,
+        where half of the free memory holds it. Raises Refused, before loading, for whatever cannot work.
+        """
+        if weights not in FORMATS:
+            raise Refused(
+                f"No weight format is called {weights[:20]!r};", "it is unknown", f"Choose {', '.join(FORMATS)}"
+            )
+        device = pick_device(device)
+        key = ("loaded", ref, weights, device, copies)
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
+            tell = report or progress.quiet
+            found = sources.find(ref)
+            size = found.entry.size if found.entry else fit.size_of(sources.read_config(found))
+            self._make_room(fit.weight_bytes(size, weights))
+            free, decodes = free_memory(device), self._decodes(found)
+            # What does not fit a GPU is spread over it and the processor's memory by accelerate.
+            spread = device.startswith("cuda") and found.kind != "gguf" and not fit.fit(size, weights, rows, free).fits
+            if spread:
+                free += free_memory()
+            formats = FORMATS if decodes else WRAPPED_FORMATS
+            fit.require_fit(size, weights, rows, free, found.name, formats, catalog.open_sizes())
+            found = sources.fetch(found, tell)
+            tell("Loading the tokenizer", 0, 0)
+            tokenizer, config = sources.tokenizer(found), sources.read_config(found)
+            if decodes and not spread:
+                source = sources.checkpoint(found)
+                roomy = copies and fit.copy_bytes(size, weights) < free / 2
+                loading = partial(tell, "Loading the weights")
+                model: Any = build_decoder(source, weights, device, loading, roomy)
+                origin = source.source
+            else:
+                from llmlab.models import wrapped
+
+                tell("Loading the weights", 0, 0)
+                model, origin = wrapped.build(str(found.path), weights, device), f"transformers, {found.name}"
+            loaded = Loaded(found.name, model, tokenizer, weights, stop_tokens(tokenizer, config), origin)
+            warm_up(model)
+            self._held[key] = loaded
+            return loaded
+
+    def changed(self, loaded: Loaded, stack: Stack, tools: Tools, report: Report | None = None) -> TransformedModel:
+        """The stack's weight transforms carried out on a private copy, kept under (model, format, transforms)."""
+        transforms = stack.through("WeightTransform")
+        if not transforms:
+            return TransformedModel(loaded.model, ())
+        Stack(transforms).require(loaded.model.abilities, loaded.name)
+        key = ("changed", id(loaded.model), transforms)
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
+            self._make_room(loaded.model.nbytes)
+            model, changes = loaded.model.private(), []
+            for i, transform in enumerate(transforms):
+                if report:
+                    report(transform.title, i, len(transforms))
+                before = model.nbytes
+                note = "changes nothing at these settings" if transform.lossless() else transform.apply(model, tools)
+                changes.append((transform.title, before, model.nbytes, note))
+            made = TransformedModel(model, tuple(changes))
+            self._held[key] = made
+            return made
+
+    def _make_room(self, wanted: int) -> None:
+        def held() -> int:
+            return sum(v.model.nbytes for v in self._held.values())
+
+        while self._held and held() + wanted > self.most:
+            key, gone = self._held.popitem(last=False)
+            if key[0] == "loaded":  # copies of it are filed under its id, which may be given to another object
+                for k in [k for k in self._held if k[0] == "changed" and k[1] == id(gone.model)]:
+                    del self._held[k]
+            del gone
+            gc.collect()
+
+
+def warm_up(model: Any) -> None:
+    """A few passes of the widths that runs use, so that no run pays for what happens only once per process."""
+    for width in (32, 1):
+        session = Session(model)
+        for _ in session.read([0] * (width + 1)):
+            pass
+        session.forward()
+
+
+def pick_device(device: str) -> str:
+    """ "auto" is CUDA where there is one. Raises Refused for a device that is not here."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise Refused(f"No device is called {device[:20]!r};", "it is unknown", "Choose auto, cpu or cuda")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise Refused("The device cuda", "is not available on this machine", "Choose cpu or auto")
+    return device

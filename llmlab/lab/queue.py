@@ -1,0 +1,211 @@
+"""One job at a time, for many visitors: a fair queue, a thread that computes, and a tail of what happens to draw."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from llmlab.errors import Refused
+from llmlab.lab.experiment import Lab, out_of_memory
+from llmlab.lab.settings import Settings
+from llmlab.lab.study import Stopped, Study, Subject, carry_out
+from llmlab.runtime.events import Event, Failed
+
+log = logging.getLogger(__name__)
+
+REMEMBERED = 64
+"""Finished jobs that are kept for exports and for panels that missed a message."""
+
+
+@dataclass
+class Job:
+    """What a visitor has asked the engine for, and what has become of it."""
+
+    id: str
+    settings: Settings
+    owner: str = field(default="", kw_only=True)
+    state: str = field(default="queued", init=False)
+    note: str = field(default="", init=False)
+    stop: threading.Event = field(default_factory=threading.Event, init=False)
+    ended: threading.Event = field(default_factory=threading.Event, init=False)
+
+    @property
+    def over(self) -> bool:
+        return self.state in ("done", "error")
+
+    def end(self, state: str, note: str) -> None:
+        self.note, self.state = note, state
+        self.ended.set()
+
+    def report(self, what: str, done: int, total: int) -> None:
+        self.note = f"{what}|{done}|{total}"
+
+    def work(self, lab: Lab) -> None:
+        """Do it, in the engine's thread."""
+        raise NotImplementedError
+
+    def fail(self, message: str) -> None:
+        self.end("error", message)
+
+    def beats(self, period: float) -> Iterator[bool]:
+        """False every `period` seconds while the job is not over, then True once.
+
+        Closing this generator stops the job: a visitor who has left needs nothing more.
+        """
+        try:
+            while not self.over:
+                yield False
+                # A fixed beat, cut short only by the end: waking for every token would take time from the engine.
+                self.ended.wait(period)
+            yield True
+        finally:
+            self.stop.set()
+
+
+@dataclass
+class Run(Job):
+    """One visitor's run, or baseline and run: its events so far."""
+
+    compare: bool = False
+    events: list[Event] = field(default_factory=list, init=False)
+
+    def work(self, lab: Lab) -> None:
+        prepared = lab.prepare(self.settings, self.report)
+        if self.stop.is_set():
+            return
+        go = lab.compare if self.compare else lab.run
+        for e in go(prepared, self.stop, report=self.report):
+            self.events.append(e)
+            self.note = ""
+
+    def fail(self, message: str) -> None:
+        last = self.events[-1].t if self.events else 0.0
+        self.events.append(Failed(last, message))
+        super().fail(message)
+
+    def tail(self, period: float) -> Iterator[list[Event]]:
+        """What has happened since the last call, at most every `period` seconds, until the run is over."""
+        sent = 0
+        with closing(self.beats(period)) as beats:
+            for _ in beats:
+                fresh = self.events[sent:]
+                sent += len(fresh)
+                yield fresh
+
+
+@dataclass
+class StudyRun(Job):
+    """One visitor's study: what it found, once it is through (schema llmlab.study/1)."""
+
+    study: Study
+    findings: dict[str, Any] | None = field(default=None, init=False)
+
+    def work(self, lab: Lab) -> None:
+        try:
+            self.findings = carry_out(self.study, Subject(lab, self.settings, self.report, self.stop))
+            self.note = ""
+        except Stopped:
+            self.note = "stopped"
+
+
+J = TypeVar("J", bound=Job)
+
+
+class Engine:
+    """Owns the lab and the one thread that computes. Every job waits its turn, by whatever door of the server it came.
+
+    One thread for good, because OpenMP keeps a team of workers for every thread that has computed, and as soon as there
+    are more workers than processors it lets all of them sleep between products: half the speed, for all later runs.
+    """
+
+    def __init__(self, lab: Lab | None = None) -> None:
+        self.lab = lab or Lab()
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._waiting: deque[Job] = deque()
+        self._current: Job | None = None
+        self._count = itertools.count(1)
+        self._change = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+
+    def find(self, run: str) -> Run | None:
+        found = self._jobs.get(run)
+        return found if isinstance(found, Run) else None
+
+    def latest(self, owner: str, kind: type[J] = Run) -> J | None:
+        """A visitor's last job of a kind."""
+        jobs = reversed(list(self._jobs.values()))
+        return next((j for j in jobs if j.owner == owner and isinstance(j, kind)), None)
+
+    def start(self, settings: Settings, compare: bool = False, owner: str = "") -> Run:
+        """Queue a run and return at once. Raises Refused for what cannot work, before it takes a place in the queue."""
+        self.lab.check(settings)
+        return self._queue(Run(self._name(owner), settings, compare, owner=owner))
+
+    def study(self, study: Study, settings: Settings, owner: str = "") -> StudyRun:
+        """Queue a study of the model that `settings` name. Raises Refused for a model that is not there."""
+        self.lab.shelf.abilities(settings.model)
+        return self._queue(StudyRun(self._name(owner), settings, study, owner=owner))
+
+    def _name(self, owner: str) -> str:
+        return f"{owner[:8]}{next(self._count)}"
+
+    def _queue(self, job: J) -> J:
+        with self._change:
+            self._jobs[job.id] = job
+            for old in [k for k, r in self._jobs.items() if r.over][: max(0, len(self._jobs) - REMEMBERED)]:
+                del self._jobs[old]
+            self._waiting.append(job)
+            self._number()
+            if not self._thread.is_alive():
+                self._thread.start()
+            self._change.notify()
+        return job
+
+    def stop(self, owner: str) -> None:
+        """Stop whatever this visitor has running or waiting."""
+        with self._change:
+            for job in [r for r in self._jobs.values() if r.owner == owner and not r.over]:
+                job.stop.set()
+                if job in self._waiting:
+                    self._waiting.remove(job)
+                    job.end("done", "stopped")
+            self._number()
+
+    def _number(self) -> None:
+        """Tell each waiting job how many are before it."""
+        for place, job in enumerate(self._waiting, 1 if self._current else 0):
+            job.note = f"waiting:{place}"
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                self._current = None
+                self._number()
+                self._change.wait_for(lambda: self._waiting)
+                job = self._current = self._waiting.popleft()
+                self._number()
+            self._carry_out(job)
+
+    def _carry_out(self, job: Job) -> None:
+        if job.stop.is_set():
+            job.end("done", "stopped")
+            return
+        job.state, job.note = "running", ""
+        try:
+            job.work(self.lab)
+            job.end("done", job.note)
+        except Refused as e:
+            job.fail(str(e))
+        except Exception as e:
+            message = out_of_memory(e)
+            if message is None:
+                log.exception("job %s failed", job.id)
+                name = type(e).__name__
+                message = f"The run broke off with an internal error ({name}). Try again; report it if it stays."
+            job.fail(message)

@@ -1,0 +1,172 @@
+"""A run on paper: events to JSON lines and back, and the ledger that folds them into figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmlab.errors import Refused
+from llmlab.runtime.events import (
+    Committed,
+    Compared,
+    Drafted,
+    Event,
+    Evicted,
+    Failed,
+    Finished,
+    Prefilled,
+    Started,
+    from_json,
+    to_json,
+)
+
+HEADER = {"schema": "llmlab.trace/1"}
+LARGEST = 8 << 20
+"""Bytes of a trace that are read, and with `MOST` the limit on what a stranger's file may cost."""
+MOST = 50_000
+
+
+def dumps(events: Iterable[Event]) -> str:
+    """One JSON object per line: a header, then the events."""
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [HEADER, *map(to_json, events)])
+
+
+def loads(text: str) -> list[Event]:
+    """The inverse of `dumps`. Raises Refused for anything that is not a complete trace of this lab."""
+    lines = text.strip().split("\n")  # not splitlines: a token's text may hold U+2028, which JSON leaves as it is
+    if len(text) > LARGEST or len(lines) > MOST:
+        raise Refused("The trace", f"is larger than {LARGEST >> 20} MB or {MOST} events", "Record a shorter run")
+    events: list[Event] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise Refused("The trace", f"breaks off or is damaged at line {number}", "Export it again") from e
+        if number == 1:
+            if not isinstance(value, dict) or value.get("schema") != HEADER["schema"]:
+                raise Refused("The file", f"is not a trace: its first line is not {HEADER}", "Give one exported here")
+            continue
+        events.append(from_json(value))
+    if not events or not isinstance(events[0], Started):
+        raise Refused("The trace", "holds no run: its first event is not Started", "Export it again")
+    if not isinstance(events[-1], Finished | Compared | Failed):
+        raise Refused("The trace", "breaks off before its run is finished", "Export it again")
+    return events
+
+
+def load(path: Path | str) -> list[Event]:
+    """A trace from a file. Raises Refused when it cannot be read."""
+    try:
+        with open(path, "rb") as f:
+            return loads(f.read(LARGEST + 1).decode("utf-8"))
+    except (OSError, UnicodeDecodeError) as e:
+        raise Refused(f"The trace {Path(path).name!r}", f"cannot be read ({type(e).__name__})", "Check the file") from e
+
+
+def lanes(events: Iterable[Event]) -> dict[str, list[Event]]:
+    """The events of each run in a trace, by lane: "baseline", "stack" or both."""
+    found: dict[str, list[Event]] = {}
+    current: list[Event] = []
+    for e in events:
+        if isinstance(e, Started):
+            current = found.setdefault(e.lane, [])
+            current.clear()
+        current.append(e)
+    return found
+
+
+def ledger(events: Sequence[Event]) -> dict[str, Any]:
+    """The figures of one run: counts, seconds and bytes, all folded from its events."""
+    started = next(e for e in events if isinstance(e, Started))
+    commits = [e for e in events if isinstance(e, Committed)]
+    prefills = [e for e in events if isinstance(e, Prefilled)]
+    drafted = sum(len(e.tokens) for e in events if isinstance(e, Drafted))
+    accepted = sum(len(e.path) for e in commits)
+    tokens = sum(len(e.tokens) for e in commits)
+    read = prefills[-1].t if prefills else started.t
+    decode = commits[-1].t - read if commits else 0.0
+    seconds = [e.seconds for e in commits]
+    return {
+        "prompt_tokens": started.prompt_tokens,
+        "new_tokens": tokens,
+        "passes": len(commits),
+        "tokens_per_pass": tokens / len(commits) if commits else 0.0,
+        "drafted": drafted,
+        "accepted": accepted,
+        "acceptance_rate": accepted / drafted if drafted else None,
+        "accepted_by_depth": accepted_by_depth(events),
+        "prefill_seconds": read - started.t,
+        "ttft_seconds": commits[0].t - started.t if commits else None,
+        "decode_seconds": decode,
+        "decode_tokens_per_second": tokens / decode if decode > 0 else 0.0,
+        "seconds_per_pass_median": statistics.median(seconds) if seconds else None,
+        "seconds_per_pass_p95": sorted(seconds)[int(0.95 * (len(seconds) - 1))] if seconds else None,
+        "weight_bytes": started.weight_bytes,
+        "kv_bytes_peak": max([e.kv_bytes for e in (*prefills, *commits)], default=0),
+        "kv_rows_peak": max([max(e.kv_rows, default=0) for e in (*prefills, *commits)], default=0),
+        "layers_run_mean": statistics.fmean([e.layers_run for e in commits]) if commits else None,
+        "evicted_rows": sum(sum(e.before) - sum(e.after) for e in events if isinstance(e, Evicted)),
+    }
+
+
+def accepted_by_depth(events: Sequence[Event]) -> list[list[int]]:
+    """Per depth d = 1, 2, … of the drafts: [d, how many had a node there, of how many one was accepted there]."""
+    reached: Counter[int] = Counter()
+    accepted: Counter[int] = Counter()
+    deepest = 0
+    for e in events:
+        if isinstance(e, Drafted):
+            depths: list[int] = []
+            for p in e.parents:  # in a stranger's trace they may be any numbers
+                depths.append(depths[p] + 1 if 0 <= p < len(depths) else 1)
+            deepest = max(depths, default=0)
+        elif isinstance(e, Committed):
+            reached[deepest] += 1
+            accepted[min(len(e.path), deepest)] += 1
+            deepest = 0
+    table, drafts, kept = [], 0, 0
+    for d in range(max(reached, default=0), 0, -1):
+        drafts, kept = drafts + reached[d], kept + accepted[d]
+        table.append([d, drafts, kept])
+    return table[::-1]
+
+
+def quality(events: Sequence[Event]) -> dict[str, Any] | None:
+    """What the trace's comparison measured; None where it holds none."""
+    return next((e.quality for e in reversed(events) if isinstance(e, Compared)), None)
+
+
+ROUND = ("round", "t", "seconds", "drafted", "accepted", "tokens", "text", "kv_rows", "kv_bytes", "layers_run")
+
+
+def rounds(events: Sequence[Event]) -> list[tuple[Any, ...]]:
+    """One row per pass, in the order of `ROUND`."""
+    table, drafted = [], 0
+    for e in events:
+        if isinstance(e, Drafted):
+            drafted = len(e.tokens)
+        elif isinstance(e, Committed):
+            text = "".join(e.text) or " ".join(map(str, e.tokens))
+            held = max(e.kv_rows, default=0)
+            row = (len(table) + 1, e.t, e.seconds, drafted, len(e.path), len(e.tokens), text, held, e.kv_bytes)
+            table.append((*row, e.layers_run))
+            drafted = 0
+    return table
+
+
+def rounds_csv(events: Sequence[Event]) -> str:
+    """The table of rounds as CSV; cells that a spreadsheet would run as a formula are quoted with an apostrophe."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(ROUND)
+    for row in rounds(events):
+        writer.writerow(["'" + c if isinstance(c, str) and c[:1] in "=+-@\t\r" else c for c in row])
+    return out.getvalue()

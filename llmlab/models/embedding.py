@@ -1,0 +1,153 @@
+"""The two tables by the vocabulary, embedding and head, and finding what is highest in a row of logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmlab.models.formats.int4 import Int4, int4_kernel
+from llmlab.models.formats.linear import MANY, nbytes
+from llmlab.models.formats.onednn import TOGETHER, OneDnnWeight, in_blocks, in_turn, onednn
+from llmlab.models.formats.quantized_groups import GROUP, QuantizedGroups
+from llmlab.models.kernels.topk import top_indices
+
+
+class Int8Table(nn.Module):
+    """A table (V, E) of 8-bit numbers in groups of 32 with a float16 scale each: a GGUF file's Q8_0, kept exactly."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.width = weight.shape[1]
+        groups = F.pad(weight.float(), (0, -self.width % GROUP)).view(len(weight), -1, GROUP)
+        scale = (groups.abs().amax(-1) / 127).clamp_min(1e-7).half()
+        q = (groups / scale.float()[..., None]).round_().clamp_(-127, 127).to(torch.int8)
+        self.register_buffer("q", q.flatten(1))
+        self.register_buffer("scale", scale)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The rows of `index` (…,) as float32 (…, E)."""
+        q = F.embedding(index, self.q).float()
+        scale = F.embedding(index, self.scale).float()[..., None]
+        q.view(*scale.shape[:-1], GROUP).mul_(scale)
+        return q if q.shape[-1] == self.width else q[..., : self.width]
+
+    def dense(self) -> Tensor:
+        return self.rows(torch.arange(len(self.q), device=self.q.device))
+
+    def logits(self, h: Tensor) -> Tensor:
+        """(N, E) to (N, V) float32, unpacked piece by piece."""
+        parts = torch.arange(len(self.q), device=h.device).split(PIECE)
+        return torch.cat([F.linear(h, self.rows(part)) for part in parts], 1)
+
+
+PIECE = 4096
+"""Rows of a table unpacked at once, so that the float32 form of all of it never exists."""
+
+
+class DenseTable(nn.Module):
+    """A table (V, E) as it is, whose rows can be looked up."""
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.to(dtype).contiguous())
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The rows of `index` (…,) as float32 (…, E)."""
+        return F.embedding(index, self.weight).float()
+
+    def dense(self) -> Tensor:
+        return self.weight.float()
+
+    def logits(self, h: Tensor) -> Tensor:
+        """(N, E) to (N, V) float32."""
+        W = self.weight
+        if W.dtype != torch.float32:  # in float32 piece by piece: a bfloat16 logit of 19 is off by up to a sixteenth
+            return torch.cat([F.linear(h, part.float()) for part in W.split(PIECE)], 1)
+        if not W.is_cpu or len(h) > TOGETHER:
+            return F.linear(h, W)
+        # A product with one column falls to MKL's matrix-vector path, a third as fast as two columns.
+        return torch.mm(W, (h.repeat(2, 1) if len(h) == 1 else h).t()).t()[: len(h)].contiguous()
+
+
+class EmbeddingAndHead(nn.Module):
+    """Embedding and head over one matrix (V, E), or two where the model does not tie them.
+
+    In the low-bit formats both are 8-bit rows. `look` (4 bits) or `reordered` (bfloat16), kept where wanted and
+    counted, is the head once more in a form that is quick to multiply with. It takes a first look: the best candidates
+    are scored again in float32, because bfloat16 logits tie too often to choose by.
+    """
+
+    CANDIDATES = 32
+    """Scored again for a greedy choice; the token chosen by the exact head was never below rank 9 (see README)."""
+    REACHABLE = 512
+    """Scored again where tokens are drawn; what lies below keeps its probability to the first look's accuracy."""
+
+    def __init__(self, embed: Tensor | QuantizedGroups, head: Tensor | QuantizedGroups | None, weights: str) -> None:
+        super().__init__()
+        embed, head = (w.dense() if isinstance(w, QuantizedGroups) else w for w in (embed, head))
+        self.look: Int4 | None = None
+        self.reordered: OneDnnWeight | None = None
+        self._quick: Callable[[Tensor], Tensor] | None = None
+        self.batches = False
+        dtype = {"dense-fp32": torch.float32, "dense-bf16": torch.bfloat16}.get(weights)
+        make = Int8Table if dtype is None else partial(DenseTable, dtype=dtype)
+        self.embed: Int8Table | DenseTable = make(embed)
+        self.head: Int8Table | DenseTable = self.embed if head is None else make(head)
+        self.vocabulary, width = (embed if head is None else head).shape
+        self.short = -width % GROUP if dtype is None else 0
+
+    def keep_look(self) -> None:
+        """Keep the head once more in a quick form, where there is one."""
+        if isinstance(self.head, DenseTable):
+            if self.head.weight.is_cpu and self.head.weight.dtype == torch.bfloat16 and onednn(torch.bfloat16):
+                self.reordered = OneDnnWeight(self.head.weight)
+        elif int4_kernel(self.head.q.device.type, *self.head.q.shape):
+            self.look = Int4(F.pad(self.head.dense(), (0, self.short)))
+            self.batches = self.head.q.is_cpu and onednn(torch.bfloat16)
+        self._quick = None
+
+    def _first_look(self) -> Callable[[Tensor], Tensor] | None:
+        """The quickest product with the head in bfloat16, (N, E) to (N, V); None where there is but the exact one."""
+        if self.look is not None:
+            return self.look.few()
+        if self.reordered is not None:
+            return partial(in_blocks, product=self.reordered)
+        if isinstance(self.head, DenseTable) and self.head.weight.dtype == torch.bfloat16:
+            return partial(in_blocks, product=partial(F.linear, weight=self.head.weight))
+        return None
+
+    @property
+    def extra_bytes(self) -> int:
+        return self.reordered.nbytes if self.reordered else 0
+
+    @property
+    def look_bytes(self) -> int:
+        """Bytes of the head's second form."""
+        return self.extra_bytes + (nbytes(self.look) if self.look else 0)
+
+    def look_up(self, tokens: Tensor) -> Tensor:
+        """(N,) token ids to (N, E) float32."""
+        return self.embed.rows(tokens)
+
+    def logits(self, h: Tensor, best: int = 0) -> Tensor:
+        """(N, E) to (N, V) float32. With `best`, only so many of the highest need be exact; the others are near.
+
+        In the formats below float32 each row is computed as if alone, whatever the number of rows.
+        """
+        if self._quick is None:
+            self._quick = self._first_look()
+        if self._quick is None or not 0 < best < self.vocabulary:
+            whole = isinstance(self.head, DenseTable) and self.head.weight.dtype == torch.float32
+            return self.head.logits(h) if whole else in_turn(h, self.head.logits)
+        if self.batches and len(h) >= MANY:  # from so many rows on the head pays in bfloat16, as other matrices do
+            self.reordered = self.reordered or OneDnnWeight(self.head.dense().bfloat16())
+            y = self.reordered(h.bfloat16())
+        else:
+            y = self._quick((F.pad(h, (0, self.short)) if self.short else h).bfloat16())
+        index = top_indices(y, best)  # (N, C)
+        exact = torch.stack([torch.mv(r, x) for r, x in zip(self.head.rows(index), h, strict=True)])
+        return y.float().scatter_(1, index, exact)

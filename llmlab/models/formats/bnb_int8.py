@@ -1,0 +1,39 @@
+"""bitsandbytes' LLM.int8 (arXiv 2208.07339)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from llmlab.models.formats.linear import Linear
+from llmlab.models.formats.nf4 import bitsandbytes_functions
+from llmlab.models.formats.quantized_groups import QuantizedGroups
+
+
+class BnbInt8(Linear):
+    """bitsandbytes' LLM.int8 (arXiv 2208.07339): both factors in 8 bits, rows and columns scaled by their maximum.
+
+    Differs: no column of the inputs is kept out of it (threshold 0), as bitsandbytes does by default on a CPU.
+    """
+
+    buffers_held = ("q", "scale")
+
+    def _set(self, weight: Tensor | QuantizedGroups) -> None:
+        dense = weight.dense() if isinstance(weight, QuantizedGroups) else weight
+        self.outputs = len(dense)
+        lib = bitsandbytes_functions("bnb-int8")
+        self.q, self.scale, _ = lib.int8_vectorwise_quant(dense.half().contiguous())
+
+    def few(self) -> Callable[[Tensor], Tensor]:
+        return partial(_llm_int8, q=self.q, scale=self.scale, lib=bitsandbytes_functions("bnb-int8"))
+
+    def dense(self) -> Tensor:
+        return self.q.float() * self.scale.float()[:, None] / 127
+
+
+def _llm_int8(x: Tensor, q: Tensor, scale: Tensor, lib: Any) -> Tensor:
+    rows, row_scale, _ = lib.int8_vectorwise_quant(x.half())
+    return lib.int8_mm_dequant(lib.int8_linear_matmul(rows, q), row_scale, scale).to(x.dtype)

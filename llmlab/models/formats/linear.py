@@ -1,0 +1,98 @@
+"""What every weight format has in common: float32 activations in, float32 out, the matrix stored in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from llmlab.models.formats.onednn import OneDnnWeight, onednn
+from llmlab.models.formats.quantized_groups import QuantizedGroups
+
+MANY = 12
+"""Rows from which a product with the dense copy of a packed matrix beats the packed product, measured with int4."""
+
+
+# The formats --------------------------------------------------------------------------------------------------------
+
+
+class Linear(nn.Module):
+    """The interface. `bias` (M,) is added in float32; `takes` is the type in which the product wants its inputs.
+
+    `copy` is a second, dense form of a packed matrix for products of many rows, kept only where somebody asked for it.
+    """
+
+    takes: torch.dtype = torch.bfloat16
+    outputs = 0
+    """M."""
+    buffers_held: tuple[str, ...] = ()
+    """The names of the buffers that `_set` fills."""
+    changes = 0
+    """How many matrices have been stored anew in this process: what is bound to their tensors looks here."""
+
+    def __init__(self, weight: Tensor | QuantizedGroups, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("bias", None if bias is None else bias.float())
+        self.copy: tuple[OneDnnWeight, ...] = ()
+        for name in self.buffers_held:
+            self.register_buffer(name, None)
+        self._set(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.many(x.to(self.takes)).float()
+        return y if self.bias is None else y + self.bias
+
+    def many(self, x: Tensor) -> Tensor:
+        """The product (N, K) in `takes` to (N, M) by the quickest way for N rows, without the bias."""
+        if self.copy and len(x) >= MANY:
+            return self.copy[0](x) if len(self.copy) == 1 else torch.cat([part(x) for part in self.copy], -1)
+        return self.few()(x)
+
+    def few(self) -> Callable[[Tensor], Tensor]:
+        """The product (N, K) in `takes` to (N, M), bound to the tensors of now, in which each row is as if alone."""
+        raise NotImplementedError
+
+    def dense(self) -> Tensor:
+        raise NotImplementedError
+
+    def store(self, dense: Tensor) -> None:
+        """Replace the matrix by `dense` (M, K)."""
+        Linear.changes += 1
+        parts = len(self.copy)
+        self.copy = ()
+        self._set(dense)
+        if parts:
+            self.keep_copy(parts)
+
+    def _set(self, weight: Tensor | QuantizedGroups) -> None:
+        raise NotImplementedError
+
+    def keep_copy(self, parts: int = 1, source: Tensor | QuantizedGroups | None = None) -> None:
+        """Keep the matrix in bfloat16 too, cut into `parts` of equal rows, if that is possible and of use here.
+
+        `source`: what this was made from, where it is still at hand: unpacking takes longer.
+        """
+        if not onednn(torch.bfloat16):
+            return
+        if isinstance(source, QuantizedGroups):
+            source = source.dense()
+        dense = self._bfloat16() if source is None else source.bfloat16()
+        self.copy = tuple(OneDnnWeight(part.contiguous()) for part in dense.chunk(parts))
+
+    def _bfloat16(self) -> Tensor:
+        """The matrix (M, K) in bfloat16."""
+        return self.dense().bfloat16()
+
+    @property
+    def extra_bytes(self) -> int:
+        """Bytes kept outside the module's buffers."""
+        return sum(part.nbytes for part in self.copy)
+
+
+def nbytes(module: nn.Module) -> int:
+    """Bytes of the tensors that a module holds, shared ones counted once."""
+    seen: dict[int, int] = {}
+    for t in [*module.buffers(), *module.parameters()]:
+        seen[t.data_ptr() or id(t)] = t.numel() * t.element_size()
+    return sum(seen.values()) + sum(getattr(m, "extra_bytes", 0) for m in module.modules())

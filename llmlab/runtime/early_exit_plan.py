@@ -1,0 +1,80 @@
+"""How a token leaves the layers early, and what becomes of the keys and values that the layers above it lack.
+
+"copy": they are made at once from the state it left with (state propagation: Elbayad et al., arXiv 1910.10073; CALM,
+arXiv 2207.07061, section 3.3). "later": its state waits where it left, and goes up together with the next token that
+goes further, in one pass of a few rows. Keys and values are then what they would have been, and each layer's weights
+are read less often, though no less is computed (synchronized parallel decoding: FREE, arXiv 2310.05424, section 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor
+
+from llmlab.models.batch import Batch, Span
+from llmlab.models.decoder import Decoder
+from llmlab.runtime.session import Session
+
+FILLS = ("later", "copy")
+ExitTest = Callable[[int, Tensor], tuple[Tensor, float] | None]
+"""At the newest token's state (1, E) after so many layers: its logits (1, V) and how sure they are, if it leaves."""
+
+
+class EarlyExitPlan:
+    """A depth for passes of one token, which may leave after one of `layers`. `begin(batch)` makes a pass's stop."""
+
+    def __init__(
+        self, session: Session, layers: Collection[int], begin: Callable[[Batch], ExitTest], fill: str
+    ) -> None:
+        self.session, self.layers, self.begin, self.fill = session, layers, begin, fill
+        self.waiting: list[tuple[int, Tensor]] = []
+        """After how many layers which states (n, E) wait, the oldest tokens first; older ones have come further."""
+
+    def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        self.session.layers_run = float(len(model.layers))
+        return self._climb(model, h, batch, 0, self.begin(batch))
+
+    def _climb(self, model: Decoder, h: Tensor, batch: Batch, ran: int, stop: ExitTest) -> tuple[Tensor, Tensor | None]:
+        """On from h (n, E), which has gone through `ran` layers; its last row is the newest token's."""
+        layers = list(model.layers)
+        while ran < len(layers):
+            if self.waiting and self.waiting[-1][0] == ran:
+                return self._together(model, torch.cat([self.waiting.pop()[1], h]), batch, ran, stop)
+            h = layers[ran](h, batch)
+            ran += 1
+            if ran in self.layers and (said := stop(ran, h[-1:])) is not None:
+                self._leave(model, h, batch, ran)
+                self.session.exits.append((ran, said[1]))
+                self.session.layers_run = float(ran)
+                return h[-1:], said[0]
+        return h[-1:], None
+
+    def _leave(self, model: Decoder, h: Tensor, batch: Batch, ran: int) -> None:
+        if self.fill == "copy":
+            for block in list(model.layers)[ran:]:
+                block(h, batch, fill=True)
+            return
+        if self.waiting and self.waiting[-1][0] == ran:
+            h = torch.cat([self.waiting.pop()[1], h])
+        self.waiting.append((ran, h.clone()))  # a pass of a few rows changes h in place
+
+    def _together(
+        self, model: Decoder, states: Tensor, batch: Batch, ran: int, stop: ExitTest
+    ) -> tuple[Tensor, Tensor | None]:
+        """The rest of the way for states (n, E) of which the last is of this pass and the others have waited."""
+        (span,), n = batch.spans, len(states)
+        assert span.first is not None
+        first = span.first + (span.stop - span.start) - n
+        places = torch.arange(first, first + n, device=states.device)
+        rows = Span(0, n, span.memory, None, span.patterns, None, first)
+        wide = Batch(batch.tokens[-1:].expand(n), places, [rows], batch.exact)  # which tokens they are does not matter
+        got: list[tuple[Tensor, Tensor | None]] = []
+
+        def onward(model: Decoder, h: Tensor, wide: Batch) -> tuple[Tensor, Tensor]:
+            got.append(self._climb(model, states, wide, ran, stop))
+            return h, h  # the pass around this one asks the head
+
+        model.forward(wide, onward, 1)
+        return got[0]

@@ -1,0 +1,177 @@
+"""What happens in a run, as frozen facts. Charts, tests, benchmarks, exports and replays are folds over these.
+
+Every event carries `t`: seconds since the run started, read by the engine after the device has finished its work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from llmlab.errors import Refused
+
+
+@dataclass(frozen=True)
+class Event:
+    t: float
+
+
+@dataclass(frozen=True)
+class Started(Event):
+    """A run begins. `lane` is "baseline" or "stack"; `settings` reproduce the run."""
+
+    model: str
+    lane: str
+    device: str
+    weights: str
+    stack: list[dict[str, Any]]
+    settings: dict[str, Any]
+    prompt_tokens: int
+    layers: int
+    weight_bytes: int
+    lossless: bool
+    prompt: list[str] = field(default_factory=list)
+    """The prompt's tokens as text."""
+    ways: list[str] = field(default_factory=list)
+    """Which ways of the engine the run takes (`experiment.ways`)."""
+    least_seconds: float = 0.0
+    """The roofline of a pass of one token on the machine that ran this; 0 where nobody measured it."""
+
+
+@dataclass(frozen=True)
+class WeightsChanged(Event):
+    """A weight transform has been applied to the run's private copy."""
+
+    technique: str
+    before_bytes: int
+    after_bytes: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Prefilled(Event):
+    """`tokens` of the prompt are in memory; `done` of `total` so far."""
+
+    done: int
+    total: int
+    kv_bytes: int
+    kv_rows: list[int]
+
+
+@dataclass(frozen=True)
+class Drafted(Event):
+    """A drafter proposed a tree: node i continues `parents[i]` (-1: the last committed token)."""
+
+    tokens: list[int]
+    parents: list[int]
+    seconds: float
+    text: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Committed(Event):
+    """One pass of the model is over: `path` of the draft's nodes was accepted, then the model added `tokens[-1]`.
+
+    `tokens` are the accepted tokens followed by the model's own one (fewer where a stop token or the limit cut them).
+    `seconds` is the whole round: draft, forward, acceptance and eviction.
+    """
+
+    tokens: list[int]
+    path: list[int]
+    seconds: float
+    kv_rows: list[int]
+    kv_bytes: int
+    layers_run: float
+    text: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Evicted(Event):
+    """A cache policy dropped rows: per layer, how many there were and how many stayed."""
+
+    before: list[int]
+    after: list[int]
+
+
+@dataclass(frozen=True)
+class Exited(Event):
+    """A token left the model after `layer` of `layers` layers with this confidence."""
+
+    layer: int
+    layers: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Finished(Event):
+    """The run is over: `reason` is "limit", "stop token" or "stopped"."""
+
+    reason: str
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Compared(Event):
+    """After a baseline and a stack have run: what the stack cost in quality, with the keys of `quality.compare`."""
+
+    quality: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failed(Event):
+    """The run ended with an error, told in one sentence."""
+
+    message: str
+
+
+KINDS: dict[str, type[Event]] = {
+    c.__name__: c
+    for c in (
+        Started,
+        WeightsChanged,
+        Prefilled,
+        Drafted,
+        Committed,
+        Evicted,
+        Exited,
+        Finished,
+        Compared,
+        Failed,
+    )
+}
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    return {"event": type(event).__name__, **asdict(event)}
+
+
+def from_json(value: Any) -> Event:
+    """The inverse of `to_json`. Raises Refused for anything that is not an event."""
+    if not isinstance(value, dict) or str(value.get("event")) not in KINDS:
+        raise Refused("The trace", "holds a line that is not an event", "Give a file that this lab exported")
+    kind = KINDS[value["event"]]
+    known = {f.name: f for f in fields(kind)}
+    given = {k: v for k, v in value.items() if k in known}
+    for name, f in known.items():
+        kinds = _types(str(f.type))
+        if name in given:
+            v = given[name]
+            if not isinstance(v, kinds) or (isinstance(v, bool) and bool not in kinds) or not _sane(v):
+                raise Refused("The trace", f"holds a {value['event']} whose {name} is not {f.type}", "Export it again")
+            inner = {"list[int]": (int,), "list[str]": (str,), "list[dict[str, Any]]": (dict,)}.get(str(f.type))
+            if inner and not all(isinstance(x, inner) and _sane(x) for x in v):
+                raise Refused("The trace", f"holds a {value['event']} whose {name} is not {f.type}", "Export it again")
+    try:
+        return kind(**given)
+    except TypeError as e:
+        raise Refused("The trace", f"holds an incomplete {value['event']}", "Export it again") from e
+
+
+def _sane(value: Any) -> bool:
+    """Whether a number is one that a figure can be computed with; JSON admits NaN and integers of any length."""
+    return not isinstance(value, int | float) or abs(value) < 1e18
+
+
+def _types(annotation: str) -> tuple[type, ...]:
+    simple: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+    return simple.get(annotation, (list,) if annotation.startswith("list") else (dict,))

@@ -1,0 +1,174 @@
+"""An ordered, hashable set of techniques, and its round trips through JSON, the command line and the page's link."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+from llmlab.errors import Refusal, Refused
+from llmlab.models.capabilities import Capability
+from llmlab.runtime.roles import ROLES
+from llmlab.runtime.session import Session
+from llmlab.runtime.technique import Technique, make, registry
+
+LONGEST = 4096
+"""Characters of a stack's text or link that are read; longer ones are refused before they are parsed."""
+
+
+def parsed(text: str) -> tuple[str, dict[str, str]]:
+    """`name:knob=value,knob=value` as the name and the knobs. Raises Refused for a knob without a value."""
+    name, _, rest = text[:LONGEST].strip().partition(":")
+    settings: dict[str, str] = {}
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise Refused(f"{name}'s setting {pair[:40]!r}", "has no value", "Write it as knob=value")
+        settings[key.strip().replace("-", "_")] = value.strip()
+    return name, settings
+
+
+class Stack:
+    """Techniques in canonical order, whatever order they were given in: prompt → weights → patches → … → router."""
+
+    def __init__(self, techniques: Iterable[Technique] = ()) -> None:
+        members = tuple(techniques)
+        self.techniques = tuple(sorted(members, key=lambda t: (ROLES.index(t.door), getattr(t, "stage", 0), t.id)))
+        seen: set[str] = set()
+        for t in self.techniques:
+            if t.id in seen:
+                raise Refused(t.title, "is in the stack twice", "Give it once, with the knobs you want")
+            seen.add(t.id)
+
+    def __iter__(self) -> Iterator[Technique]:
+        return iter(self.techniques)
+
+    def __len__(self) -> int:
+        return len(self.techniques)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stack) and self.techniques == other.techniques
+
+    def __hash__(self) -> int:
+        return hash(self.techniques)
+
+    def __repr__(self) -> str:
+        return f"Stack({' '.join(self.arguments()) or 'plain'})"
+
+    def through(self, door: str) -> tuple[Technique, ...]:
+        """The members that open `door`, in order."""
+        return tuple(t for t in self.techniques if t.door == door)
+
+    def one(self, door: str) -> Technique | None:
+        """The member that opens a door with room for one, or None."""
+        found = self.through(door)
+        return found[0] if found else None
+
+    def without(self, *doors: str) -> Stack:
+        return Stack(t for t in self.techniques if t.door not in doors)
+
+    def session(self, model: Any) -> Session:
+        """A new sequence on `model` under this stack's cache policy and attention patterns."""
+        policy = self.one("CachePolicy")
+        patterns = [t.visible for t in self.through("AttentionPattern")]  # type: ignore[attr-defined]
+        return Session(model, policy, patterns)  # type: ignore[arg-type]
+
+    def lossless(self) -> bool:
+        """Whether the whole stack promises the same tokens as no stack at all (greedy, float32)."""
+        return all(t.lossless() for t in self.techniques)
+
+    def simulated(self) -> tuple[Technique, ...]:
+        """The members whose saving this engine does not realise."""
+        return tuple(t for t in self.techniques if t.speed == "simulated")
+
+    def refusals(self, abilities: frozenset[Capability], model: str = "this model") -> list[Refusal]:
+        """Every reason why this stack cannot run on a model with `abilities`; an empty list means that it can."""
+        found: list[Refusal] = []
+        holder: dict[str, str] = {}
+        for technique in self:
+            if technique.slot == "one":
+                if technique.door in holder:
+                    why = f"does the same job as {holder[technique.door]}: {technique.job}"
+                    found.append(Refusal(technique.title, why, "Switch one of them off"))
+                holder.setdefault(technique.door, technique.title)
+            if technique.beside and not self.through(technique.beside.door):
+                why = f"works beside a technique for {technique.beside.job}, and the stack has none"
+                found.append(Refusal(technique.title, why, "Switch one on"))
+            for need in sorted(technique.required(), key=lambda a: a.name):
+                if need not in abilities:
+                    why = f"needs {need.value}, which {model} does not offer"
+                    found.append(Refusal(technique.title, why, "Choose another model"))
+                    continue
+                for other in self:
+                    if other is not technique and need in other.spoiled():
+                        why = f"needs {need.value}, which {other.title} does not allow"
+                        found.append(Refusal(technique.title, why, "Switch one of them off"))
+        return found
+
+    def require(self, abilities: frozenset[Capability], model: str = "this model") -> None:
+        """Raises Refused with the first of `refusals`, if there is one."""
+        for refusal in self.refusals(abilities, model):
+            raise Refused(refusal.who, refusal.why, refusal.now)
+
+    # Round trips ------------------------------------------------------------------------------------------------
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [{"id": t.id, "knobs": t.settings()} for t in self.techniques]
+
+    @classmethod
+    def from_json(cls, value: Any) -> Stack:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value[:LONGEST])
+            except (ValueError, RecursionError) as e:
+                reason = getattr(e, "msg", "too deep")
+                raise Refused("The stack", f"is not valid JSON ({reason})", "Export it again") from e
+        if not isinstance(value, list) or not all(
+            isinstance(v, Mapping) and isinstance(v.get("id"), str) for v in value
+        ):
+            raise Refused("The stack", "is not a list of techniques with ids", 'Give [{"id": …, "knobs": {…}}]')
+        for v in value:
+            if not isinstance(v.get("knobs", {}), Mapping):
+                raise Refused(
+                    "The stack", f"gives {v['id'][:40]!r} knobs that are not names with values", "Export it again"
+                )
+        return cls(make(v["id"], **v.get("knobs", {})) for v in value)
+
+    def arguments(self) -> list[str]:
+        """One `name:knob=value,…` per technique, only the knobs that differ from their defaults."""
+        texts = []
+        for t in self.techniques:
+            changed = [f"{k.name}={getattr(t, k.name)}" for k in t.knobs() if getattr(t, k.name) != k.default]
+            texts.append(t.id + (":" + ",".join(changed) if changed else ""))
+        return texts
+
+    @classmethod
+    def from_arguments(cls, texts: Iterable[str]) -> Stack:
+        """The inverse of `arguments`: `["prompt-lookup:length=4", "wanda"]`. Raises Refused."""
+        members = []
+        for text in texts:
+            name, settings = parsed(text)
+            members.append(make(name, **settings))
+        return cls(members)
+
+    def to_query(self) -> str:
+        """`t=prompt-lookup,wanda&prompt-lookup.length=4`: the part of a link that restores this stack."""
+        pairs = [("t", ",".join(t.id for t in self.techniques))] if self.techniques else []
+        for t in self.techniques:
+            pairs += [(f"{t.id}.{k.name}", getattr(t, k.name)) for k in t.knobs() if getattr(t, k.name) != k.default]
+        return urlencode(pairs)
+
+    @classmethod
+    def from_query(cls, parameters: Mapping[str, str]) -> Stack:
+        """The inverse of `to_query`, from a link's decoded parameters; other keys are ignored. Raises Refused."""
+        names = [n for n in str(parameters.get("t", ""))[:LONGEST].split(",") if n]
+        known = registry()
+        members = []
+        for name in names:
+            prefix = name + "."
+            settings = (
+                {k[len(prefix) :]: v for k, v in parameters.items() if k.startswith(prefix)} if name in known else {}
+            )
+            members.append(make(name, **settings))
+        return cls(members)

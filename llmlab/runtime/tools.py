@@ -1,0 +1,68 @@
+"""What a technique may ask for beyond the session: a partner model, text to calibrate on, the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from llmlab.assets import ASSETS
+from llmlab.errors import Refused
+from llmlab.kv.memory import Memory
+from llmlab.models.auxiliary import store
+from llmlab.models.cached import cached_on
+
+
+class Tools:
+    """Handed to weight transforms and drafters. A bare one offers nothing and says so."""
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        partner: Callable[[str], Any] | None = None,
+        calibration: list[int] | None = None,
+        parts: Callable[[str, Any, str], dict[str, Tensor]] = store.load,
+    ) -> None:
+        """`partner(name)` returns a model by catalogue id, or "int4" etc. for the running model in that format.
+        `parts` finds trained parts, as `trained.load` does."""
+        self.tokenizer = tokenizer
+        self._partner = partner
+        self._calibration = calibration
+        self._parts = parts
+        self.memories: list[Memory] = []
+        self._partners: dict[str, Any] = {}
+
+    def partner(self, name: str) -> Any:
+        """A second model that shares the vocabulary. Raises Refused where there is none."""
+        if self._partner is None:
+            raise Refused("This run", "has no second model at hand to draft with", "Choose another drafter")
+        if name not in self._partners:
+            self._partners[name] = self._partner(name)
+        return self._partners[name]
+
+    def calibration(self, length: int) -> list[int]:
+        """The first `length` tokens of the calibration text, in this model's vocabulary."""
+        if self._calibration is None:
+            if self.tokenizer is None:
+                raise Refused("This run", "has no tokenizer to read the calibration text with", "Give token ids")
+            text = (ASSETS / "texts" / "calibration.txt").read_text(encoding="utf-8")
+            self._calibration = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._calibration[:length]
+
+    def part(self, kind: str, model: Any, who: str, make: Callable[[Any, dict[str, Tensor]], Any]) -> Any:
+        """`make(model, tensors)` of the part of this kind trained for `model`, made once per model.
+
+        Raises Refused, in the name of `who`, where none was trained.
+        """
+        return cached_on(model, ("part", kind), lambda: make(model, self._parts(kind, model, who)))
+
+    def kv_bytes(self) -> int:
+        """Bytes that drafters hold beside the run's own memory."""
+        return sum(memory.nbytes for memory in self.memories)
+
+    def influence(self, model: Any) -> list[float]:
+        """Per layer, how much it turns its input on the calibration text; measured once per model."""
+        from llmlab.runtime.calibration import layer_influence
+
+        return cached_on(model, "influence", lambda: layer_influence(model, self.calibration(512)))

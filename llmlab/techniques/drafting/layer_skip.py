@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmlab.errors import Refused
+from llmlab.models.auxiliary.exit_heads import HEADS, ExitHeads
+from llmlab.models.batch import Batch
+from llmlab.models.capabilities import Capability
+from llmlab.models.decoder import Decoder, Depth
+from llmlab.runtime.configurable import knob
+from llmlab.runtime.draft import Draft, Verdict
+from llmlab.runtime.roles import Drafter
+from llmlab.runtime.session import Session
+from llmlab.runtime.tools import Tools
+from llmlab.techniques.early_exit.heads import exit_heads, sample_draft
+
+
+def lower(layer: int, kept: list[Tensor]) -> Depth:
+    """The first `layer` layers, whose output (N, E) is kept; it says nothing."""
+
+    def depth(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        for block in list(model.layers)[:layer]:
+            h = block(h, batch)
+        kept.append(h.clone())  # a pass of a few rows changes h in place
+        return h, h
+
+    return depth
+
+
+def upper(layer: int, states: Tensor) -> Depth:
+    """The layers above `layer`, from states (n, E) that are at hand for the rows of this pass.
+
+    The rows of the layers below are as the drafting passes wrote them: taken back, but still in their buffers.
+    """
+
+    def depth(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        (span,) = batch.spans
+        layers = list(model.layers)
+        for block in layers[:layer]:
+            span.memory.layers[block.index].extend(span.order(batch))
+        h = states[: len(batch.tokens)]
+        for block in layers[layer:]:
+            h = block(h, batch)
+        return h, None
+
+    return depth
+
+
+@dataclass(frozen=True)
+class LayerSkip(Drafter):
+    """LayerSkip.
+
+    Idea: Early exit without loss. The model drafts by leaving after a middle layer, and checks the draft with the
+    layers that it left out, going on from the hidden states, keys and values that drafting has made already.
+    Rule: Draft d₁ … d_k from the head after layer `layer`, while it gives them at least `confidence`; then run layers
+    `layer` + 1 … L on all k + 1 rows in one pass and accept as speculative decoding does. A pass that accepts a tokens
+    costs (k + 1) · `layer` + (L − `layer`) layers, the latter shared by a few rows, for a + 1 tokens.
+    Watch: Acceptance rate, and time per pass. Nothing is computed twice, but what is rejected was computed in vain.
+    Differs: The paper trains the model with layer dropout and an early-exit loss so that its middle layers speak its
+    language; here the model is frozen and a trained exit (or the logit lens) translates. Under a cache policy that
+    watches attention, the check runs all layers, for drafting passes are not watched.
+    """
+
+    covers = ("https://arxiv.org/abs/2404.16710",)
+    needs = Drafter.needs | {Capability.LAYERS}
+    claim = "Drafts by leaving early, then checks with only the layers left out."
+
+    layer: int = knob(0, 0, 127, "layers that a draft goes through; 0: half, or four fifths to a trained exit")
+    length: int = knob(3, 1, 16, "tokens drafted per pass")
+    confidence: float = knob(0.6, 0.0, 1.0, "stop drafting below this probability")
+    head: str = knob("logit-lens", choices=HEADS, help="the model's own head, or exits trained for this model")
+    gate: float = knob(0.5, 0.0, 1.0, "ask a trained exit's head only from these odds of its gate on; 0: always")
+    words: int = knob(8192, 0, 1 << 18, "words that the logit lens looks at; 0: all of them", advanced=True)
+
+    def prepare(self, model: Any, tools: Tools) -> None:
+        self._exit(model, tools)
+
+    def _exit(self, model: Decoder, tools: Tools) -> tuple[ExitHeads, int]:
+        count = len(model.layers)
+        layer = min(self.layer or max(1, count // 2), count - 1)
+        heads = exit_heads(model, tools, self.head, (layer,), self.words, self.title)
+        if self.head == "trained" and not self.layer:
+            layer = min(heads.layers, key=lambda at: abs(at - 0.8 * count))  # earlier ones are too often wrong
+        if layer not in heads.layers:
+            sits = ", ".join(map(str, heads.layers))
+            raise Refused(self.title, f"finds no trained exit after layer {layer}", f"Give one of {sits}")
+        return heads, layer
+
+    def drafts(self, session: Session, tools: Tools) -> Generator[Draft, Verdict, None]:
+        heads, layer = self._exit(session.model, tools)
+        watched = session.policy is not None and session.policy.observes
+        with session.going(None):
+            while True:
+                k, kept = min(self.length, session.room()), list[Tensor]()
+                tokens: list[int] = []
+                q = []
+                with session.scratch() as ahead:
+                    # One row more than is drafted goes through the lower layers: the last guess's own.
+                    while True:
+                        ahead.forward(depth=lower(layer, kept))
+                        state = kept[-1][-1:]
+                        if len(tokens) == k or float(heads.odds(layer, state)) < self.gate:
+                            break
+                        token, qi, sure = sample_draft(heads, layer, state, session)
+                        if sure < self.confidence and session.sampler.greedy:
+                            break
+                        tokens.append(token)
+                        q.append(qi)
+                        ahead.push(token)
+                session.depth = None if watched else upper(layer, torch.cat(kept))
+                yield Draft.chain(tokens, q)

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmlab.errors import Refused
+from llmlab.models.auxiliary.exit_heads import HEADS, ExitHeads
+from llmlab.models.batch import Batch
+from llmlab.models.cached import cached_on
+from llmlab.models.capabilities import Capability
+from llmlab.models.decoder import Decoder, Depth
+from llmlab.runtime.configurable import knob
+from llmlab.runtime.early_exit_plan import FILLS, EarlyExitPlan, ExitTest
+from llmlab.runtime.roles import ForwardPatch
+from llmlab.runtime.session import Session
+from llmlab.runtime.tools import Tools
+from llmlab.techniques.early_exit import rules, thresholds
+from llmlab.techniques.early_exit.heads import WORDS, answers_on_own_words, exit_heads
+
+ARXIV = "https://arxiv.org/abs/"
+RULES = ("probability", "margin", "entropy", "speed", "patience", "consistency", "learned")
+
+
+@dataclass(frozen=True)
+class EarlyExit(ForwardPatch):
+    """Early exit by confidence.
+
+    Idea: Easy tokens are decided before the last layer. A head after a middle layer says what it would answer; when a
+    rule finds it sure enough, that is the token, and the other layers are skipped.
+    Rule: After each head in turn, over its distribution p: max p > θ; or p₁ − p₂ > θ (CALM); or entropy < 1 − θ, in
+    nats (BranchyNet, DeeBERT) or over ln |p| (FastBERT's speed); or `patience` heads in a row agree with the one before
+    (PABEE); or a regression on all that was said (CATs), or a trained gate that reads the state and asks no head (CALM)
+    is surer than θ. `epsilon` sets θ on the model's own words so that a share 1 − ε of tokens stays as it was (CATs).
+    The keys and values of skipped layers are made when a later token goes further, or from the exit's state at once.
+    Watch: Layers and time per pass. The model's own head on middle states, the logit lens, agrees little with the last
+    layer (SmolLM2-135M: 12 % after 18 layers of 30, 37 % after 24). A check costs time too: hence shortlist and gate.
+    Differs: The papers train the exits with the model or beside it; here the model is frozen. The token comes from the
+    exit's head, which knows the shortlist only. ε is promised for text like that which was calibrated on.
+    """
+
+    covers = ("branchynet", "deebert", "fastbert", "pabee", "cats", ARXIV + "2207.07061", ARXIV + "2310.05424")
+    needs = frozenset({Capability.LAYERS})
+    spoils = ForwardPatch.spoils | {Capability.MANY_ROWS}
+    claim = "Stops at a middle layer when the model is already sure."
+    identity = {"threshold": 1.0}
+
+    rule: str = knob("probability", choices=RULES, help="what counts as sure")
+    threshold: float = knob(0.95, 0.0, 1.0, "θ: how sure is sure enough; 1 never exits, whatever the rule")
+    head: str = knob("logit-lens", choices=HEADS, help="the model's own head, or exits trained for this model")
+    epsilon: float = knob(0.0, 0.0, 0.5, "share of tokens that may differ: sets the threshold; 0 leaves it as it is")
+    fill: str = knob("later", choices=FILLS, help="skipped keys and values: made later, or of a copied state")
+    gate: float = knob(0.5, 0.0, 1.0, "ask a trained exit's head only from these odds of its gate on; 0: always")
+    patience: int = knob(2, 1, 10, "heads in a row that must agree (rule patience)", advanced=True)
+    first: int = knob(0, 0, 128, "layers that every token goes through; 0: seven of eight, or up to the first exit")
+    step: int = knob(2, 1, 32, "layers between two checks of the logit lens", advanced=True)
+    words: int = knob(WORDS, 0, 1 << 18, "words that the logit lens looks at; 0: all of them", advanced=True)
+
+    def spoiled(self) -> frozenset[Capability]:
+        return self.spoils | ({Capability.EVICTION} if self.fill == "later" else frozenset())
+
+    def prepare(self, model: Any, tools: Tools) -> None:
+        if self.threshold < 1:
+            self._ready(model, tools)
+
+    def _ready(self, model: Decoder, tools: Tools | None) -> tuple[ExitHeads, tuple[int, ...], rules.Rule]:
+        """The heads, after how many layers they are asked, and the rule."""
+        count, trained = len(model.layers), self.head == "trained"
+        if self.rule == "learned" and not trained:
+            raise Refused(self.title, "has no gate beside the logit lens", "Choose another rule, or head=trained")
+        first = self.first or (1 if trained else count * 7 // 8)
+        heads = exit_heads(model, tools, self.head, range(first, count, self.step), self.words, self.title)
+        asked = tuple(layer for layer in heads.layers if first <= layer < count)
+        if not asked:
+            raise Refused(self.title, f"waits in vain for layer {first} of {count}", "Give a smaller number as first")
+        return heads, asked, cached_on(model, (self, asked), lambda: self._set(heads, asked, tools))
+
+    def _set(self, heads: ExitHeads, asked: tuple[int, ...], tools: Tools | None) -> rules.Rule:
+        """The rule. Where ε sets its bar, or a regression is fitted, that is done on the model's own words."""
+        rule = rules.named(self.rule, self.threshold, self.patience)
+        if not self.epsilon and self.rule != "consistency":
+            return rule
+        p, same, odds = answers_on_own_words(heads, tools, asked)
+        p = odds[..., None] if self.rule == "learned" else p
+        if self.rule == "consistency":
+            fit = torch.arange(p.shape[1], device=p.device) % 2 == 0  # what it was fitted on promises nothing
+            rule = thresholds.Consistency.along(p[:, fit], same[:, fit], self.threshold)
+            p, same, odds = p[:, ~fit], same[:, ~fit], odds[:, ~fit]
+        scores = thresholds.scores_of(rule, p).masked_fill(odds < self._gate(), -torch.inf)
+        return thresholds.Above(rule, thresholds.conformal(scores, same, self.epsilon)) if self.epsilon else rule
+
+    def _gate(self) -> float:
+        """The odds below which a trained exit's head is not asked; rules that remember its answers want them all."""
+        return self.gate if self.rule in RULES[:4] else 0.0
+
+    @contextmanager
+    def installed(self, session: Session) -> Iterator[None]:
+        depth: Depth | None = None
+        if self.threshold < 1:
+            heads, asked, rule = self._ready(session.model, session.tools)
+
+            def begin(batch: Batch) -> ExitTest:
+                said: list[Tensor] = []
+
+                def stop(ran: int, h: Tensor) -> tuple[Tensor, float] | None:
+                    odds = heads.odds(ran, h)
+                    if odds < self._gate():
+                        return None
+                    logits = None if self.rule == "learned" else heads.logits(ran, h)
+                    said.append(odds[:, None] if logits is None else torch.softmax(logits, -1))
+                    if not rule.leaves(torch.stack(said)):
+                        return None
+                    return heads.spread(heads.logits(ran, h) if logits is None else logits), float(said[-1].amax())
+
+                return stop
+
+            depth = EarlyExitPlan(session, asked, begin, self.fill)
+        with session.going(depth):
+            yield

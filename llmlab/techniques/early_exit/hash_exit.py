@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmlab.errors import Refused
+from llmlab.models.auxiliary.exit_heads import HEADS, ExitHeads
+from llmlab.models.batch import Batch, Span
+from llmlab.models.cached import cached_on
+from llmlab.models.capabilities import Capability
+from llmlab.models.decoder import Decoder
+from llmlab.runtime.configurable import knob
+from llmlab.runtime.early_exit_plan import FILLS, EarlyExitPlan, ExitTest
+from llmlab.runtime.roles import ForwardPatch
+from llmlab.runtime.session import Session
+from llmlab.runtime.tools import Tools
+from llmlab.techniques.early_exit import hash_tables
+from llmlab.techniques.early_exit.heads import exit_heads
+
+ASSIGNMENTS = ("frequency", "random", "information", "cluster")
+CALIBRATION = 4096
+CLASSES = 64
+"""Words that the model says most, told apart when a token's information about the next one is measured."""
+
+
+@torch.inference_mode()
+def answers(model: Decoder, tokens: list[int]) -> Tensor:
+    """(n,): the word that the model would say after each of n tokens."""
+    said = []
+    for piece in torch.tensor(tokens, device=model.device).split(256):
+        batch = Batch(piece, torch.arange(len(piece), device=model.device), [Span(0, len(piece), model.memory())])
+        said.append(model.forward(batch).argmax(-1))
+    return torch.cat(said).cpu()
+
+
+@dataclass(frozen=True)
+class HashExit(ForwardPatch):
+    """Hash exit.
+
+    Idea: Whether a token is hard to continue is itself hard to learn. So nothing is learned or asked: every word of the
+    vocabulary has its layer, and a token that is read goes no further than its own.
+    Rule: exit(x) = table[x], buckets of equally many words over the layers `first`, `first` + `step`, … L. Frequent
+    words leave first; or words that tell most about the next one, by mutual information with what the model says next;
+    or words with alike embeddings together, short vectors first; or chance decides.
+    Watch: The time of a pass against early exit at equal depth: this rule costs nothing. Text breaks where a frequent
+    word stands before a hard one, which no table of words can see.
+    Differs: HashEE fine-tunes the model under its table; here the model is frozen and has never left early. Its answer
+    is read with the model's own head (or a trained exit). Frequencies come from the lab's calibration text, and words
+    that it lacks go through every layer, as the authors' program has it.
+    """
+
+    covers = ("hashee",)
+    needs = frozenset({Capability.LAYERS})
+    spoils = ForwardPatch.spoils | {Capability.MANY_ROWS}
+    claim = "Every word has its own exit layer, fixed beforehand."
+    identity = {"first": 128}
+
+    assign: str = knob("frequency", choices=ASSIGNMENTS, help="which words leave first")
+    first: int = knob(0, 0, 128, "layers of the first bucket; 0: seven of eight; all layers and more: no exits")
+    step: int = knob(1, 1, 32, "layers between buckets")
+    head: str = knob("logit-lens", choices=HEADS, help="the model's own head, or exits trained for this model")
+    fill: str = knob("copy", choices=FILLS, help="skipped keys and values: made later, or of a copied state")
+    seed: int = knob(0, 0, 1000, "of chance, and of the clusters' beginnings", advanced=True)
+
+    def spoiled(self) -> frozenset[Capability]:
+        return self.spoils | ({Capability.EVICTION} if self.fill == "later" else frozenset())
+
+    def prepare(self, model: Any, tools: Tools) -> None:
+        self._ready(model, tools)
+
+    def _ready(self, model: Decoder, tools: Tools | None) -> tuple[ExitHeads | None, hash_tables.Hash]:
+        """The heads at the exits, and the table; no heads where nothing exits."""
+        count = len(model.layers)
+        first = self.first or (1 if self.head == "trained" else count * 7 // 8)
+        layers = range(first, count, self.step)
+        if not layers:
+            return None, hash_tables.Hash(torch.full((model.shape.vocab,), count))
+        heads = exit_heads(model, tools, self.head, layers, 0, self.title)
+        places = (*(layer for layer in heads.layers if first <= layer < count), count)
+        if len(places) == 1:
+            raise Refused(self.title, f"finds no trained exit from layer {first} on", "Give a smaller number as first")
+        return heads, cached_on(model, (self, places), lambda: self._table(model, tools or Tools(), places))
+
+    def _table(self, model: Decoder, tools: Tools, places: tuple[int, ...]) -> hash_tables.Hash:
+        V = model.shape.vocab
+        if self.assign == "random":
+            return hash_tables.random_hash(V, places, self.seed)
+        if self.assign == "cluster":
+            embeddings = model.tables.look_up(torch.arange(V, device=model.device)).cpu()
+            return hash_tables.cluster_hash(embeddings, places, self.seed)
+        text = tools.calibration(CALIBRATION)
+        if self.assign == "frequency":
+            return hash_tables.frequency_hash(torch.bincount(torch.tensor(text), minlength=V), places)
+        said = answers(model, text)
+        often = torch.bincount(said, minlength=V).argsort(descending=True, stable=True)[: CLASSES - 1]
+        classes = torch.full((V,), CLASSES - 1)
+        classes[often] = torch.arange(len(often))
+        return hash_tables.information_hash(torch.tensor(text), classes[said], V, places)
+
+    @contextmanager
+    def installed(self, session: Session) -> Iterator[None]:
+        heads, table = self._ready(session.model, session.tools)
+
+        def begin(batch: Batch) -> ExitTest:
+            leaves = int(table.at(batch.tokens[-1:].cpu()))
+
+            def stop(ran: int, h: Tensor) -> tuple[Tensor, float] | None:
+                if ran != leaves:
+                    return None
+                logits = heads.logits(ran, h)
+                return heads.spread(logits), float(torch.softmax(logits, -1).amax())
+
+            return stop
+
+        with session.going(EarlyExitPlan(session, heads.layers if heads else (), begin, self.fill)):
+            yield
