@@ -38,9 +38,9 @@ def forced(
     session.tools = tools
     out = []
     with ExitStack() as undo:
-        for patch in stack.through("ForwardPatch"):
+        for patch in stack.with_role("ForwardPatch"):
             undo.enter_context(patch.installed(session))
-        for _ in session.read(prompt):
+        for _ in session.prefill(prompt):
             pass
         for token in text:
             start = time.perf_counter()
@@ -65,7 +65,7 @@ def measure(settings: Settings, stacks: dict[str, Stack]) -> dict[str, Any]:
             text += getattr(event, "tokens", []) if type(event).__name__ == "Committed" else []
         base = statistics.mean(s for *_, s in forced(plain, Stack(), tools, prepared.prompt, text))
         for name, stack in stacks.items():
-            model = lab.shelf.changed(prepared.loaded, stack, tools).model
+            model = lab.model_cache.transformed(prepared.loaded, stack, tools).model
             for technique in stack:
                 technique.prepare(model, tools)
             got = forced(model, stack, tools, prepared.prompt, text)

@@ -288,12 +288,12 @@ def carried_out(name: str, knobs: dict[str, Any], a: argparse.Namespace) -> None
 def techniques(a: argparse.Namespace) -> None:
     from llmlab.runtime.technique import registry
 
-    rows = [described(name, t, door=t.door, exact=t.exact) for name, t in registry().items()]
+    rows = [described(name, t, role=t.role, door=t.role, exact=t.exact) for name, t in registry().items()]
     if a.json:
         write(rows, "-")
         return
     for r in rows:
-        print(f"{r['id']:18} {r['door']:16} {'exact' if r['exact'] else 'lossy':6} {r['speed']:10} {r['title']}")
+        print(f"{r['id']:18} {r['role']:16} {'exact' if r['exact'] else 'lossy':6} {r['speed']:10} {r['title']}")
         show_knobs(r["knobs"])
 
 

@@ -52,7 +52,7 @@ def run(lab: Lab, prompt: str, *techniques: str, limit: int = 40, **settings: An
 def test_greedy_text_is_that_of_transformers(lab: Lab) -> None:
     from transformers import AutoModelForCausalLM
 
-    loaded = lab.shelf.load("smollm2-135m", "dense-fp32")
+    loaded = lab.model_cache.load("smollm2-135m", "dense-fp32")
     path = sources.fetch(sources.find("smollm2-135m")).path
     assert path is not None
     at = {"gguf_file": path.name} if path.is_file() else {}
@@ -110,7 +110,7 @@ def test_int4_is_a_quarter_of_the_size_and_answers(lab: Lab) -> None:
 
 
 def loaded(lab: Lab, weights: str) -> Any:
-    return lab.shelf.load("smollm2-135m", weights)
+    return lab.model_cache.load("smollm2-135m", weights)
 
 
 def stretches(lab: Lab, count: int, length: int) -> list[list[int]]:
@@ -154,7 +154,7 @@ def test_the_faster_verification_is_near_and_not_bitwise(lab: Lab) -> None:
     for exact in (True, False):
         session = Session(model)
         session.exact = exact
-        for _ in session.read(prompt[:100]):
+        for _ in session.prefill(prompt[:100]):
             pass
         found[exact] = session.forward(Draft.chain(prompt[100:104]))
     assert not torch.equal(found[True], found[False])
@@ -172,7 +172,9 @@ def test_fast_and_plain_paths_say_the_same(lab: Lab, weights: str) -> None:
     model = loaded(lab, weights).model
     tokens = stretches(lab, 1, 160)[0]
     pieces = [120, *[1] * 24, 4, 4]
-    got, want = (laws.logits(m, tokens[:152], pieces, EmbeddingAndHead.REACHABLE) for m in (model, model.plain()))
+    got, want = (
+        laws.logits(m, tokens[:152], pieces, EmbeddingAndHead.REACHABLE) for m in (model, model.reference_copy())
+    )
     assert divergence(got, want) < 1e-3
 
 
@@ -185,10 +187,12 @@ def test_candidates_of_the_first_look_hold_the_best_token(lab: Lab) -> None:
         hidden: list[torch.Tensor] = []
         model.forward(batch, lambda m, h, b: (hidden.append(every_layer(m, h, b)[0]) or hidden[0], None), last=1)
         h = model.norm(hidden[0])
-        exact = model.tables.logits(h)
-        ranks = (model.tables.look(h) > model.tables.look(h).gather(1, exact.argmax(-1)[:, None])).sum(-1)
+        exact = model.embedding.logits(h)
+        ranks = (
+            model.embedding.candidate_head(h) > model.embedding.candidate_head(h).gather(1, exact.argmax(-1)[:, None])
+        ).sum(-1)
     assert int(ranks.max()) < EmbeddingAndHead.CANDIDATES / 2
-    assert argmax(model.tables.logits(h, EmbeddingAndHead.CANDIDATES)) == exact.argmax(-1).tolist()
+    assert argmax(model.embedding.logits(h, EmbeddingAndHead.CANDIDATES)) == exact.argmax(-1).tolist()
 
 
 def test_copies_are_counted_and_can_be_left_out(lab: Lab) -> None:

@@ -200,7 +200,7 @@ def test_a_model_let_go_while_a_run_uses_it(model: str, tmp_path: Path) -> None:
     other = str(made.folder(tmp_path / "other", seed=1))
     engine = Engine(Slow(ModelCache(most=1)))  # room for nothing: each load lets all others go
     first = engine.start(Settings(model, "hello", max_new_tokens=30), owner="a")
-    loader = threading.Thread(target=lambda: engine.lab.shelf.load(other, "dense-fp32", "cpu"))
+    loader = threading.Thread(target=lambda: engine.lab.model_cache.load(other, "dense-fp32", "cpu"))
     loader.start()
     assert wait(first).state == "done"
     loader.join()

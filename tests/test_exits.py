@@ -241,7 +241,7 @@ def test_what_a_bar_costs() -> None:
 
 
 def test_what_is_made_for_a_model_goes_with_it() -> None:
-    model = tiny.decoder("llama").private()
+    model = tiny.decoder("llama").private_copy()
     early_heads.exit_heads(model, tiny.tools(), "logit-lens", range(1, 4), 0, "")
     tiny.tools().part("heads", model, "", Heads)
     gone = weakref.ref(model)

@@ -38,7 +38,7 @@ def test_the_example_technique_works_as_it_stands() -> None:
         assert trace.ledger(events)["evicted_rows"] > 0
         both = laws.run(model, prompt, 40, Stack([policy, make("prompt-lookup")]))
         assert laws.committed_tokens(both) == laws.committed_tokens(events)
-        idle = laws.run(model, prompt, 40, Stack([module.RecentOnly(**policy.identity)]))
+        idle = laws.run(model, prompt, 40, Stack([module.RecentOnly(**policy.noop_settings)]))
         assert laws.committed_tokens(idle) == laws.committed_tokens(laws.run(model, prompt, 40, Stack()))
     finally:
         del sys.modules[name]

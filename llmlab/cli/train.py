@@ -35,7 +35,7 @@ def main(a: argparse.Namespace, report: Report) -> dict[str, Any]:
     )
     minutes = within("minutes", a.minutes, 0, 100_000, float)
     use_threads(settings.threads)
-    loaded = Lab().shelf.load(settings.model, settings.weights, settings.device, 1024, report)
+    loaded = Lab().model_cache.load(settings.model, settings.weights, settings.device, 1024, report)
     if not isinstance(loaded.model, Decoder):
         raise Refused(loaded.name, "runs through transformers, whose layers are not at hand", "Choose another model")
     name = loaded.name.split("/")[-1].lower()

@@ -217,7 +217,7 @@ class Rows:
         if tail.held == self._ordered == tail.first:
             self._ordered = n
 
-    def move(self, positions: Tensor, rotate: Tensor) -> None:
+    def reposition(self, positions: Tensor, rotate: Tensor) -> None:
         """Give every row a new position: positions (S,) and the rotation (H, S, D/2) complex from old to new."""
         pairs = torch.view_as_complex(self.k.float().reshape(*self.k.shape[:2], -1, 2))
         self._k[:, : self.count] = torch.view_as_real(pairs * rotate).flatten(2).to(self._k.dtype)

@@ -102,14 +102,14 @@ class Ours:
     ) -> None:
         use_threads(threads)
         self.lab = Lab()
-        self.loaded = self.lab.shelf.load(ref, weights, device, SHALLOW, copies=copies == "auto")
+        self.loaded = self.lab.model_cache.load(ref, weights, device, SHALLOW, copies=copies == "auto")
         self.model = self.loaded.model
         self.weights = weights
 
     def ready(self, tokens: Sequence[int]) -> None:
         self.prompt = list(tokens)
         self.session = Session(self.model)
-        for _ in self.session.read(self.prompt):
+        for _ in self.session.prefill(self.prompt):
             pass
         self.session.forward()
 
@@ -173,7 +173,7 @@ class Ours:
     def bare(self, count: int) -> float:
         """Time per token of the same forward in a loop that does nothing else."""
         session = Session(self.model)
-        for _ in session.read(self.prompt):
+        for _ in session.prefill(self.prompt):
             pass
         memory, token, at = session.memory, self.prompt[-1], len(self.prompt) - 1
         for i in range(count + 1):

@@ -64,7 +64,7 @@ class Lab:
     """Runs experiments on one shelf of models. Not thread-safe by itself: the engine lets one run in at a time."""
 
     def __init__(self, shelf: ModelCache | None = None) -> None:
-        self.shelf = shelf or ModelCache()
+        self.model_cache = shelf or ModelCache()
 
     def check(self, settings: Settings) -> None:
         """Everything that can be refused before a weight is loaded. Raises Refused."""
@@ -72,14 +72,14 @@ class Lab:
             raise Refused("The prompt", "is empty, so there is nothing to continue", "Write something")
         if len(settings.prompt) > LONGEST_TEXT:
             raise Refused("The prompt", f"is longer than {LONGEST_TEXT} characters", "Shorten it")
-        settings.stack.require(self.shelf.abilities(settings.model), settings.model)
+        settings.stack.require(self.model_cache.capabilities(settings.model), settings.model)
 
     def prepare(self, settings: Settings, report: Report | None = None) -> Prepared:
         """Check, load, tokenize. Raises Refused; nothing has been generated then."""
         self.check(settings)
         estimate = len(settings.prompt) // 3 + settings.max_new_tokens
         use_threads(settings.threads)
-        loaded = self.shelf.load(
+        loaded = self.model_cache.load(
             settings.model, settings.weights, settings.device, estimate, report, settings.copies == "auto"
         )
         prompt = self.tokens(loaded, settings)
@@ -107,7 +107,7 @@ class Lab:
         def partner(name: str) -> Any:
             low_bit = name in FORMATS
             ref, weights = (settings.model, name) if low_bit else (name, settings.weights)
-            other = self.shelf.load(ref, weights, settings.device, copies=settings.copies == "auto")
+            other = self.model_cache.load(ref, weights, settings.device, copies=settings.copies == "auto")
             if low_bit:
                 return other.model
             mine, theirs = prepared.loaded.tokenizer.get_vocab(), other.tokenizer.get_vocab()
@@ -127,7 +127,7 @@ class Lab:
         """The events of one run, with text. `lane` defaults to "stack", or "baseline" for an empty stack."""
         settings, loaded, stack = prepared.settings, prepared.loaded, prepared.settings.stack
         tools = self.tools(prepared)
-        changed = self.shelf.changed(loaded, stack, tools, report)
+        changed = self.model_cache.transformed(loaded, stack, tools, report)
         for technique in stack:
             technique.prepare(changed.model, tools)
         labels = IncrementalDetokenizer(loaded.tokenizer)
@@ -146,7 +146,7 @@ class Lab:
             lossless=stack.lossless(),
             prompt=prompt_text,
             least_seconds=least_seconds(changed.model, len(prepared.prompt)),
-            ways=engine_paths(changed.model, settings.verify),
+            engine_paths=engine_paths(changed.model, settings.verify),
         )
         events = generate(
             changed.model,
@@ -181,7 +181,7 @@ class Lab:
         """What the stack's run cost in quality against the baseline's run of the same settings."""
         loaded, stack = prepared.loaded, prepared.settings.stack
         tools = self.tools(prepared)
-        changed = self.shelf.changed(loaded, stack, tools).model
+        changed = self.model_cache.transformed(loaded, stack, tools).model
         for technique in stack:
             technique.prepare(changed, tools)
         return quality.compare(

@@ -44,12 +44,12 @@ class ModelCache:
         self._held: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._lock = threading.RLock()
 
-    def abilities(self, ref: str) -> frozenset[Capability]:
+    def capabilities(self, ref: str) -> frozenset[Capability]:
         """What a model will be able to do, known from its catalogue entry or its config, before a weight is loaded."""
         entry = catalog.MODELS.get(ref)
         if entry is not None:
-            return Decoder.abilities if entry.runs_on == "decoder" else WRAPPED
-        return Decoder.abilities if self._decodes(sources.find(ref)) else WRAPPED
+            return Decoder.capabilities if entry.runs_on == "decoder" else WRAPPED
+        return Decoder.capabilities if self._decodes(sources.find(ref)) else WRAPPED
 
     @staticmethod
     def _decodes(found: sources.Found) -> bool:
@@ -110,19 +110,19 @@ class ModelCache:
             self._held[key] = loaded
             return loaded
 
-    def changed(self, loaded: Loaded, stack: Stack, tools: Tools, report: Report | None = None) -> TransformedModel:
+    def transformed(self, loaded: Loaded, stack: Stack, tools: Tools, report: Report | None = None) -> TransformedModel:
         """The stack's weight transforms carried out on a private copy, kept under (model, format, transforms)."""
-        transforms = stack.through("WeightTransform")
+        transforms = stack.with_role("WeightTransform")
         if not transforms:
             return TransformedModel(loaded.model, ())
-        Stack(transforms).require(loaded.model.abilities, loaded.name)
+        Stack(transforms).require(loaded.model.capabilities, loaded.name)
         key = ("changed", id(loaded.model), transforms)
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)
                 return self._held[key]
             self._make_room(loaded.model.nbytes)
-            model, changes = loaded.model.private(), []
+            model, changes = loaded.model.private_copy(), []
             for i, transform in enumerate(transforms):
                 if report:
                     report(transform.title, i, len(transforms))
@@ -150,7 +150,7 @@ def warm_up(model: Any) -> None:
     """A few passes of the widths that runs use, so that no run pays for what happens only once per process."""
     for width in (32, 1):
         session = Session(model)
-        for _ in session.read([0] * (width + 1)):
+        for _ in session.prefill([0] * (width + 1)):
             pass
         session.forward()
 

@@ -149,7 +149,7 @@ class Engine:
 
     def study(self, study: Study, settings: Settings, owner: str = "") -> StudyRun:
         """Queue a study of the model that `settings` name. Raises Refused for a model that is not there."""
-        self.lab.shelf.abilities(settings.model)
+        self.lab.model_cache.capabilities(settings.model)
         return self._queue(StudyRun(self._name(owner), settings, study, owner=owner))
 
     def _name(self, owner: str) -> str:

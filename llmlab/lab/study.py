@@ -82,7 +82,7 @@ class Subject:
     def loaded(self) -> Loaded:
         use_threads(self.settings.threads)
         s = self.settings
-        return self.lab.shelf.load(s.model, s.weights, s.device, 2048, self.report, s.copies == "auto")
+        return self.lab.model_cache.load(s.model, s.weights, s.device, 2048, self.report, s.copies == "auto")
 
     @property
     def model(self) -> Any:

@@ -32,18 +32,18 @@ def score(model: Any, stack: Stack, tokens: Sequence[int], start: int) -> Tensor
     stack = stack.without(*DECIDING)
     session = stack.session(model)
     session.scoring = True
-    one = any(Capability.MANY_ROWS in t.spoiled() for t in stack)
+    one = any(Capability.MANY_ROWS in t.disabled() for t in stack)
     out = []
     from contextlib import ExitStack
 
     with ExitStack() as undo:
-        for patch in stack.through("ForwardPatch"):
+        for patch in stack.with_role("ForwardPatch"):
             undo.enter_context(patch.installed(session))
-        for _ in session.read(tokens[:start]):
+        for _ in session.prefill(tokens[:start]):
             pass
         at = start
         while at < len(tokens):
-            n = 1 if one else min(STRIDE, len(tokens) - at, session.room() + 1)
+            n = 1 if one else min(STRIDE, len(tokens) - at, session.max_draft_depth() + 1)
             draft = Draft.chain(tokens[at : at + n - 1])
             out.append(torch.log_softmax(session.forward(draft).float(), -1).cpu())
             session.commit(range(n - 1), tokens[at + n - 1], draft)

@@ -61,6 +61,6 @@ def least_seconds(model: Any, rows: int) -> float:
     if shape is None:  # a wrapped model does not tell its shape; its weights are most of what is read
         return rates.seconds(model.nbytes, 0)
     layers = len(model.layers)
-    looked_up = 0 if model.tables.head is model.tables.embed else nbytes(model.tables.embed)
+    looked_up = 0 if model.embedding.head is model.embedding.embed else nbytes(model.embedding.embed)
     kv = layers * rows * 2 * shape.kv_heads * shape.head_size * 4
     return rates.seconds(model.nbytes - looked_up + kv, flops_per_token(shape, layers, rows))

@@ -53,7 +53,7 @@ class Batch:
     """Whether each row must get, to the bit, what it would get in a pass of its own (below float32 as well)."""
     rotation: Tensor = field(default_factory=lambda: torch.empty(0))
     """(N, 1, D/2) complex, filled in by the decoder."""
-    few: Any | None = None
+    kernel: Any | None = None
     """How a pass of a few rows is computed, filled in by the decoder; None for the way of many rows."""
 
 

@@ -47,7 +47,7 @@ class Block(nn.Module):
         self.qkv, self.out, self.gate_up, self.down = qkv, out, gate_up, down
         self.norm_q, self.norm_k = head_norms or (None, None)
         self.bound: dict[bool, Any] = {False: None, True: None}
-        self.plain = False
+        self.reference_copy = False
 
     def forward(self, h: Tensor, batch: Batch, fill: bool = False) -> Tensor:
         """h (N, E) to (N, E). With `fill`, only this layer's keys and values are made; h returns unchanged.
@@ -55,9 +55,9 @@ class Block(nn.Module):
         Where `fast` has a way for this pass it goes there; what stands here is the same as the papers write it. A pass
         of a few rows changes h in place.
         """
-        if batch.few is not None:
-            return batch.few.layer(self, h, batch, fill)
-        if h.is_cpu and not self.plain and cpu_prefill.suits(self, batch):
+        if batch.kernel is not None:
+            return batch.kernel.layer(self, h, batch, fill)
+        if h.is_cpu and not self.reference_copy and cpu_prefill.suits(self, batch):
             return cpu_prefill.prefill_layer(self, h, batch, fill)
         s = self.shape
         N = h.shape[0]

@@ -64,7 +64,7 @@ class Taps:
 class Decoder(nn.Module):
     """A decoder-only transformer of the Llama kind, with its weights in one of the formats of `linears`."""
 
-    abilities = frozenset(Capability)
+    capabilities = frozenset(Capability)
     fast = True
 
     def __init__(
@@ -72,7 +72,7 @@ class Decoder(nn.Module):
     ) -> None:
         """rotations (D/2,) float32: the angle per position of each pair; see `families` for scaled variants."""
         super().__init__()
-        self.shape, self.tables, self.layers, self.norm, self.weights = (
+        self.shape, self.embedding, self.layers, self.norm, self.weights = (
             shape,
             tables,
             nn.ModuleList(layers),
@@ -80,7 +80,7 @@ class Decoder(nn.Module):
             weights,
         )
         self.register_buffer("angles", rotations.float())
-        self.turn_factor = 1.0
+        self.rotation_scale = 1.0
         self._table: Tensor | None = None
         self._few: dict[int, cpu_decode.DecodeWorkspace] = {}
         self._step: cuda_graph.Step | None = None
@@ -98,7 +98,7 @@ class Decoder(nn.Module):
     def copied_bytes(self) -> int:
         """Bytes of what `keep_copies` has kept, which are among `nbytes`."""
         linears = [m for m in self.layers.modules() if isinstance(m, Linear)]
-        return self.tables.look_bytes + sum(part.nbytes for m in linears for part in m.copy)
+        return self.embedding.candidate_head_bytes + sum(part.nbytes for m in linears for part in m.copy)
 
     @property
     def rotations(self) -> Tensor:
@@ -117,32 +117,34 @@ class Decoder(nn.Module):
 
     def short_head(self, words: Tensor) -> Linear:
         """The head cut to `words` (S,), in that format."""
-        return make_linear(self.tables.head.rows(words), self.beside)
+        return make_linear(self.embedding.head.rows(words), self.beside)
 
-    def keep_copies(self) -> None:
+    def keep_prefill_copies(self) -> None:
         """Trade memory for time: keep the head in a quicker form, and packed matrices in bfloat16 for reading prompts.
 
         Everything kept is counted in `nbytes`. Does nothing for what gains nothing by it here.
         """
-        self.tables.keep_look()
+        self.embedding.keep_candidate_head()
         if self.device.type == "cpu":
             for block in self.layers:
                 for part in (block.qkv, block.out, block.down):
                     part.keep_copy()
                 block.gate_up.keep_copy(2)
 
-    def plain(self) -> Decoder:
+    def reference_copy(self) -> Decoder:
         """A copy that goes through its layers only as the papers write them: what the fast ways are held to."""
-        twin = self.private()
+        twin = self.private_copy()
         twin.fast = False
         for block in twin.layers:
             block.plain = True
         return twin
 
-    def private(self) -> Decoder:
+    def private_copy(self) -> Decoder:
         """A copy whose layers may be changed; embedding, head and final norm stay shared with this one."""
-        twin = Decoder(self.shape, self.tables, copy.deepcopy(list(self.layers)), self.norm, self.angles, self.weights)
-        twin.turn_factor = self.turn_factor
+        twin = Decoder(
+            self.shape, self.embedding, copy.deepcopy(list(self.layers)), self.norm, self.angles, self.weights
+        )
+        twin.rotation_scale = self.rotation_scale
         return twin.eval()
 
     def memory(self) -> Memory:
@@ -151,17 +153,17 @@ class Decoder(nn.Module):
         s = self.shape
         return Memory([Rows(s.kv_heads, s.head_size, dtype, self.device) for _ in self.layers])
 
-    def turns(self, positions: Tensor) -> Tensor:
+    def rotations_at(self, positions: Tensor) -> Tensor:
         """positions (…,) to unit rotations (…, D/2) complex."""
         highest = int(positions.max()) + 1 if positions.numel() else 1
-        return self._turns(highest)[positions]
+        return self._rotation_table(highest)[positions]
 
-    def _turns(self, highest: int) -> Tensor:
+    def _rotation_table(self, highest: int) -> Tensor:
         """The rotations of the positions below at least `highest`."""
         if self._table is None or self._table.shape[0] < highest or self._table.device != self.device:
             n = min(max(1024, 2 * highest), max(self.shape.context, highest))
             angle = torch.arange(n, device=self.device, dtype=torch.float32)[:, None] * self.angles
-            self._table = torch.polar(torch.full_like(angle, self.turn_factor), angle)
+            self._table = torch.polar(torch.full_like(angle, self.rotation_scale), angle)
         return self._table
 
     def forward(self, batch: Batch, depth: Depth | None = None, last: int | None = None, best: int = 0) -> Tensor:
@@ -172,8 +174,8 @@ class Decoder(nn.Module):
         if self.graphs and cuda_graph.suits(self, batch, depth, last):
             return self._replayed(batch, best)
         batch.rotation = self._rotation(batch)
-        batch.few = self._way(batch)
-        h = batch.few.begin(self, batch) if batch.few else self.tables.look_up(batch.tokens)
+        batch.kernel = self._way(batch)
+        h = batch.kernel.begin(self, batch) if batch.kernel else self.embedding.lookup(batch.tokens)
         if last == 0 and depth is None and not any(span.watch for span in batch.spans):
             depth = all_but_the_last
         h, logits = (depth or every_layer)(self, h, batch)
@@ -187,7 +189,7 @@ class Decoder(nn.Module):
         held = span.memory.layers[0].count
         for rows in span.memory.layers:
             rows.extend(range(span.first, span.first + 1))
-        self._turns(span.first + 1)
+        self._rotation_table(span.first + 1)
         if self._step is None or self._step.stale(span.memory, best):
             self._step = cuda_graph.Step(self, span.memory, best)
         return self._step(batch.tokens, span.first, held)
@@ -196,8 +198,8 @@ class Decoder(nn.Module):
         firsts = [span.first for span in batch.spans]
         if len(firsts) == 1 and firsts[0] is not None:
             end = firsts[0] + len(batch.tokens)
-            return self._turns(end)[firsts[0] : end, None, :]
-        return self.turns(batch.positions)[:, None, :]
+            return self._rotation_table(end)[firsts[0] : end, None, :]
+        return self.rotations_at(batch.positions)[:, None, :]
 
     def _way(self, batch: Batch) -> cpu_decode.DecodeWorkspace | None:
         """The way of a few rows for this pass, where there is one."""
@@ -211,7 +213,7 @@ class Decoder(nn.Module):
 
     def head(self, h: Tensor, best: int = 0) -> Tensor:
         """Hidden states (n, E) of any layer to logits (n, V)."""
-        return self.tables.logits(self.norm(h), best) if len(h) else h.new_empty(0, self.shape.vocab)
+        return self.embedding.logits(self.norm(h), best) if len(h) else h.new_empty(0, self.shape.vocab)
 
 
 SHORT = 8

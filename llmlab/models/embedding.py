@@ -89,7 +89,7 @@ class EmbeddingAndHead(nn.Module):
     def __init__(self, embed: Tensor | QuantizedGroups, head: Tensor | QuantizedGroups | None, weights: str) -> None:
         super().__init__()
         embed, head = (w.dense() if isinstance(w, QuantizedGroups) else w for w in (embed, head))
-        self.look: Int4 | None = None
+        self.candidate_head: Int4 | None = None
         self.reordered: OneDnnWeight | None = None
         self._quick: Callable[[Tensor], Tensor] | None = None
         self.batches = False
@@ -100,20 +100,20 @@ class EmbeddingAndHead(nn.Module):
         self.vocabulary, width = (embed if head is None else head).shape
         self.short = -width % GROUP if dtype is None else 0
 
-    def keep_look(self) -> None:
+    def keep_candidate_head(self) -> None:
         """Keep the head once more in a quick form, where there is one."""
         if isinstance(self.head, DenseTable):
             if self.head.weight.is_cpu and self.head.weight.dtype == torch.bfloat16 and onednn(torch.bfloat16):
                 self.reordered = OneDnnWeight(self.head.weight)
         elif int4_kernel(self.head.q.device.type, *self.head.q.shape):
-            self.look = Int4(F.pad(self.head.dense(), (0, self.short)))
+            self.candidate_head = Int4(F.pad(self.head.dense(), (0, self.short)))
             self.batches = self.head.q.is_cpu and onednn(torch.bfloat16)
         self._quick = None
 
     def _first_look(self) -> Callable[[Tensor], Tensor] | None:
         """The quickest product with the head in bfloat16, (N, E) to (N, V); None where there is but the exact one."""
-        if self.look is not None:
-            return self.look.few()
+        if self.candidate_head is not None:
+            return self.candidate_head.few()
         if self.reordered is not None:
             return partial(in_blocks, product=self.reordered)
         if isinstance(self.head, DenseTable) and self.head.weight.dtype == torch.bfloat16:
@@ -125,11 +125,11 @@ class EmbeddingAndHead(nn.Module):
         return self.reordered.nbytes if self.reordered else 0
 
     @property
-    def look_bytes(self) -> int:
+    def candidate_head_bytes(self) -> int:
         """Bytes of the head's second form."""
-        return self.extra_bytes + (nbytes(self.look) if self.look else 0)
+        return self.extra_bytes + (nbytes(self.candidate_head) if self.candidate_head else 0)
 
-    def look_up(self, tokens: Tensor) -> Tensor:
+    def lookup(self, tokens: Tensor) -> Tensor:
         """(N,) token ids to (N, E) float32."""
         return self.embed.rows(tokens)
 

@@ -198,9 +198,9 @@ def build(
     tied = config.tie_word_embeddings or "lm_head.weight" not in names
     tables = EmbeddingAndHead(embed, None if tied else tensor("lm_head.weight", s.vocab, s.width), weights).to(device)
     if copies:
-        tables.keep_look()
+        tables.keep_candidate_head()
     factors = checkpoint.get("rope_freqs") if "rope_freqs" in names else None
     angles, factor = rotations(config, factors)
     model = Decoder(s, tables, layers, Norm(tensor("model.norm.weight", s.width), s.eps), angles.to(device), weights)
-    model.turn_factor = factor
+    model.rotation_scale = factor
     return model.eval()

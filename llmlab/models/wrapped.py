@@ -55,7 +55,7 @@ def _attention(
 class Wrapped:
     """A transformers causal model behind our decoder's `forward(batch, depth, last)`; one sequence at a time."""
 
-    abilities = ABILITIES
+    capabilities = ABILITIES
 
     def __init__(self, model: Any, weights: str) -> None:
         """`model` was made with `attn_implementation="llmlab"`. Refused when a layer keeps no keys and values."""

@@ -33,7 +33,7 @@ def calibration_batches(model: Decoder, tokens: Sequence[int]) -> Callable[[], B
     def fresh() -> Batch:
         spans = [Span(a, b, model.memory()) for a, b in pairwise(cuts)]
         batch = Batch(ids, positions, spans)
-        batch.rotation = model.turns(positions)[:, None, :]
+        batch.rotation = model.rotations_at(positions)[:, None, :]
         return batch
 
     return fresh
@@ -46,7 +46,7 @@ def walk_layers(model: Decoder, tokens: Sequence[int]) -> Iterator[tuple[Block, 
     What the caller changes in a layer is felt by the layers after it, as in Wanda and SparseGPT.
     """
     fresh = calibration_batches(model, tokens)
-    h = model.tables.look_up(fresh().tokens)
+    h = model.embedding.lookup(fresh().tokens)
     for block in model.layers:
         squares: dict[str, Tensor] = {}
 
@@ -70,7 +70,7 @@ def walk_layers(model: Decoder, tokens: Sequence[int]) -> Iterator[tuple[Block, 
 def layer_influence(model: Decoder, tokens: Sequence[int]) -> list[float]:
     """Per layer, how much it turns its input: 1 - mean cos(h_in, h_out) (ShortGPT, arXiv 2403.03853)."""
     batch = calibration_batches(model, tokens)()
-    h = model.tables.look_up(batch.tokens)
+    h = model.embedding.lookup(batch.tokens)
     scores = []
     for block in model.layers:
         new = block(h, batch)

@@ -32,8 +32,8 @@ class Started(Event):
     lossless: bool
     prompt: list[str] = field(default_factory=list)
     """The prompt's tokens as text."""
-    ways: list[str] = field(default_factory=list)
-    """Which ways of the engine the run takes (`experiment.ways`)."""
+    engine_paths: list[str] = field(default_factory=list)
+    """Which paths through the engine the run takes (`experiment.engine_paths`)."""
     least_seconds: float = 0.0
     """The roofline of a pass of one token on the machine that ran this; 0 where nobody measured it."""
 
@@ -141,8 +141,13 @@ KINDS: dict[str, type[Event]] = {
 }
 
 
+PUBLISHED = {"engine_paths": "ways"}
+"""Fields that traces call by an earlier name, which they keep."""
+
+
 def to_json(event: Event) -> dict[str, Any]:
-    return {"event": type(event).__name__, **asdict(event)}
+    """An event as a line of a trace."""
+    return {"event": type(event).__name__, **{PUBLISHED.get(k, k): v for k, v in asdict(event).items()}}
 
 
 def from_json(value: Any) -> Event:
@@ -151,7 +156,7 @@ def from_json(value: Any) -> Event:
         raise Refused("The trace", "holds a line that is not an event", "Give a file that this lab exported")
     kind = KINDS[value["event"]]
     known = {f.name: f for f in fields(kind)}
-    given = {k: v for k, v in value.items() if k in known}
+    given = {name: value[key] for name in known if (key := PUBLISHED.get(name, name)) in value}
     for name, f in known.items():
         kinds = _types(str(f.type))
         if name in given:

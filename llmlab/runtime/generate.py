@@ -38,18 +38,18 @@ def generate(
     Raises Refused, before anything is computed, when the stack cannot run on this model.
     """
     stack, sampler, stop, tools = stack or Stack(), sampler or Sampler(), stop or threading.Event(), tools or Tools()
-    stack.require(model.abilities)
+    stack.require(model.capabilities)
     clock = Clock(model.device)
     session = stack.session(model)
-    session.sampler, session.chance, session.exact, session.tools = sampler, SeededRandom(seed), exact, tools
+    session.sampler, session.random, session.exact, session.tools = sampler, SeededRandom(seed), exact, tools
     yield replace(started or bare_start(model, stack, prompt), t=clock())
     drafter, acceptor = stack.one("Drafter"), stack.one("Acceptor")
     if drafter and (taps := drafter.taps(model, tools)):
         session.tap(taps)
     with ExitStack() as undo:
-        for patch in stack.through("ForwardPatch"):
+        for patch in stack.with_role("ForwardPatch"):
             undo.enter_context(patch.installed(session))
-        for done, evicted in session.read(prompt):
+        for done, evicted in session.prefill(prompt):
             if evicted:
                 yield Evicted(clock(), *evicted)
             else:
@@ -73,7 +73,7 @@ def generate(
             draft = Draft()
             if proposals:
                 draft = next(proposals) if verdict is None else proposals.send(verdict)
-                draft = draft.clipped(min(session.room(), limit - produced - 1))
+                draft = draft.clipped(min(session.max_draft_depth(), limit - produced - 1))
                 if len(draft):
                     drafted = clock()
                     yield Drafted(drafted, list(draft.tokens), list(draft.parents), drafted - start)
@@ -82,11 +82,11 @@ def generate(
             layers_run = session.layers_run
             best = argmax(logits) if proposals or sampler.greedy else []
             if acceptor and len(draft):
-                path, bonus = acceptor.accept(draft, logits, sampler, session.chance, tools)
+                path, bonus = acceptor.accept(draft, logits, sampler, session.random, tools)
             elif sampler.greedy:
                 path, bonus = accept_greedy(draft, best)
             else:
-                path, bonus = accept(draft, sampler.distribution(logits), session.chance)
+                path, bonus = accept(draft, sampler.distribution(logits), session.random)
             tokens = [draft.tokens[i] for i in path] + [bonus]
             for i, token in enumerate(tokens):
                 if token in stop_tokens:

@@ -32,7 +32,7 @@ ROLES = ("WeightTransform", "ForwardPatch", "AttentionPattern", "CachePolicy", "
 class WeightTransform(Technique):
     """Changes a private copy of the model, once, before the run. `stage`: 0 reshape, 1 prune, 2 quantize."""
 
-    door: ClassVar[str] = "WeightTransform"
+    role: ClassVar[str] = "WeightTransform"
     job: ClassVar[str] = "changing the weights"
     stage: ClassVar[int] = 1
 
@@ -45,10 +45,10 @@ class WeightTransform(Technique):
 class ForwardPatch(Technique):
     """Changes how a session's tokens go through the layers; undone when the context ends."""
 
-    door: ClassVar[str] = "ForwardPatch"
+    role: ClassVar[str] = "ForwardPatch"
     slot = "one"
     job: ClassVar[str] = "deciding how far a token goes through the layers"
-    spoils = frozenset({Capability.STATES})
+    disables = frozenset({Capability.STATES})
 
     def installed(self, session: Session) -> AbstractContextManager[None]:
         raise NotImplementedError
@@ -58,7 +58,7 @@ class ForwardPatch(Technique):
 class AttentionPattern(Technique):
     """Hides rows from queries by their positions; all patterns of a stack are AND-ed."""
 
-    door: ClassVar[str] = "AttentionPattern"
+    role: ClassVar[str] = "AttentionPattern"
     job: ClassVar[str] = "hiding rows from attention"
     needs = frozenset({Capability.EVICTION})
 
@@ -76,7 +76,7 @@ class CachePolicy(Technique):
     were grouped into passes, and that is why speculation stays exact under eviction.
     """
 
-    door: ClassVar[str] = "CachePolicy"
+    role: ClassVar[str] = "CachePolicy"
     slot = "one"
     job: ClassVar[str] = "deciding which keys and values stay"
     needs = frozenset({Capability.EVICTION})
@@ -85,7 +85,7 @@ class CachePolicy(Technique):
     during_prompt: ClassVar[bool] = True
     """Whether the prompt is read in pieces with eviction in between, or whole with one eviction at its end."""
 
-    def line(self) -> tuple[int, int]:
+    def budget_and_slack(self) -> tuple[int, int]:
         """(budget, every): rows kept, and how many more may gather before the next eviction."""
         raise NotImplementedError
 
@@ -96,7 +96,7 @@ class CachePolicy(Technique):
         """Rows of one layer to keep, ascending: (n,), or (H, n) with H key-value heads."""
         raise NotImplementedError
 
-    def settle(self, rows: Rows, session: Session) -> None:
+    def after_eviction(self, rows: Rows, session: Session) -> None:
         """After `keep` was carried out on a layer: the chance to move what stayed to new positions."""
 
 
@@ -104,7 +104,7 @@ class CachePolicy(Technique):
 class Drafter(Technique):
     """Guesses tokens for the model to check. Exact by construction: the model decides every token."""
 
-    door: ClassVar[str] = "Drafter"
+    role: ClassVar[str] = "Drafter"
     slot = "one"
     job: ClassVar[str] = "guessing the next tokens"
     exact = True
@@ -131,7 +131,7 @@ class Acceptor(Technique):
     have said otherwise, is the stack lossless.
     """
 
-    door: ClassVar[str] = "Acceptor"
+    role: ClassVar[str] = "Acceptor"
     slot = "one"
     job: ClassVar[str] = "deciding which guesses stand"
     beside = Drafter

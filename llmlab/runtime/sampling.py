@@ -16,9 +16,9 @@ from llmlab.runtime.draft import Draft
 class RandomSource(Protocol):
     """The two random acts of acceptance. Tests replace it by one that enumerates every outcome."""
 
-    def coin(self, p: float) -> bool: ...
+    def bernoulli(self, p: float) -> bool: ...
 
-    def pick(self, p: Tensor) -> int: ...
+    def categorical(self, p: Tensor) -> int: ...
 
 
 class SeededRandom:
@@ -27,10 +27,10 @@ class SeededRandom:
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
 
-    def coin(self, p: float) -> bool:
+    def bernoulli(self, p: float) -> bool:
         return torch.rand((), generator=self.generator).item() < p
 
-    def pick(self, p: Tensor) -> int:
+    def categorical(self, p: Tensor) -> int:
         return int(torch.multinomial(p.float().cpu(), 1, generator=self.generator).item())
 
 
@@ -67,9 +67,9 @@ class Sampler:
             p = p / p.sum(-1, keepdim=True)
         return p
 
-    def drawn(self, logits: Tensor, chance: RandomSource) -> int:
+    def sample(self, logits: Tensor, chance: RandomSource) -> int:
         """A token after logits (V,): the best one when greedy, else one that chance picks."""
-        return argmax(logits[None])[0] if self.greedy else chance.pick(self.distribution(logits))
+        return argmax(logits[None])[0] if self.greedy else chance.categorical(self.distribution(logits))
 
 
 def accept_greedy(draft: Draft, best: Sequence[int]) -> tuple[tuple[int, ...], int]:
@@ -110,7 +110,7 @@ def accept(
             x = draft.tokens[child]
             q = draft.q[child]
             asked = lenience * (float(q[x]) if q is not None else 1.0)
-            if len(path) < sure or chance.coin(min(1.0, float(left[x]) / max(asked, 1e-38))):
+            if len(path) < sure or chance.bernoulli(min(1.0, float(left[x]) / max(asked, 1e-38))):
                 path.append(child)
                 node = child
                 break
@@ -123,4 +123,4 @@ def accept(
             # A drafter that all but equals the model can leave nothing but rounding; then p itself is what is left.
             left = left / total if total > 0 else p[node + 1].float()
         else:
-            return tuple(path), chance.pick(left)
+            return tuple(path), chance.categorical(left)

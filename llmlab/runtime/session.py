@@ -35,13 +35,13 @@ class Policy(Protocol):
     observes: ClassVar[bool]
     during_prompt: ClassVar[bool]
 
-    def line(self) -> tuple[int, int]: ...
+    def budget_and_slack(self) -> tuple[int, int]: ...
 
     def observe(self, rows: Rows, attention: Tensor) -> None: ...
 
     def keep(self, rows: Rows) -> Tensor: ...
 
-    def settle(self, rows: Rows, session: Session) -> None: ...
+    def after_eviction(self, rows: Rows, session: Session) -> None: ...
 
 
 class Session:
@@ -60,12 +60,12 @@ class Session:
         self.policy = policy
         self.patterns = tuple(patterns)
         self.tokens: list[int] = []
-        self.unread = 0
+        self.uncached = 0
         self.depth: Depth | None = None
-        self.reading: Depth | None = None
+        self.prefill_plan: Depth | None = None
         self.tools: Tools | None = None
         self.sampler = Sampler()
-        self.chance: RandomSource = SeededRandom(0)
+        self.random: RandomSource = SeededRandom(0)
         self.exact = True
         self.scoring = False
         self.exits: list[tuple[int, float]] = []
@@ -87,7 +87,7 @@ class Session:
 
     # Reading ---------------------------------------------------------------------------------------------------
 
-    def read(self, prompt: Sequence[int]) -> Iterator[tuple[int, tuple[list[int], list[int]] | None]]:
+    def prefill(self, prompt: Sequence[int]) -> Iterator[tuple[int, tuple[list[int], list[int]] | None]]:
         """Take the prompt in, all but its last token, in pieces.
 
         Yields how many tokens have been read after each piece, and once more, with the rows per layer before and after,
@@ -107,7 +107,7 @@ class Session:
         while done < len(prompt) - 1:
             n = min(PIECE, len(prompt) - 1 - done)
             if self.policy and self.policy.during_prompt:
-                n = min(n, self.room() + 1)
+                n = min(n, self.max_draft_depth() + 1)
             self._forward(prompt[done : done + n], None, 0, observed=True)
             if self._taps:
                 self._states.append(self._taps.taken())
@@ -115,9 +115,9 @@ class Session:
             yield done, None
             if evicted := self._evict(prompt_over=done == len(prompt) - 1):
                 yield done, evicted
-        self.unread = 1
+        self.uncached = 1
 
-    def follow(self, tokens: Sequence[int]) -> None:
+    def sync_to(self, tokens: Sequence[int]) -> None:
         """Make this session's tokens equal `tokens`, keeping what it has computed of their common prefix."""
         same = 0
         for a, b in zip(self.tokens, tokens, strict=False):
@@ -128,24 +128,24 @@ class Session:
         self.memory.restore([held] * len(self.memory.layers))
         self.memory.next_position = held
         self.tokens = list(tokens)
-        self.unread = len(tokens) - held
-        while self.unread > PIECE:
-            at = len(tokens) - self.unread
+        self.uncached = len(tokens) - held
+        while self.uncached > PIECE:
+            at = len(tokens) - self.uncached
             self._forward(tokens[at : at + PIECE], None, 0)
-            self.unread -= PIECE
+            self.uncached -= PIECE
 
     # Passes ----------------------------------------------------------------------------------------------------
 
     def forward(self, draft: Draft | None = None, depth: Depth | None = None) -> Tensor:
         """Logits (1 + nodes, V): what follows the last committed token, and what follows each of the draft's nodes."""
         draft = draft or Draft()
-        unread = self.tokens[len(self.tokens) - self.unread :]
+        unread = self.tokens[len(self.tokens) - self.uncached :]
         visible, offsets = None, None
         if not draft.is_chain:
-            T = self.unread + len(draft)
+            T = self.uncached + len(draft)
             visible = torch.ones(T, T, dtype=torch.bool).tril()
-            visible[self.unread - 1 :, self.unread - 1 :] = draft.visible()
-            offsets = list(range(self.unread)) + [self.unread - 1 + d for d in draft.depths()]
+            visible[self.uncached - 1 :, self.uncached - 1 :] = draft.visible()
+            offsets = list(range(self.uncached)) + [self.uncached - 1 + d for d in draft.depths()]
         self._held = self.memory.rows()
         self._seen = {}
         return self._forward([*unread, *draft.tokens], visible, 1 + len(draft), offsets, depth)
@@ -179,7 +179,7 @@ class Session:
         batch = Batch(torch.tensor(tokens, device=device), positions.to(device), [span], self.exact and last > 0)
         if last == 0:
             self.memory.next_position += T
-            return self.model.forward(batch, self.reading or self._taps, 0)
+            return self.model.forward(batch, self.prefill_plan or self._taps, 0)
         self.exits = []
         return self.model.forward(batch, depth or self.depth or self._taps, last, self._best)
 
@@ -193,7 +193,7 @@ class Session:
     def commit(self, path: Sequence[int], bonus: int, draft: Draft | None = None) -> tuple[list[int], list[int]] | None:
         """Keep the accepted nodes' rows, drop the others', add the tokens. Returns (before, after) rows if evicted."""
         draft = draft or Draft()
-        u = self.unread
+        u = self.uncached
         kept = list(range(u)) + [u + i for i in path]
         with torch.inference_mode():
             inner = kept != list(range(len(kept)))
@@ -218,23 +218,23 @@ class Session:
                 self._states.append(self._taps.taken()[kept])
             self.memory.next_position += len(kept)
             self.tokens += [draft.tokens[i] for i in path] + [bonus]
-            self.unread = 1
+            self.uncached = 1
             return self._evict(prompt_over=True)
 
     # Eviction --------------------------------------------------------------------------------------------------
 
-    def room(self) -> int:
+    def max_draft_depth(self) -> int:
         """How deep a draft may go: never across the line at which rows are evicted, nor past the model's context."""
         free = self.model.context - self.memory.next_position - 1
         if not self.policy:
             return max(0, free)
-        budget, every = self.policy.line()
+        budget, every = self.policy.budget_and_slack()
         return max(0, min(free, budget + every - self.memory.longest - 1))
 
     def _evict(self, prompt_over: bool) -> tuple[list[int], list[int]] | None:
         if not self.policy or (not prompt_over and not self.policy.during_prompt):
             return None
-        budget, every = self.policy.line()
+        budget, every = self.policy.budget_and_slack()
         if self.memory.longest < budget + every:
             return None
         before = self.memory.rows()
@@ -242,7 +242,7 @@ class Session:
             for rows in self.memory.layers:
                 if rows.count >= budget + every:
                     rows.keep(self.policy.keep(rows))
-                    self.policy.settle(rows, self)
+                    self.policy.after_eviction(rows, self)
         return before, self.memory.rows()
 
     def reposition(self, rows: Rows) -> None:
@@ -250,11 +250,11 @@ class Session:
         old = rows.positions
         new = torch.arange(rows.count, device=old.device)
         turn = (new - old).float()[..., None] * self.model.angles  # (H, S, D/2)
-        rows.move(new, torch.polar(torch.ones_like(turn), turn))
+        rows.reposition(new, torch.polar(torch.ones_like(turn), turn))
         self.memory.next_position = rows.count
 
     @contextmanager
-    def going(self, depth: Depth | None) -> Iterator[None]:
+    def with_plan(self, depth: Depth | None) -> Iterator[None]:
         """Inside, passes go through the layers as `depth` says; None: through them all."""
         self.depth = depth
         try:
@@ -265,28 +265,28 @@ class Session:
     # Trying out ------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def scratch(self) -> Iterator[Session]:
+    def speculative_scope(self) -> Iterator[Session]:
         """Decode ahead inside, with `forward` and `push`; on leaving, tokens and memory are what they were."""
-        rows, position, tokens, unread = self.memory.rows(), self.memory.next_position, list(self.tokens), self.unread
+        rows, position, tokens, unread = self.memory.rows(), self.memory.next_position, list(self.tokens), self.uncached
         policy, self.policy = self.policy, None
         try:
             yield self
         finally:
             self.policy = policy
             self.memory.restore(rows)
-            self.memory.next_position, self.tokens, self.unread = position, tokens, unread
+            self.memory.next_position, self.tokens, self.uncached = position, tokens, unread
 
-    def guess(self, logits: Tensor) -> tuple[int, Tensor | None, float]:
+    def sample_draft(self, logits: Tensor) -> tuple[int, Tensor | None, float]:
         """A draft token from logits (V,), as the run samples: (token, its q or None when certain, its probability)."""
         if self.sampler.greedy:
             token = int(logits.argmax())
             return token, None, float(torch.softmax(logits.float(), -1)[token])
         q = self.sampler.distribution(logits)
-        token = self.chance.pick(q)
+        token = self.random.categorical(q)
         return token, q, float(q[token])
 
-    def push(self, token: int) -> None:
+    def append_token(self, token: int) -> None:
         """After a `forward` without a draft: add a token without asking any policy."""
-        self.memory.next_position += self.unread
+        self.memory.next_position += self.uncached
         self.tokens.append(token)
-        self.unread = 1
+        self.uncached = 1

@@ -34,7 +34,7 @@ class Stack:
 
     def __init__(self, techniques: Iterable[Technique] = ()) -> None:
         members = tuple(techniques)
-        self.techniques = tuple(sorted(members, key=lambda t: (ROLES.index(t.door), getattr(t, "stage", 0), t.id)))
+        self.techniques = tuple(sorted(members, key=lambda t: (ROLES.index(t.role), getattr(t, "stage", 0), t.id)))
         seen: set[str] = set()
         for t in self.techniques:
             if t.id in seen:
@@ -56,22 +56,22 @@ class Stack:
     def __repr__(self) -> str:
         return f"Stack({' '.join(self.arguments()) or 'plain'})"
 
-    def through(self, door: str) -> tuple[Technique, ...]:
+    def with_role(self, door: str) -> tuple[Technique, ...]:
         """The members that open `door`, in order."""
-        return tuple(t for t in self.techniques if t.door == door)
+        return tuple(t for t in self.techniques if t.role == door)
 
     def one(self, door: str) -> Technique | None:
         """The member that opens a door with room for one, or None."""
-        found = self.through(door)
+        found = self.with_role(door)
         return found[0] if found else None
 
     def without(self, *doors: str) -> Stack:
-        return Stack(t for t in self.techniques if t.door not in doors)
+        return Stack(t for t in self.techniques if t.role not in doors)
 
     def session(self, model: Any) -> Session:
         """A new sequence on `model` under this stack's cache policy and attention patterns."""
         policy = self.one("CachePolicy")
-        patterns = [t.visible for t in self.through("AttentionPattern")]  # type: ignore[attr-defined]
+        patterns = [t.visible for t in self.with_role("AttentionPattern")]  # type: ignore[attr-defined]
         return Session(model, policy, patterns)  # type: ignore[arg-type]
 
     def lossless(self) -> bool:
@@ -88,11 +88,11 @@ class Stack:
         holder: dict[str, str] = {}
         for technique in self:
             if technique.slot == "one":
-                if technique.door in holder:
-                    why = f"does the same job as {holder[technique.door]}: {technique.job}"
+                if technique.role in holder:
+                    why = f"does the same job as {holder[technique.role]}: {technique.job}"
                     found.append(Refusal(technique.title, why, "Switch one of them off"))
-                holder.setdefault(technique.door, technique.title)
-            if technique.beside and not self.through(technique.beside.door):
+                holder.setdefault(technique.role, technique.title)
+            if technique.beside and not self.with_role(technique.beside.role):
                 why = f"works beside a technique for {technique.beside.job}, and the stack has none"
                 found.append(Refusal(technique.title, why, "Switch one on"))
             for need in sorted(technique.required(), key=lambda a: a.name):
@@ -101,7 +101,7 @@ class Stack:
                     found.append(Refusal(technique.title, why, "Choose another model"))
                     continue
                 for other in self:
-                    if other is not technique and need in other.spoiled():
+                    if other is not technique and need in other.disabled():
                         why = f"needs {need.value}, which {other.title} does not allow"
                         found.append(Refusal(technique.title, why, "Switch one of them off"))
         return found

@@ -17,14 +17,14 @@ class Technique(Configurable):
 
     exact: ClassVar[bool] = False
     needs: ClassVar[frozenset[Capability]] = frozenset()
-    spoils: ClassVar[frozenset[Capability]] = frozenset()
+    disables: ClassVar[frozenset[Capability]] = frozenset()
     speed: ClassVar[Literal["real", "simulated"]] = "real"
-    identity: ClassVar[dict[str, Any] | None] = None
+    noop_settings: ClassVar[dict[str, Any] | None] = None
     """Knobs with which a lossy technique changes nothing at all; None for an exact one."""
     beside: ClassVar[type[Technique] | None] = None
     """The door that another member of the stack must open for this one to have something to do."""
 
-    door: ClassVar[str] = ""
+    role: ClassVar[str] = ""
     slot: ClassVar[Literal["one", "chain"]] = "chain"
     job: ClassVar[str] = ""
 
@@ -35,15 +35,15 @@ class Technique(Configurable):
         """The abilities that these knobs need; override where a knob adds or removes one."""
         return self.needs
 
-    def spoiled(self) -> frozenset[Capability]:
+    def disabled(self) -> frozenset[Capability]:
         """The abilities that these knobs take from the others."""
-        return self.spoils
+        return self.disables
 
     def lossless(self) -> bool:
         """Whether, with these knobs, not a single token changes (in float32)."""
         if self.exact:
             return True
-        return self.identity is not None and all(getattr(self, k) == v for k, v in self.identity.items())
+        return self.noop_settings is not None and all(getattr(self, k) == v for k, v in self.noop_settings.items())
 
 
 @cache

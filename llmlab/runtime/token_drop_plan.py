@@ -108,8 +108,8 @@ class TokenDropPlan:
 
     def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
         self.counts, self.states, self.kept, self.looks = [], [], {}, {}
-        if batch.few is not None:  # its buffers have one place for every token
-            h, batch = h.clone(), replace(batch, few=None)
+        if batch.kernel is not None:  # its buffers have one place for every token
+            h, batch = h.clone(), replace(batch, kernel=None)
         whole, lengths = batch, [s.stop - s.start for s in batch.spans]
         here = torch.arange(len(h), device=h.device)  # where in `whole` those stand that are still there
         waiting: Tensor | None = None

@@ -15,8 +15,8 @@ class Slot(Session):
 
     rows = 0
 
-    def room(self) -> int:
-        return min(self.rows, super().room())
+    def max_draft_depth(self) -> int:
+        return min(self.rows, super().max_draft_depth())
 
 
 @dataclass(eq=False)
@@ -55,7 +55,7 @@ class Request:
         self.verdict = Verdict()
         if not draft.is_chain:
             raise Refused("Serving", "checks chains of guesses and was given a tree", "Choose another drafter")
-        return draft.clipped(self.seat.room()).tokens
+        return draft.clipped(self.seat.max_draft_depth()).tokens
 
     def take(self, tokens: Sequence[int], ends: Collection[int], now: float) -> bool:
         """Add tokens, up to a stop token; whether that ends the text."""

@@ -174,7 +174,7 @@ class Sweep(Study):
         if self.technique == "all" and (self.turn, self.values) != ("auto", "auto"):
             raise Refused(self.title, "turns one knob of one technique or every main knob", "Choose a technique")
         tried, notes = [], []
-        abilities = subject.lab.shelf.abilities(subject.settings.model)
+        abilities = subject.lab.model_cache.capabilities(subject.settings.model)
         for name in chosen:
             for turned, value, technique in self.settings_of(name):
                 helpers = [make("draft-model")] if technique.beside else []  # a rule of acceptance needs drafts
@@ -284,7 +284,7 @@ class Sweep(Study):
         q = base.logp
         if len(stack.without(*quality.DECIDING)):
             tools = subject.lab.tools(base.prepared)
-            changed = subject.lab.shelf.changed(loaded, stack, tools).model
+            changed = subject.lab.model_cache.transformed(loaded, stack, tools).model
             q = quality.score(changed, stack, [*prompt, *base.text], len(prompt))
         return quality.choices(base.logp, q, base.text)
 

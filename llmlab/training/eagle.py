@@ -115,9 +115,9 @@ class Trainer:
     def __init__(self, model: Decoder, texts: Texts, taps: tuple[int, ...], words: int) -> None:
         self.network, self.texts, self.taps = Layer(model, taps), texts, taps
         self.shortlist, self.covered = texts.shortlist(words, model.shape.vocab)
-        self.head = model.tables.head.rows(self.shortlist.to(model.device)).float().cpu().clone()
+        self.head = model.embedding.head.rows(self.shortlist.to(model.device)).float().cpu().clone()
         self.norm = model.norm.weight.float().cpu().clone()
-        self.embed = model.tables.look_up
+        self.embed = model.embedding.lookup
         self.device = model.device
         self.depth = DEPTH
 

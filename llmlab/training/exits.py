@@ -70,7 +70,7 @@ class Trainer:
         self.texts, self.eps = texts, model.shape.eps
         self.shortlist, self.covered = texts.shortlist(words, model.shape.vocab)
         norm = model.norm.weight.float().cpu()
-        self.head = (model.tables.head.dense().float().cpu() * norm).bfloat16()
+        self.head = (model.embedding.head.dense().float().cpu() * norm).bfloat16()
         self.short = self.head[self.shortlist].clone()
         self.network = Exits(model.shape.width, len(self.layers))
         self.dice = torch.Generator().manual_seed(0)

@@ -50,7 +50,7 @@ def run(
     """
     texts, norm = Texts(folder, taps(model)), model.norm.weight.float().cpu()
     shortlist, covered = texts.shortlist(words, model.shape.vocab)
-    head = model.tables.head.rows(shortlist.to(model.device)).float().cpu().clone()
+    head = model.embedding.head.rows(shortlist.to(model.device)).float().cpu().clone()
     net, dice = Heads(model.shape.width, HEADS), torch.Generator().manual_seed(plan.seed)
 
     def pairs(batch: list[Sequence], most: int = ROWS) -> list[tuple[Tensor, Tensor]]:

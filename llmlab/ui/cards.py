@@ -103,8 +103,8 @@ def search_index() -> dict[str, dict[str, str]]:
     found = {}
     for name, t in registry().items():
         papers = " ".join(re.sub(r"<[^>]*>", "", _source(c)) for c in t.covers)
-        words = [name, title(t), t.claim, CLAIMS_ZH.get(name, ""), papers, *(word(t.door, lang) for lang in LANGUAGES)]
-        found[name] = {"door": t.door, "words": " ".join(words).lower()}
+        words = [name, title(t), t.claim, CLAIMS_ZH.get(name, ""), papers, *(word(t.role, lang) for lang in LANGUAGES)]
+        found[name] = {"door": t.role, "words": " ".join(words).lower()}
     return found
 
 

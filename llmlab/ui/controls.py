@@ -27,7 +27,7 @@ Translate = Callable[[str], Any]
 class Family:
     """The techniques that open one door: a choice among them, and each one's box of knobs."""
 
-    door: str
+    role: str
     many: bool
     choice: gr.Radio | gr.CheckboxGroup
     reason: gr.Markdown
@@ -102,7 +102,7 @@ class Form:
         gr.HTML(cards.search_box(), elem_id="search")
         first = True
         for door in sorted(reversed(ROLES), key="Drafter".__ne__):  # drafts first: they show most at the first glance
-            members = {n: t for n, t in known.items() if t.door == door}
+            members = {n: t for n, t in known.items() if t.role == door}
             if members:
                 self._family(door, members, _, first)
                 first = False
@@ -150,7 +150,7 @@ class Form:
         """The stack that the controls show. Raises Refused."""
         known, chosen = registry(), []
         for family in self.families:
-            picked = values[family.door] or []
+            picked = values[family.role] or []
             names = picked if family.many else [n for n in [picked] if n != OFF]
             for name in names:
                 chosen.append(make(name, **{k.name: values[f"{name}.{k.name}"] for k in known[name].knobs()}))
@@ -200,7 +200,7 @@ class Form:
         members = {t.id: t for t in settings.stack}
         for family in self.families:
             names = [n for n in family.boxes if n in members]
-            shown[family.door] = names if family.many else (names[0] if names else OFF)
+            shown[family.role] = names if family.many else (names[0] if names else OFF)
         for name, technique in members.items():
             for key, value in technique.settings().items():
                 shown[f"{name}.{key}"] = value
@@ -224,7 +224,7 @@ class Form:
             stack, trouble = Stack(), str(e)
         updates: list[Any] = []
         for family in self.families:
-            picked = v[family.door] or []
+            picked = v[family.role] or []
             on = set(picked if family.many else [picked])
             reasons = self._reasons(family, stack, abilities, known)
             updates.append(gr.update(elem_classes=[f"no-{name}" for name in reasons if name not in on]))
@@ -243,7 +243,7 @@ class Form:
         if abilities is None:
             return reasons
         for name in family.boxes:
-            others = [t for t in stack if t.id != name and (family.many or t.door != family.door)]
+            others = [t for t in stack if t.id != name and (family.many or t.role != family.role)]
             here = next((t for t in stack if t.id == name), None) or make(name)
             refusals = Stack([*others, here]).refusals(abilities)
             mine = [r for r in refusals if r.who == title(known[name]) or title(known[name]) in r.why]

@@ -223,7 +223,7 @@ class Page:
         v = dict(zip(self.form.fields, values, strict=True))
         entry = catalog.MODELS.get(v["model"])
         own = (v["own"] or "").strip()
-        abilities = self.engine.lab.shelf.abilities(v["model"]) if entry and not own else None
+        abilities = self.engine.lab.model_cache.capabilities(v["model"]) if entry and not own else None
         fit = "" if entry is None or own else fit_html(entry, v["weights"], int(v["max_new_tokens"] or 0) + 512)
         return [*self.form.refresh(values, abilities), fit]
 

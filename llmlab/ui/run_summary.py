@@ -53,7 +53,7 @@ def _run(name: str, events: Sequence[Event], base: Sequence[Event] | None, lang:
     else:
         lines.append(word("s_plain", lang, **facts))
     lines.append(word("s_from", lang, weights=started.weights, device=plain_text(started.device)))
-    lines += [word(f"s_path_{way}", lang) for way in started.ways if way in WAYS]
+    lines += [word(f"s_path_{way}", lang) for way in started.engine_paths if way in WAYS]
     for e in events:
         if isinstance(e, WeightsChanged):
             sizes = {"before": gigabytes(e.before_bytes), "after": gigabytes(e.after_bytes)}

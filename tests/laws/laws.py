@@ -74,7 +74,7 @@ def sharp(id: str) -> Technique:
 def accompanied(*techniques: Technique) -> Stack:
     """A stack of these, and of a drafter where one of them has nothing to do without it."""
     stack = Stack(techniques)
-    lacking = any(t.beside and not stack.through(t.beside.door) for t in techniques)
+    lacking = any(t.beside and not stack.with_role(t.beside.role) for t in techniques)
     return Stack([*techniques, sharp("prompt-lookup")]) if lacking else stack
 
 
@@ -96,9 +96,9 @@ def lossy_stacks() -> list[Stack]:
 
     Without rules of acceptance: what they write depends on the drafts, so no drafter is exact beside them.
     """
-    alone = [Stack([sharp(id)]) for id in lossy_ids() if registry()[id].door != "Acceptor"]
+    alone = [Stack([sharp(id)]) for id in lossy_ids() if registry()[id].role != "Acceptor"]
     pairs = [Stack([*a, *b]) for a, b in itertools.combinations(alone, 2)]
-    return [Stack(), *alone, *(s for s in pairs if not s.refusals(Decoder.abilities))]
+    return [Stack(), *alone, *(s for s in pairs if not s.refusals(Decoder.capabilities))]
 
 
 def ends(id: str) -> list[Technique]:
@@ -115,10 +115,10 @@ def ends(id: str) -> list[Technique]:
 
 def changed(model: Any, stack: Stack, tools: Tools) -> Any:
     """The model as the stack's weight transforms leave a private copy of it."""
-    transforms = stack.through("WeightTransform")
+    transforms = stack.with_role("WeightTransform")
     if not transforms:
         return model
-    copy = model.private()
+    copy = model.private_copy()
     for transform in transforms:
         transform.apply(copy, tools)
     return copy
@@ -245,10 +245,10 @@ class Fate:
         self.weight *= options[choice]
         return choice
 
-    def coin(self, p: float) -> bool:
+    def bernoulli(self, p: float) -> bool:
         return bool(self._act({1: p, 0: 1 - p}))
 
-    def pick(self, p: Tensor) -> int:
+    def categorical(self, p: Tensor) -> int:
         weights = (p.double() / p.double().sum()).tolist()
         return self._act(dict(enumerate(weights)))
 
@@ -316,7 +316,7 @@ def committed(
                 token, distribution = certain(i, before), None
             else:
                 distribution = q(before)
-                token = fate.pick(distribution)
+                token = fate.categorical(distribution)
             tokens.append(token)
             qs.append(distribution)
             prefixes.append((*before, token))
@@ -363,7 +363,7 @@ def logits(model: Any, tokens: Tokens, pieces: Iterable[int], best: int = 0) -> 
 def stepwise(model: Any, tokens: Tokens) -> Tensor:
     """(n, V) logits of a session that is given one token at a time, with a rejected draft every tenth pass."""
     session = Session(model)
-    list(session.read(tokens[:1]))
+    list(session.prefill(tokens[:1]))
     out = []
     for i, token in enumerate(tokens):
         session.tokens[-1] = token
@@ -433,7 +433,7 @@ def hidden_rows(model: Decoder, referee: Any, policy: Technique, tokens: Tokens)
     masks = [torch.zeros(s.kv_heads, n, n, dtype=torch.bool) for _ in model.layers]
     dropped = 0
     got = []
-    list(session.read(tokens[:1]))
+    list(session.prefill(tokens[:1]))
     for t in range(n):
         got.append(session.forward()[0])
         for mask, rows in zip(masks, session.memory.layers, strict=True):
@@ -452,7 +452,7 @@ def repositioned_rows(model: Decoder, policy: Any, tokens: Tokens) -> float:
     `policy` has `sinks`, `budget` and `every`; the rule is written out again here.
     """
     session = Stack([policy]).session(model)
-    list(session.read(tokens[:1]))
+    list(session.prefill(tokens[:1]))
     kept: list[int] = []
     pure: list[list[tuple[Tensor, Tensor]]] = [
         [] for _ in model.layers
@@ -465,13 +465,13 @@ def repositioned_rows(model: Decoder, policy: Any, tokens: Tokens) -> float:
         for rows, old in zip(memory.layers, pure, strict=True):
             if kept:
                 k = torch.stack([old[i][0] for i in kept], 1)
-                turn = model.turns(torch.arange(slot))
+                turn = model.rotations_at(torch.arange(slot))
                 k = torch.view_as_real(torch.view_as_complex(k.unflatten(-1, (-1, 2))) * turn).flatten(-2)
                 rows.append(k, torch.stack([old[i][1] for i in kept], 1), torch.arange(slot))
         want = model.forward(Batch(torch.tensor([token]), torch.tensor([slot]), [Span(0, 1, memory)]))[0]
         worst = max(worst, float((got - want).abs().max() / want.std()))
         for rows, old in zip(memory.layers, pure, strict=True):
-            back = 1 / model.turns(torch.tensor([slot]))
+            back = 1 / model.rotations_at(torch.tensor([slot]))
             pairs = torch.view_as_complex(rows.k[:, -1].clone().unflatten(-1, (-1, 2)))
             old.append((torch.view_as_real(pairs * back).flatten(-2), rows.v[:, -1].clone()))
         kept.append(t)
@@ -519,8 +519,8 @@ def fresh(model: Any, first: Stack, second: Stack, prompts: Sequence[Tokens], li
         events = run(changed(m, second, tools), prompts[1], limit, second, tools=tools)
         return [(e.tokens, e.path, e.kv_rows) for e in events if isinstance(e, Committed)]
 
-    alone = tell(model.private(), tiny.tools())
-    shared, tools = model.private(), tiny.tools()
+    alone = tell(model.private_copy(), tiny.tools())
+    shared, tools = model.private_copy(), tiny.tools()
     run(changed(shared, first, tools), prompts[0], limit, first, tools=tools)
     after = tell(shared, tools)
     return [f"pass {i}: {a} alone, {b} after" for i, (a, b) in enumerate(itertools.zip_longest(alone, after)) if a != b]

@@ -29,7 +29,9 @@ from tests import tiny
 from tests.laws import laws
 
 STACKS = [Stack(), *(laws.alone(id) for id in registry())]
-PAIRS = [s for a, b in itertools.combinations(STACKS[1:], 2) if not (s := Stack({*a, *b})).refusals(Decoder.abilities)]
+PAIRS = [
+    s for a, b in itertools.combinations(STACKS[1:], 2) if not (s := Stack({*a, *b})).refusals(Decoder.capabilities)
+]
 PROMPT = tiny.prompts(1, 21)[0]
 
 
@@ -88,9 +90,9 @@ def test_prompts_of_any_length(llama: Decoder, id: str | None, length: int, memo
 def test_a_policy_holds_its_line(llama: Decoder) -> None:
     for id in laws.lossy_ids():
         policy = laws.sharp(id)
-        if policy.door != "CachePolicy":
+        if policy.role != "CachePolicy":
             continue
-        budget, every = policy.line()
+        budget, every = policy.budget_and_slack()
         events = laws.run(llama, PROMPT, 60, Stack([policy]))
         rows = [n for e in events if isinstance(e, Committed) for n in e.kv_rows]
         evictions = [e for e in events if isinstance(e, Evicted)]
@@ -245,11 +247,11 @@ def test_a_failed_run_is_a_trace_too(llama: Decoder) -> None:
 
 @pytest.mark.parametrize("stack", STACKS + PAIRS, ids=repr)
 def test_a_run_leaves_nothing_behind(stack: Stack) -> None:
-    assert laws.undo(tiny.decoder("llama").private(), stack, PROMPT, 10) == []
+    assert laws.undo(tiny.decoder("llama").private_copy(), stack, PROMPT, 10) == []
 
 
 @pytest.mark.parametrize("weights", ["int4", "int8", "nf4"])
-@pytest.mark.parametrize("id", [id for id, cls in registry().items() if cls.door == "WeightTransform"])
+@pytest.mark.parametrize("id", [id for id, cls in registry().items() if cls.role == "WeightTransform"])
 def test_a_transform_leaves_the_shared_model_alone(id: str, weights: str) -> None:
     assert laws.undo(tiny.decoder("llama", weights), Stack([laws.sharp(id)]), PROMPT, 4) == []
 
@@ -277,7 +279,7 @@ def test_what_ran_before_does_not_matter(llama: Decoder, first: Stack) -> None:
 
 @pytest.mark.parametrize("id", laws.lossy_ids())
 def test_every_lossy_technique_has_a_setting_that_changes_nothing(llama: Decoder, id: str) -> None:
-    neutral = make(id, **registry()[id].identity)
+    neutral = make(id, **registry()[id].noop_settings)
     assert neutral.lossless()
     assert not laws.sharp(id).lossless()
     stack, prompts = laws.accompanied(neutral), tiny.prompts(10, 21)
@@ -289,7 +291,7 @@ def test_every_lossy_technique_has_a_setting_that_changes_nothing(llama: Decoder
 
 @pytest.mark.parametrize("id", laws.exact_ids())
 def test_an_exact_technique_is_lossless_at_any_setting(id: str) -> None:
-    assert registry()[id].identity is None
+    assert registry()[id].noop_settings is None
     assert all(t.lossless() for t in laws.ends(id))
 
 
@@ -297,4 +299,4 @@ def test_a_stack_is_lossless_when_all_its_members_are() -> None:
     drafter = laws.sharp("prompt-lookup")
     assert Stack([drafter]).lossless()
     assert not Stack([drafter, laws.sharp("h2o")]).lossless()
-    assert math.isclose(make("h2o", budget=registry()["h2o"].identity["budget"]).budget, 65536)
+    assert math.isclose(make("h2o", budget=registry()["h2o"].noop_settings["budget"]).budget, 65536)

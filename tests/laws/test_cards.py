@@ -86,7 +86,7 @@ def test_a_technique_is_one_frozen_dataclass_in_a_short_file(cls: type[Technique
     path = Path(inspect.getfile(cls))
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 120
     assert path.stem.replace("_", "-") == cls().id
-    assert cls.door in ROLES
+    assert cls.role in ROLES
     assert cls.job
     with pytest.raises(FrozenInstanceError):
         cls().anything = 1
@@ -99,8 +99,8 @@ def test_it_says_what_it_covers(cls: type[Technique]) -> None:
 
 
 def test_exact_or_with_an_identity(cls: type[Technique]) -> None:
-    assert cls.exact == (cls.identity is None)
-    assert set(cls.identity or {}) <= {k.name for k in cls.knobs()}
+    assert cls.exact == (cls.noop_settings is None)
+    assert set(cls.noop_settings or {}) <= {k.name for k in cls.knobs()}
     assert cls.speed in ("real", "simulated")
 
 

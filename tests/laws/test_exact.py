@@ -20,7 +20,7 @@ COMPOSED = [
     (lossy, laws.sharp(exact))
     for exact in laws.exact_ids()
     for lossy in laws.lossy_stacks()
-    if not Stack([*lossy, laws.sharp(exact)]).refusals(Decoder.abilities)  # what is refused is in test_refusal.py
+    if not Stack([*lossy, laws.sharp(exact)]).refusals(Decoder.capabilities)  # what is refused is in test_refusal.py
 ]
 
 
@@ -84,7 +84,7 @@ def test_lossy_settings_bite(id: str) -> None:
 
 # Every accept length --------------------------------------------------------------------------------------------
 
-EVICTING = [Stack(), *(Stack([laws.sharp(id)]) for id in laws.lossy_ids() if laws.sharp(id).door == "CachePolicy")]
+EVICTING = [Stack(), *(Stack([laws.sharp(id)]) for id in laws.lossy_ids() if laws.sharp(id).role == "CachePolicy")]
 MOST = 8
 
 

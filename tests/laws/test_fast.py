@@ -40,17 +40,17 @@ def kl(got: Tensor, want: Tensor) -> float:
 @pytest.mark.parametrize("family", tiny.OURS)
 def test_fast_and_plain_give_the_same_logits(family: str, pieces: Sequence[int]) -> None:
     model = tiny.decoder(family)
-    assert spread(laws.logits(model, TOKENS, pieces), laws.logits(model.plain(), TOKENS, pieces)) < 1e-4
+    assert spread(laws.logits(model, TOKENS, pieces), laws.logits(model.reference_copy(), TOKENS, pieces)) < 1e-4
 
 
 @pytest.mark.parametrize("pieces", PIECES, ids=str)
 @pytest.mark.parametrize("weights", ["dense-bf16", "int8", "int4", "nf4"])
 @pytest.mark.parametrize("copies", [False, True])
 def test_fast_and_plain_are_near_in_low_precision(weights: str, pieces: Sequence[int], copies: bool) -> None:
-    plain = tiny.decoder("llama", weights).plain()
-    model = tiny.decoder("llama", weights).private()
+    plain = tiny.decoder("llama", weights).reference_copy()
+    model = tiny.decoder("llama", weights).private_copy()
     if copies:
-        model.keep_copies()
+        model.keep_prefill_copies()
     assert kl(laws.logits(model, TOKENS, pieces), laws.logits(plain, TOKENS, pieces)) < 1e-3
 
 
@@ -60,12 +60,12 @@ def passes(
 ) -> tuple[list[Tensor], Session]:
     """The logits that follow each of `tokens` after the first ten, in passes that carry `drafts` in turn."""
     session = stack.session(model)
-    for _ in session.read(tokens[:10]):
+    for _ in session.prefill(tokens[:10]):
         pass
     out, ahead = [], itertools.cycle(drafts)
     at = 10
     while at < len(tokens):
-        draft = next(ahead).clipped(session.room())
+        draft = next(ahead).clipped(session.max_draft_depth())
         # The drafts' first nodes are given their true tokens as far as a chain of them goes, the rest are wrong.
         right = [i for i in range(len(draft)) if draft.parents[i] == (i - 1)]
         path = []
@@ -134,15 +134,15 @@ def shallow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("policy", ["", "streaming-llm"])
 @pytest.mark.parametrize("drafts", [CHAINS, TREES], ids=["chain", "tree"])
 def test_so_is_one_that_looks_far_back(shallow: list[int], weights: str, policy: str, drafts: list[Draft]) -> None:
-    bitwise(tiny.decoder("llama", weights).private(), policy, drafts)
+    bitwise(tiny.decoder("llama", weights).private_copy(), policy, drafts)
     assert bool(shallow) == (not policy), "a memory of 16 rows is never deep"
 
 
 @pytest.mark.parametrize("weights", ["dense-fp32", "dense-bf16", "int4"])
 def test_looking_far_back_in_bfloat16_is_near(shallow: list[int], weights: str) -> None:
-    model, pieces = tiny.decoder("llama", weights).private(), (10, *[1] * 30, 4, 1, 1, 6)
+    model, pieces = tiny.decoder("llama", weights).private_copy(), (10, *[1] * 30, 4, 1, 1, 6)
     got = laws.logits(model, TOKENS, pieces)
-    assert kl(got, laws.logits(model.plain(), TOKENS, pieces)) < 1e-3
+    assert kl(got, laws.logits(model.reference_copy(), TOKENS, pieces)) < 1e-3
     assert bool(shallow) == (weights != "dense-fp32"), "float32 stays float32"
 
 
@@ -172,7 +172,7 @@ def test_a_brief_form_follows_its_rows() -> None:
     assert alike()
     rows.keep(Tail(245, torch.tensor([246, 249]), 245))
     assert alike()
-    rows.move(torch.arange(247), torch.polar(torch.ones(2, 247, 4), torch.rand(2, 247, 4, generator=dice)))
+    rows.reposition(torch.arange(247), torch.polar(torch.ones(2, 247, 4), torch.rand(2, 247, 4, generator=dice)))
     assert alike()
     rows.keep(torch.arange(0, 240, 3))
     assert alike()
@@ -222,21 +222,21 @@ def test_prefill_and_decode_rows_mix_in_one_forward() -> None:
 
 
 def test_what_a_layer_is_bound_to_follows_its_weights() -> None:
-    model, tokens = tiny.decoder("llama").private(), TOKENS[:6]
+    model, tokens = tiny.decoder("llama").private_copy(), TOKENS[:6]
     before = laws.logits(model, tokens, [1] * 6)
     model.layers[1].down.store(model.layers[1].down.dense() * 2)
     after = laws.logits(model, tokens, [1] * 6)
     assert not torch.allclose(before, after)
-    assert spread(after, laws.logits(model.plain(), tokens, [1] * 6)) < 1e-4
+    assert spread(after, laws.logits(model.reference_copy(), tokens, [1] * 6)) < 1e-4
 
 
 def test_the_last_layer_of_a_prompt_makes_only_keys_and_values() -> None:
     model = tiny.decoder("llama")
     one, two = Session(model), Session(model)
-    for _ in one.read([*TOKENS[:20], 1]):
+    for _ in one.prefill([*TOKENS[:20], 1]):
         pass
     for piece in range(20):
-        two.tokens, two.unread = TOKENS[: piece + 1], 1
+        two.tokens, two.uncached = TOKENS[: piece + 1], 1
         two.forward()
         two.commit((), TOKENS[piece + 1])
     for a, b in zip(one.memory.layers, two.memory.layers, strict=True):
@@ -249,10 +249,10 @@ def test_the_last_layer_of_a_prompt_makes_only_keys_and_values() -> None:
 @pytest.mark.parametrize("weights", ["dense-fp32", "int4", "nf4"])
 def test_the_step_that_a_gpu_replays_gives_the_plain_logits(family: str, weights: str) -> None:
     """Uncaptured, as it runs without a GPU: over buffers that grow twice, after rollbacks, and in a second memory."""
-    model = tiny.decoder(family, weights).private()
+    model = tiny.decoder(family, weights).private_copy()
     model.graphs = True
     tokens = tiny.text(150, seed=4)
-    plain = tiny.decoder(family, weights).plain()
+    plain = tiny.decoder(family, weights).reference_copy()
     close = 1e-4 if weights == "dense-fp32" else 0.1
     for _ in range(2):
         got, want = (laws.stepwise(m, tokens) for m in (model, plain))
@@ -261,7 +261,7 @@ def test_the_step_that_a_gpu_replays_gives_the_plain_logits(family: str, weights
 
 
 def test_speculation_through_the_replayed_step_keeps_the_text() -> None:
-    model = tiny.decoder("llama").private()
+    model = tiny.decoder("llama").private_copy()
     prompts = tiny.prompts(4, 21)
     want = laws.texts(model, Stack(), prompts, 24, tiny.tools)
     model.graphs = True

@@ -40,7 +40,7 @@ def runs(stack: Stack) -> None:
 @pytest.mark.parametrize("pair", list(itertools.combinations(registry(), 2)), ids="+".join)
 def test_every_pair_runs_or_is_refused(llama: Decoder, pair: tuple[str, str]) -> None:
     stack = laws.accompanied(*map(laws.sharp, pair))
-    refusals = stack.refusals(llama.abilities)
+    refusals = stack.refusals(llama.capabilities)
     if not refusals:
         runs(stack)
         return
@@ -54,7 +54,7 @@ def test_every_pair_runs_or_is_refused(llama: Decoder, pair: tuple[str, str]) ->
 @pytest.mark.parametrize("technique", [t for id in registry() for t in laws.ends(id)], ids=lambda t: repr(Stack([t])))
 def test_every_end_of_every_knob_runs_or_is_refused(technique: Technique) -> None:
     stack = laws.accompanied(technique)
-    assert stack.refusals(Decoder.abilities) == []
+    assert stack.refusals(Decoder.capabilities) == []
     refusals = []
     try:
         runs(stack)
@@ -67,7 +67,7 @@ def test_every_end_of_every_knob_runs_or_is_refused(technique: Technique) -> Non
 def test_a_model_without_an_ability_is_refused_before_anything_runs(id: str) -> None:
     technique = laws.sharp(id)
     for missing in sorted(technique.required(), key=lambda a: a.name):
-        refusals = Stack([technique]).refusals(Decoder.abilities - {missing}, "Tiny")
+        refusals = Stack([technique]).refusals(Decoder.capabilities - {missing}, "Tiny")
         assert len(refusals) == 1
         assert well_said(refusals[0]) == []
         assert technique.title in str(refusals[0])
@@ -83,7 +83,7 @@ def test_what_a_wrapped_model_cannot_do_is_refused_with_a_way_out() -> None:
 
 
 def test_two_of_a_kind() -> None:
-    (refusal,) = Stack([make("h2o"), make("streaming-llm")]).refusals(Decoder.abilities)
+    (refusal,) = Stack([make("h2o"), make("streaming-llm")]).refusals(Decoder.capabilities)
     assert str(refusal).startswith("StreamingLLM does the same job as H2O, heavy hitters")
     with pytest.raises(Refused, match="twice"):
         Stack([make("h2o"), make("h2o", budget=8)])

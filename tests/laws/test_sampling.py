@@ -126,7 +126,7 @@ def as_rule(acceptor: Technique) -> laws.Rule:
 
 
 def test_every_acceptor_is_under_these_laws() -> None:
-    acceptors = {id for id, cls in laws.registry().items() if cls.door == "Acceptor"}
+    acceptors = {id for id, cls in laws.registry().items() if cls.role == "Acceptor"}
     assert {t.id for t in EXACT_RULES} == {t.id for t in LOSSY_RULES} == acceptors
     assert all(t.lossless() for t in EXACT_RULES)
     assert not any(t.lossless() for t in LOSSY_RULES)
@@ -259,12 +259,14 @@ def test_no_temperature_is_the_best_token(temperature: float) -> None:
 
 
 def test_dice_are_fair_and_seeded() -> None:
-    draws = [SeededRandom(7).pick(torch.tensor([0.2, 0.0, 0.8])) for _ in range(3)]
+    draws = [SeededRandom(7).categorical(torch.tensor([0.2, 0.0, 0.8])) for _ in range(3)]
     assert len(set(draws)) == 1
     dice, n = SeededRandom(1), 4000
-    share = sum(dice.coin(0.3) for _ in range(n)) / n
+    share = sum(dice.bernoulli(0.3) for _ in range(n)) / n
     assert abs(share - 0.3) < 4 * math.sqrt(0.3 * 0.7 / n)
-    counts = torch.bincount(torch.tensor([dice.pick(torch.tensor([0.2, 0.0, 0.8])) for _ in range(n)]), minlength=3)
+    counts = torch.bincount(
+        torch.tensor([dice.categorical(torch.tensor([0.2, 0.0, 0.8])) for _ in range(n)]), minlength=3
+    )
     assert counts[1] == 0
     assert abs(counts[0].item() / n - 0.2) < 4 * math.sqrt(0.2 * 0.8 / n)
 

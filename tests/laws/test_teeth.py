@@ -69,13 +69,13 @@ def undone(id: str) -> list[str]:
 
 def booked(id: str) -> list[str]:
     alive: list[Memory] = []
-    model = tiny.decoder("llama").private()
+    model = tiny.decoder("llama").private_copy()
     model.memory = lambda: alive.append(Decoder.memory(model)) or alive[-1]
     return laws.books(model, PROMPTS[0], 20, Stack([laws.sharp(id)]), lambda: alive)
 
 
 def neutral(id: str) -> list[str]:
-    changed = laws.changed(tiny.decoder("llama"), Stack([make(id, **laws.registry()[id].identity)]), tiny.tools())
+    changed = laws.changed(tiny.decoder("llama"), Stack([make(id, **laws.registry()[id].noop_settings)]), tiny.tools())
     after = laws.fingerprint(changed)
     return [k for k, v in laws.fingerprint(tiny.decoder("llama")).items() if after[k] != v]
 
@@ -134,7 +134,7 @@ def see_the_siblings(patch: pytest.MonkeyPatch) -> None:
 
 def ignore_the_line(patch: pytest.MonkeyPatch) -> None:
     """Drafts cross the line at which rows are evicted."""
-    patch.setattr(Session, "room", lambda self: 1000)
+    patch.setattr(Session, "max_draft_depth", lambda self: 1000)
 
 
 def accept_one_too_many(patch: pytest.MonkeyPatch) -> None:
@@ -164,8 +164,8 @@ def forget_the_residual(patch: pytest.MonkeyPatch) -> None:
 
 def coin_of(change: Callable[[float], float]) -> Break:
     def broken(patch: pytest.MonkeyPatch) -> None:
-        coin = laws.Fate.coin
-        patch.setattr(laws.Fate, "coin", lambda self, p: coin(self, min(1.0, change(p))))
+        coin = laws.Fate.bernoulli
+        patch.setattr(laws.Fate, "bernoulli", lambda self, p: coin(self, min(1.0, change(p))))
 
     return broken
 
@@ -210,12 +210,12 @@ def keep_another_row(patch: pytest.MonkeyPatch) -> None:
 
 def move_without_turning(patch: pytest.MonkeyPatch) -> None:
     """Rows get new positions, but their keys keep the old rotation."""
-    move = Rows.move
-    patch.setattr(Rows, "move", lambda self, positions, turn: move(self, positions, torch.ones_like(turn)))
+    move = Rows.reposition
+    patch.setattr(Rows, "reposition", lambda self, positions, turn: move(self, positions, torch.ones_like(turn)))
 
 
 def forget_to_move(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(StreamingLLM, "settle", lambda self, rows, session: None)
+    patch.setattr(StreamingLLM, "after_eviction", lambda self, rows, session: None)
 
 
 def keep_other_sinks(patch: pytest.MonkeyPatch) -> None:
@@ -230,7 +230,7 @@ def keep_other_sinks(patch: pytest.MonkeyPatch) -> None:
 
 
 def change_the_shared_model(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Decoder, "private", lambda self: self)
+    patch.setattr(Decoder, "private_copy", lambda self: self)
 
 
 def leave_a_hook(patch: pytest.MonkeyPatch) -> None:

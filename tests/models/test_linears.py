@@ -216,7 +216,7 @@ def test_a_models_bytes(weights: str) -> None:
     lean = model.nbytes
     assert lean == existing(model)
     assert model.copied_bytes == 0
-    model.keep_copies()
+    model.keep_prefill_copies()
     assert model.nbytes == existing(model)
     assert model.copied_bytes == model.nbytes - lean
 
@@ -288,11 +288,11 @@ def test_tables(weights: str, tied: bool, look: bool) -> None:
     embed, head = matrix(192, 64), matrix(192, 64, seed=1)
     tables = EmbeddingAndHead(embed, None if tied else head, weights)
     if look:
-        tables.keep_look()
+        tables.keep_candidate_head()
     assert (tables.head is tables.embed) == tied
     worst = {"dense-fp32": 0, "dense-bf16": 2**-8}.get(weights, 1 / 127)
     tokens = torch.tensor([5, 191, 0])
-    assert ((tables.look_up(tokens) - embed[tokens]).abs() <= worst * embed.abs().amax() + 1e-7).all()
+    assert ((tables.lookup(tokens) - embed[tokens]).abs() <= worst * embed.abs().amax() + 1e-7).all()
     h = inputs(3, 64)
     want = F.linear(h, (embed if tied else head))
     assert (tables.logits(h) - want).abs().max() < 40 * worst * want.std() + 1e-4
@@ -323,8 +323,8 @@ def test_a_table_of_8_bits_holds_rows_of_nothing_and_odd_widths() -> None:
 def test_the_best_candidates_are_scored_in_float32() -> None:
     """The first look's bfloat16 logits tie; among its best the order must be that of the rows in full."""
     tables = EmbeddingAndHead(matrix(4096, 64), None, "int8")
-    tables.keep_look()
-    assert tables.look is not None
+    tables.keep_candidate_head()
+    assert tables.candidate_head is not None
     h = inputs(6, 64)
     exact = F.linear(h, tables.head.dense())
     got = tables.logits(h, 32)

@@ -32,7 +32,7 @@ def test_a_pass_reads_the_weights_and_the_rows(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(roofline, "machine", lambda device: Machine(1.0, 1e30))
     tied, untied = tiny.decoder("llama-plain"), tiny.decoder("llama")
     assert least_seconds(tied, 0) == tied.nbytes
-    assert least_seconds(untied, 0) == untied.nbytes - nbytes(untied.tables.embed)
+    assert least_seconds(untied, 0) == untied.nbytes - nbytes(untied.embedding.embed)
     s = tied.shape
     assert least_seconds(tied, 7) - least_seconds(tied, 0) == 7 * s.layers * 2 * s.kv_heads * s.head_size * 4
 

@@ -310,7 +310,7 @@ def test_operations_are_those_of_the_meter() -> None:
     step_by_step = sum(flops_per_token(model.shape, 4, 5 + i) - head for i in range(1, 8))
     assert cascade.flops(model, 5, 7, 0) == pytest.approx(step_by_step)
     assert cascade.flops(model, 5, 7, 3) == pytest.approx(step_by_step + 3 * head)
-    twin = model.private()
+    twin = model.private_copy()
     for technique in Stack.from_arguments(["layer-drop:count=1", "neuron-drop:ratio=0.34"]):
         technique.apply(twin, tiny.tools())
     less = 3 * (step_by_step / 4) - 3 * 7 * 2 * 3 * model.shape.width * 32

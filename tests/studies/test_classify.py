@@ -278,7 +278,7 @@ def test_dropped_tokens_are_as_if_they_had_never_been_above() -> None:
     assert (kept[0], kept[-1]) == (0, 19)
     h = taps.taken()[kept, 0]
     batch = Batch(torch.tensor(ids)[kept], kept, [Span(0, 10, model.memory())])
-    batch.rotation = model.turns(kept)[:, None, :]
+    batch.rotation = model.rotations_at(kept)[:, None, :]
     for block in list(model.layers)[2:]:
         h = block(h, batch)
     assert torch.allclose(depth.states[-1][0], h[-1], atol=1e-3)
@@ -304,13 +304,13 @@ def test_waiting_tokens_wait_as_they_left() -> None:
     kept = depth.kept[1][0]
     h = taps.taken()[:, 0]
     batch = Batch(torch.tensor(ids)[kept], kept, [Span(0, len(kept), model.memory())])
-    batch.rotation = model.turns(kept)[:, None, :]
+    batch.rotation = model.rotations_at(kept)[:, None, :]
     alive = h[kept]
     for block in list(model.layers)[1:3]:
         alive = block(alive, batch)
     h[kept] = alive
     whole = classify.batch_of(model, [ids])
-    whole.rotation = model.turns(whole.positions)[:, None, :]
+    whole.rotation = model.rotations_at(whole.positions)[:, None, :]
     assert torch.allclose(depth.states[-1][0], model.layers[3](h, whole)[-1], atol=1e-3)
 
 
@@ -383,7 +383,7 @@ def test_saliency_is_the_derivative(name: str) -> None:
     found = saliency.saliency(model, texts, loss, QUIET)
     ends = Ends()
     model.forward(classify.batch_of(model, texts), ends, 0)
-    spans, rotation = found.spans, model.turns(torch.cat([torch.arange(len(t)) for t in texts]))[:, None, :]
+    spans, rotation = found.spans, model.rotations_at(torch.cat([torch.arange(len(t)) for t in texts]))[:, None, :]
 
     def onward(layer: int, h: Tensor, gate: Tensor | None = None) -> Tensor:
         for block in list(model.layers)[layer:]:
@@ -418,7 +418,7 @@ class Spoken(Words):
 def subject() -> Any:
     """A study's subject with a tiny model, which no shelf has loaded."""
     return SimpleNamespace(
-        lab=SimpleNamespace(shelf=SimpleNamespace(abilities=lambda ref: Decoder.abilities)),
+        lab=SimpleNamespace(model_cache=SimpleNamespace(capabilities=lambda ref: Decoder.capabilities)),
         settings=SimpleNamespace(model="tiny", seed=0),
         model=tiny.decoder(),
         tokenizer=Spoken(),
@@ -446,8 +446,10 @@ def test_every_work_runs_and_judges_its_claims(study: Any, subject: Any) -> None
 
 
 def test_a_model_without_single_layers_is_refused(subject: Any) -> None:
-    wrapped = SimpleNamespace(**{**vars(subject), "lab": SimpleNamespace(shelf=SimpleNamespace(abilities=frozenset))})
-    wrapped.lab.shelf.abilities = lambda ref: frozenset()
+    wrapped = SimpleNamespace(
+        **{**vars(subject), "lab": SimpleNamespace(model_cache=SimpleNamespace(capabilities=frozenset))}
+    )
+    wrapped.lab.model_cache.capabilities = lambda ref: frozenset()
     with pytest.raises(Refused, match="needs a decoder"):
         make_study("exit-rules").run(wrapped)
 

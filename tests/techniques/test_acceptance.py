@@ -30,8 +30,8 @@ from tests import tiny
 from tests.laws import laws
 from tests.laws.test_refusal import well_said
 
-IDS = [id for id, cls in registry().items() if cls.door == "Acceptor"]
-DRAFTERS = [id for id, cls in registry().items() if cls.door == "Drafter"]
+IDS = [id for id, cls in registry().items() if cls.role == "Acceptor"]
+DRAFTERS = [id for id, cls in registry().items() if cls.role == "Drafter"]
 
 
 def judged(
@@ -163,7 +163,7 @@ def test_sampled_lenience() -> None:
     rule = make("lenience", lenience=0.5)
 
     def act(fate: laws.Fate) -> int:
-        draft = Draft.chain([fate.pick(q)], [q])
+        draft = Draft.chain([fate.categorical(q)], [q])
         path, bonus = rule.accept(draft, torch.stack([p, p]).log(), Sampler(1.0), fate, Tools())
         return draft.tokens[0] if path else bonus
 
@@ -205,7 +205,9 @@ def test_an_exact_setting_says_what_the_model_says(tree: Any) -> None:
     best = logits.argmax(-1).tolist()
     plain, _ = accept_greedy(draft, best)
     for id in IDS:
-        path, bonus = make(id, **registry()[id].identity).accept(draft, logits, Sampler(), SeededRandom(0), Tools())
+        path, bonus = make(id, **registry()[id].noop_settings).accept(
+            draft, logits, Sampler(), SeededRandom(0), Tools()
+        )
         assert [draft.tokens[i] for i in path] == [best[draft.parents[i] + 1] for i in path]
         assert bonus == best[path[-1] + 1 if path else 0]
         if id in ("lenience", "blockwise-acceptance"):  # the others hold by accepting next to nothing
@@ -310,7 +312,7 @@ def test_with_every_drafter(llama: Decoder, id: str, drafter: str) -> None:
     for sampler in (Sampler(), Sampler(1.0)):
         text = laws.text(llama, tiny.prompts(1, 21)[0], 16, stack, sampler=sampler)
         assert len(text) == 16
-    neutral = make(id, **registry()[id].identity)
+    neutral = make(id, **registry()[id].noop_settings)
     want = laws.texts(llama, Stack(), tiny.prompts(3, 21), 16, tiny.tools)
     assert laws.texts(llama, Stack([laws.sharp(drafter), neutral]), tiny.prompts(3, 21), 16, tiny.tools) == want
 
@@ -345,18 +347,18 @@ def test_a_verdict_tells_the_models_own_choices(llama: Decoder) -> None:
 
 @pytest.mark.parametrize("id", IDS)
 def test_without_drafts_there_is_nothing_to_accept(llama: Decoder, id: str) -> None:
-    (refusal,) = Stack([make(id)]).refusals(Decoder.abilities)
+    (refusal,) = Stack([make(id)]).refusals(Decoder.capabilities)
     assert well_said(refusal) == []
     assert str(refusal).startswith(f"{make(id).title} works beside a technique for guessing the next tokens")
     with pytest.raises(Refused, match="works beside"):
         laws.run(llama, [1, 2, 3], 2, Stack([make(id)]))
-    assert Stack([make(id), make("prompt-lookup")]).refusals(Decoder.abilities) == []
+    assert Stack([make(id), make("prompt-lookup")]).refusals(Decoder.capabilities) == []
 
 
 @pytest.mark.parametrize("id", IDS)
 def test_the_badge_follows_from_rule_and_knobs(id: str) -> None:
     assert isinstance(make(id), Acceptor)
-    drafter, neutral = make("prompt-lookup"), make(id, **registry()[id].identity)
+    drafter, neutral = make("prompt-lookup"), make(id, **registry()[id].noop_settings)
     assert Stack([drafter, neutral]).lossless()
     assert not Stack([drafter, make(id)]).lossless()
     assert "badge-lossy" in cards.stack_badge(Stack([drafter, make(id)]))

@@ -29,7 +29,7 @@ def test_streaming_llm_keeps_the_sinks_and_the_latest(sinks: int, want: list[int
 def test_streaming_llm_counts_positions_in_the_cache(llama: Decoder) -> None:
     policy = make("streaming-llm", budget=6, sinks=2, every=4)
     session = Stack([policy]).session(llama)
-    list(session.read(tiny.text(11)))  # ten tokens go to memory, and that is the line
+    list(session.prefill(tiny.text(11)))  # ten tokens go to memory, and that is the line
     assert session.memory.rows() == [6] * 4
     assert session.memory.next_position == 6
     for layer in session.memory.layers:
@@ -38,7 +38,7 @@ def test_streaming_llm_counts_positions_in_the_cache(llama: Decoder) -> None:
 
 def test_streaming_llm_may_leave_positions_alone(llama: Decoder) -> None:
     session = Stack([make("streaming-llm", budget=6, sinks=2, every=4, reposition=False)]).session(llama)
-    list(session.read(tiny.text(11)))
+    list(session.prefill(tiny.text(11)))
     assert session.memory.next_position == 10
     assert session.memory.layers[0].positions.tolist() == [[0, 1, 6, 7, 8, 9]] * 2
 
@@ -78,7 +78,7 @@ def test_h2o_reads_the_prompt_whole(llama: Decoder) -> None:
     """The scores at the end of the prompt are the column sums of its attention, as transformers sees it."""
     tokens = tiny.text(40)
     session = Stack([make("h2o", budget=64)]).session(llama)
-    list(session.read(tokens))
+    list(session.prefill(tokens))
     ids = torch.tensor([tokens[:-1]])
     weights = tiny.reference("llama")(ids, output_attentions=True).attentions
     for layer, w in zip(session.memory.layers, weights, strict=True):

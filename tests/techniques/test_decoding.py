@@ -112,7 +112,7 @@ def first_draft(technique, model: Decoder, prompt: list[int], sampler: Sampler |
     session.sampler = sampler or Sampler()
     if taps := technique.taps(model, tools):
         session.tap(taps)
-    list(session.read(prompt))
+    list(session.prefill(prompt))
     return next(technique.drafts(session, tools)), session
 
 
@@ -150,7 +150,7 @@ def test_a_draft_model_catches_up_after_a_rejection(llama: Decoder) -> None:
     """Its own memory must forget what was rejected: the next draft is as from a fresh model."""
     prompt = tiny.prompts(1, 21)[0]
     session = Session(llama)
-    list(session.read(prompt))
+    list(session.prefill(prompt))
     drafts = make("draft-model", length=4, confidence=0.0).drafts(session, tiny.tools())
     next(drafts)
     session.tokens += [3, 1, 4]
@@ -165,7 +165,7 @@ def test_drafting_leaves_the_session_as_it_was(llama: Decoder) -> None:
         assert session.tokens == prompt
         assert session.memory.rows() == [len(prompt) - 1] * 4
         assert session.memory.next_position == len(prompt) - 1
-        assert session.unread == 1
+        assert session.uncached == 1
         assert session.policy is None
 
 
@@ -177,12 +177,12 @@ def test_self_speculation_skips_the_layers_of_least_influence(llama: Decoder) ->
     want = {}
     for layer in (1, 2):
         session = Session(llama)
-        list(session.read(prompt))
-        with session.scratch() as ahead:
+        list(session.prefill(prompt))
+        with session.speculative_scope() as ahead:
             text = []
             for _ in range(4):
                 text.append(int(ahead.forward(depth=skipping(frozenset({layer})))[0].argmax()))
-                ahead.push(text[-1])
+                ahead.append_token(text[-1])
         want[layer] = text
     assert want[1] != want[2]
     assert list(draft.tokens) == want[least]
@@ -190,7 +190,7 @@ def test_self_speculation_skips_the_layers_of_least_influence(llama: Decoder) ->
 
 def test_skipping_is_running_the_other_layers(llama: Decoder) -> None:
     tokens = tiny.text(12)
-    short = llama.private()
+    short = llama.private_copy()
     del short.layers[1]
     for i, block in enumerate(short.layers):
         block.index = i
@@ -206,6 +206,6 @@ def test_drafting_stops_at_the_line(llama: Decoder, id: str) -> None:
     """A draft past the line would be clipped, so it is not computed in the first place."""
     policy = make("streaming-llm", budget=12, every=3)
     session = laws.Stack([policy]).session(llama)
-    list(session.read(tiny.text(14)))  # thirteen rows, and the line is at fifteen
+    list(session.prefill(tiny.text(14)))  # thirteen rows, and the line is at fifteen
     draft = next(laws.sharp(id).drafts(session, tiny.tools()))
-    assert session.room() == len(draft) == 1
+    assert session.max_draft_depth() == len(draft) == 1

@@ -40,7 +40,7 @@ def states(model: Decoder, prompt: list[int], layers: tuple[int, ...] = (1, 2, 3
     """(layers, E): what stands after these layers at the prompt's last token, by a pass that nothing ends early."""
     session = Session(model)
     session.tap(layers)
-    list(session.read(prompt))
+    list(session.prefill(prompt))
     session.states()
     session.forward()
     session.commit((), 0)
@@ -51,7 +51,7 @@ def first_pass(model: Decoder, technique: Any, prompt: list[int] = PROMPT) -> tu
     """A session after its first pass under a patch, and that pass's logits (V,)."""
     session = Session(model)
     session.tools = tiny.tools()
-    list(session.read(prompt))
+    list(session.prefill(prompt))
     with technique.installed(session), torch.inference_mode():
         logits = session.forward()[0]
     return session, logits
@@ -64,16 +64,16 @@ def first_pass(model: Decoder, technique: Any, prompt: list[int] = PROMPT) -> tu
 def by_hand(model: Decoder, prompt: list[int], limit: int, after: int) -> list[int]:
     """Text when every token leaves after `after` layers; those above get keys and values from its hidden state."""
     session = Session(model)
-    list(session.read(prompt))
+    list(session.prefill(prompt))
     out = []
     for _ in range(limit):
-        h = model.tables.look_up(torch.tensor(session.tokens[-1:]))
+        h = model.embedding.lookup(torch.tensor(session.tokens[-1:]))
         at = torch.tensor([session.memory.next_position])
         batch = laws.Batch(torch.tensor(session.tokens[-1:]), at, [laws.Span(0, 1, session.memory)])
-        batch.rotation = model.turns(at)[:, None, :]
+        batch.rotation = model.rotations_at(at)[:, None, :]
         for block in model.layers[:after]:
             h = block(h, batch)
-        token = int(model.tables.logits(model.norm(h))[0].argmax())
+        token = int(model.embedding.logits(model.norm(h))[0].argmax())
         for block in model.layers[after:]:
             s = model.shape
             qkv = block.qkv(block.norm_attention(h)).view(1, s.heads + 2 * s.kv_heads, s.head_size)
@@ -113,7 +113,7 @@ def test_what_waits_is_made_up_for(llama: Decoder, id: str) -> None:
     plain, session = Session(llama), Session(llama)
     session.tools = tiny.tools()
     text = tiny.text(60, seed=3)
-    list(plain.read(PROMPT)), list(session.read(PROMPT))
+    list(plain.prefill(PROMPT)), list(session.prefill(PROMPT))
     ran, waited = [], 0
     with make(id, fill="later", **knobs[id]).installed(session):
         for token in text:
@@ -134,9 +134,9 @@ def test_what_waits_is_made_up_for(llama: Decoder, id: str) -> None:
 
 
 def test_what_waits_wants_no_eviction() -> None:
-    refusals = Stack([make("early-exit"), make("h2o")]).refusals(Decoder.abilities)
+    refusals = Stack([make("early-exit"), make("h2o")]).refusals(Decoder.capabilities)
     assert "which Early exit by confidence does not allow" in str(refusals[0])
-    assert not Stack([make("early-exit", fill="copy"), make("h2o")]).refusals(Decoder.abilities)
+    assert not Stack([make("early-exit", fill="copy"), make("h2o")]).refusals(Decoder.capabilities)
 
 
 def by_rule(rule: str, p: list[Tensor]) -> bool:
@@ -260,7 +260,7 @@ def test_an_exit_is_the_network_that_was_trained(llama: Decoder) -> None:
     for i, layer in enumerate(heads.layers):
         h = states(llama, PROMPT)[layer - 1 : layer]
         x = F.rms_norm(h, h.shape[-1:], None, llama.shape.eps)
-        want = llama.tables.logits(llama.norm(net(x, i)))[:, part["shortlist"]]
+        want = llama.embedding.logits(llama.norm(net(x, i)))[:, part["shortlist"]]
         assert torch.allclose(heads.logits(layer, h), want, atol=1e-3)
         assert torch.allclose(heads.odds(layer, h), torch.sigmoid(net.odds(x, i)), atol=1e-5)
 
@@ -350,7 +350,7 @@ def test_the_token_that_is_read_decides(llama: Decoder, assign: str) -> None:
 def test_words_leave_by_how_often_they_stand_in_the_text(llama: Decoder) -> None:
     """Of the words 7, 3 and 9, in this order of frequency, one is in each bucket; the others stay to the end."""
     tools = Tools(calibration=[7, 3, 9, 7, 3, 7])
-    _, table = make("hash-exit", first=2)._ready(llama.private(), tools)
+    _, table = make("hash-exit", first=2)._ready(llama.private_copy(), tools)
     assert [table.layers[w].item() for w in (7, 3, 9, 0)] == [2, 3, 4, 4]
 
 
@@ -389,7 +389,7 @@ def test_skipping_is_running_the_other_layers(llama: Decoder) -> None:
     technique = make("skip-decode", least=2, over=3)
     got = laws.text(llama, PROMPT, 8, Stack([technique]))
     session, out = Session(llama), []
-    list(session.read(PROMPT))
+    list(session.prefill(PROMPT))
     for t in range(8):
         chosen = technique.layers_at(t, 4)
 
@@ -418,7 +418,7 @@ def test_routers_foretell_how_much_a_layer_turns(llama: Decoder) -> None:
     assert bool((routers.said[1:-1] <= routers.bar(0.1)).all())
     session = Session(llama)
     session.tap((1, 2))
-    list(session.read([*tokens[:200], 0]))
+    list(session.prefill([*tokens[:200], 0]))
     before, after = session.states().unbind(1)
     turned = (1 - F.cosine_similarity(before, after, dim=-1)).log()
     error = (turned - routers.said[1, :200]).square().mean()
@@ -439,7 +439,7 @@ def test_a_router_decides_for_each_layer(llama: Decoder, monkeypatch: pytest.Mon
         return h, None
 
     other = Session(llama)
-    list(other.read(PROMPT))
+    list(other.prefill(PROMPT))
     assert torch.allclose(other.forward(depth=without)[0], logits, atol=1e-5)
 
 

@@ -37,7 +37,7 @@ def play(technique: Any, prompt: Sequence[int], says: Says, limit: int, room: in
     """The loop without a model: `says(prefix)` is the next token. Every draft, with how many of it were right."""
     session = Session(tiny.decoder("llama"))
     session.tokens = list(prompt)
-    session.room = lambda: room  # type: ignore[method-assign]
+    session.max_draft_depth = lambda: room  # type: ignore[method-assign]
     drafts = technique.drafts(session, Tools())
     seen: list[tuple[Draft, int]] = []
     verdict = None
@@ -143,14 +143,14 @@ def gap(make_draft: Callable[[laws.Fate], Draft], length: int, P: laws.Condition
 def drawn(fate: laws.Fate, q: laws.Conditional, length: int) -> Draft:
     tokens: list[int] = []
     for _ in range(length):
-        tokens.append(fate.pick(q(tuple(tokens))))
+        tokens.append(fate.categorical(q(tuple(tokens))))
     return Draft.chain(tokens, [q(tuple(tokens[:i])) for i in range(length)])
 
 
 def grown(fate: laws.Fate, q: laws.Conditional, shape: tuple[int, ...], length: int) -> Draft:
     """`grow` with a model whose distributions are q."""
     session = Session(tiny.decoder("llama"))
-    session.sampler, session.chance = Sampler(1.0), fate
+    session.sampler, session.random = Sampler(1.0), fate
 
     def score(draft: Draft) -> Tensor:
         prefixes: list[tuple[int, ...]] = []
@@ -255,7 +255,7 @@ def level(y: Tensor, count: int) -> list[int]:
 @pytest.mark.parametrize("id", ["draft-model", "self-speculation"])
 def test_a_grown_tree_holds_the_likeliest_children_of_every_node(llama: Decoder, id: str) -> None:
     session = Session(llama)
-    list(session.read(PROMPT))
+    list(session.prefill(PROMPT))
     draft = next(make(id, tree="3x2x1", length=4, confidence=0.0).drafts(session, tiny.tools()))
     assert [draft.depths().count(d) for d in (1, 2, 3, 4)] == [3, 6, 6, 6]
     scores = tiny.tools().influence(llama)
@@ -266,7 +266,7 @@ def test_a_grown_tree_holds_the_likeliest_children_of_every_node(llama: Decoder,
         if id == "draft-model":
             whole = [*PROMPT, *path]
             return laws.logits(tiny.decoder("llama", "int4"), whole, [1] * len(whole))[-1]
-        with session.scratch() as ahead:
+        with session.speculative_scope() as ahead:
             return ahead.forward(Draft.chain(path), skipping(skipped))[-1]
 
     paths: list[list[int]] = []
@@ -300,25 +300,25 @@ def test_a_tree_stays_within_bounds() -> None:
 
 def test_a_draft_model_catches_up_after_a_tree(llama: Decoder) -> None:
     session = Session(llama)
-    list(session.read(PROMPT))
+    list(session.prefill(PROMPT))
     drafts = make("draft-model", tree="2x2", length=3, confidence=0.0).drafts(session, tiny.tools())
     one = next(drafts)
     session.tokens += [one.tokens[0], 4]
     again = drafts.send(Verdict((0,), (one.tokens[0], 4), one))
     fresh = Session(llama)
-    list(fresh.read([*PROMPT, one.tokens[0], 4]))
+    list(fresh.prefill([*PROMPT, one.tokens[0], 4]))
     want = next(make("draft-model", tree="2x2", length=3, confidence=0.0).drafts(fresh, tiny.tools()))
     assert (again.tokens, again.parents) == (want.tokens, want.parents)
 
 
 def test_a_chain_is_a_tree_without_branches(llama: Decoder) -> None:
     session, helper = Session(llama), Session(tiny.decoder("llama", "int4"))
-    list(session.read(PROMPT))
-    helper.follow(PROMPT)
+    list(session.prefill(PROMPT))
+    helper.sync_to(PROMPT)
     straight = chain(session, helper, 4, 0.0)
 
     def score(draft: Draft) -> Tensor:
-        helper.follow(PROMPT)
+        helper.sync_to(PROMPT)
         return helper.forward(draft)
 
     assert grow(session, score, (1,), 4, 0.0).tokens == straight.tokens
@@ -584,7 +584,7 @@ def test_a_team_merges_its_guesses() -> None:
 def test_a_team_of_models_drafts_what_each_of_them_drafts(llama: Decoder) -> None:
     def drafted(technique: Any) -> Draft:
         session = Session(llama)
-        list(session.read(PROMPT))
+        list(session.prefill(PROMPT))
         return next(technique.drafts(session, tiny.tools()))
 
     knobs = {"length": 3, "tree": "2x1", "confidence": 0.1}

@@ -21,8 +21,8 @@ PROMPT = tiny.prompts(1, 41)[0]
 def session_after(technique: TokenDrop, prompt: list[int] = PROMPT) -> Session:
     session = Session(tiny.decoder())
     with technique.installed(session):
-        list(session.read(prompt))
-    assert session.reading is None
+        list(session.prefill(prompt))
+    assert session.prefill_plan is None
     return session
 
 

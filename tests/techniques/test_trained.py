@@ -28,7 +28,7 @@ from tests import tiny
 def states_of(model: object, tokens: list[int], layers: tuple[int, ...]) -> torch.Tensor:
     session = Session(model)
     session.tap(layers)
-    for _ in session.read([*tokens, 0]):
+    for _ in session.prefill([*tokens, 0]):
         pass
     return session.states()
 
@@ -40,7 +40,7 @@ def test_the_drafter_is_the_network_that_was_trained() -> None:
     net, drafter = eagle.Layer(model, eagle.taps(model)), FeatureDrafter(model, part)
     tokens = tiny.text(14)
     states = states_of(model, tokens[:12], eagle.taps(model))
-    e = model.tables.look_up(torch.tensor(tokens[1:13]))
+    e = model.embedding.lookup(torch.tensor(tokens[1:13]))
     before: list[tuple[torch.Tensor, torch.Tensor]] = []
     want = net(net.fused(states[None]), e[None], before)
     memory = drafter.memory()
@@ -49,7 +49,7 @@ def test_the_drafter_is_the_network_that_was_trained() -> None:
     # The second guess: row 12 continues row 11's output, and sees the model's own states before it.
     again = drafter.forward(got[-1:], tokens[13:14], memory, [12], None)
     longer = torch.cat([states, states[-1:]])
-    e = model.tables.look_up(torch.tensor(tokens[1:14]))
+    e = model.embedding.lookup(torch.tensor(tokens[1:14]))
     before = []
     h = net(net.fused(longer[None]), e[None], before)
     shifted = torch.cat([torch.zeros(1, 1, h.shape[-1]), h[:, :-1]], 1)
@@ -95,7 +95,7 @@ def test_states_follow_what_is_committed() -> None:
     model, prompt = tiny.decoder("llama"), tiny.prompts(1, 12)[0]
     session = Session(model)
     session.tap((2, 4))
-    for _ in session.read(prompt):
+    for _ in session.prefill(prompt):
         pass
     assert session.states().shape == (len(prompt) - 1, 2, model.shape.width)
     session.forward(Draft((3, 4, 5), (-1, -1, 1), (None,) * 3))
@@ -120,8 +120,8 @@ def test_taps_keep_copies() -> None:
     model = tiny.decoder("llama")
     taps = Taps((1, 2, 4))
     session = Session(model)
-    session.read([1, 2])
-    session.tokens, session.unread = [1], 1
+    session.prefill([1, 2])
+    session.tokens, session.uncached = [1], 1
     session.forward(depth=taps)
     one, two, last = taps.taken()[0]
     assert not torch.equal(one, two)
@@ -168,7 +168,7 @@ def test_a_part_learns_and_goes_on_where_it_stopped(tmp_path: Path, kind: object
 
 def test_a_part_that_is_missing_is_refused() -> None:
     with pytest.raises(Refused, match="EAGLE needs a part trained"):
-        make("eagle").prepare(tiny.decoder("qwen3").private(), Tools())
+        make("eagle").prepare(tiny.decoder("qwen3").private_copy(), Tools())
 
 
 def test_a_file_that_is_no_part_is_refused(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_two_of_every_four_and_four_of_every_eight() -> None:
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4:8"])
 def test_magnitude_keeps_the_large_ones_as_they_are(llama: Decoder, pattern: str) -> None:
-    model = llama.private()
+    model = llama.private_copy()
     note = make("magnitude", ratio=0.5, pattern=pattern).apply(model, tiny.tools())
     for before, after in zip(llama.layers, model.layers, strict=True):
         for (name, a), (_, b) in zip(linears(before), linears(after), strict=True):
@@ -49,29 +49,29 @@ def test_magnitude_keeps_the_large_ones_as_they_are(llama: Decoder, pattern: str
 
 def test_wanda_weighs_by_what_flows_in(llama: Decoder) -> None:
     """The first matrix of the first layer: its inputs are the normalised embeddings of the calibration text."""
-    model = llama.private()
+    model = llama.private_copy()
     make("wanda", ratio=0.5, calibration=256).apply(model, tiny.tools(calibration=CALIBRATION))
-    x = llama.layers[0].norm_attention(llama.tables.look_up(torch.tensor(CALIBRATION[:256])))
+    x = llama.layers[0].norm_attention(llama.embedding.lookup(torch.tensor(CALIBRATION[:256])))
     score = llama.layers[0].qkv.dense().abs() * x.square().sum(0).sqrt()
     new = model.layers[0].qkv.dense()
     for row in (0, 17, 100):
         want = set(score[row].argsort()[:32].tolist())
         assert set((new[row] == 0).nonzero()[:, 0].tolist()) == want
-    magnitude = llama.private()
+    magnitude = llama.private_copy()
     make("magnitude", ratio=0.5).apply(magnitude, tiny.tools())
     assert not torch.equal(new == 0, magnitude.layers[0].qkv.dense() == 0)
 
 
 def test_wanda_calibrates_each_layer_on_the_pruned_ones_before_it(llama: Decoder) -> None:
     """What reaches the second layer is what the pruned first layer puts out."""
-    model = llama.private()
+    model = llama.private_copy()
     norms = {}
     for block, found in walk_layers(model, CALIBRATION):
         norms[block.index] = found["qkv"]
         if block.index == 0:
             for _, module in linears(block):
                 module.store(torch.zeros_like(module.dense()))
-    embedded = llama.tables.look_up(torch.tensor(CALIBRATION))
+    embedded = llama.embedding.lookup(torch.tensor(CALIBRATION))
     untouched = model.layers[1].norm_attention(embedded).square().sum(0).sqrt()  # a layer of zeros passes its input on
     assert torch.allclose(norms[1], untouched, rtol=1e-4)
 
@@ -88,7 +88,7 @@ def test_a_calibration_text_is_cut_into_sequences_that_do_not_see_each_other(lla
 
 
 def test_neuron_drop_removes_the_least_used_neurons_and_nothing_else(llama: Decoder) -> None:
-    model = llama.private()
+    model = llama.private_copy()
     note = make("neuron-drop", ratio=0.3, calibration=256).apply(model, tiny.tools(calibration=CALIBRATION))
     assert note == "32 of 96 neurons removed in each of 4 layers"
     (block, norms) = next(iter(walk_layers(llama, CALIBRATION[:256])))
@@ -103,7 +103,7 @@ def test_neuron_drop_removes_the_least_used_neurons_and_nothing_else(llama: Deco
 
 def test_a_neuron_that_does_nothing_is_the_first_to_go(llama: Decoder) -> None:
     """Removing neurons whose column of down is zero changes no logit."""
-    model = llama.private()
+    model = llama.private_copy()
     for block in model.layers:
         down = block.down.dense()
         down[:, 5:37] = 0
@@ -116,7 +116,7 @@ def test_a_neuron_that_does_nothing_is_the_first_to_go(llama: Decoder) -> None:
 
 
 def test_influence_of_a_layer_that_passes_its_input_on_is_nought(llama: Decoder) -> None:
-    model = llama.private()
+    model = llama.private_copy()
     block = model.layers[2]
     for module in (block.out, block.down):
         module.store(torch.zeros_like(module.dense()))
@@ -126,7 +126,7 @@ def test_influence_of_a_layer_that_passes_its_input_on_is_nought(llama: Decoder)
 
 
 def test_layer_drop_removes_the_layer_of_least_influence(llama: Decoder) -> None:
-    model = llama.private()
+    model = llama.private_copy()
     block = model.layers[2]
     for module in (block.out, block.down):
         module.store(torch.zeros_like(module.dense()))
@@ -141,7 +141,7 @@ def test_layer_drop_removes_the_layer_of_least_influence(llama: Decoder) -> None
 
 
 def test_a_windowed_layer_keeps_its_window() -> None:
-    model = tiny.decoder("qwen2-window").private()
+    model = tiny.decoder("qwen2-window").private_copy()
     make("layer-drop", count=1).apply(model, tiny.tools())
     kept = {id(b): b.window for b in model.layers}
     assert sorted(w or 0 for w in kept.values()) in ([0, 7, 7], [0, 0, 7])
@@ -149,7 +149,7 @@ def test_a_windowed_layer_keeps_its_window() -> None:
 
 def test_removing_every_layer_is_refused(llama: Decoder) -> None:
     with pytest.raises(Refused, match="cannot remove 4 of 4 layers"):
-        make("layer-drop", count=4).apply(llama.private(), tiny.tools())
+        make("layer-drop", count=4).apply(llama.private_copy(), tiny.tools())
 
 
 @pytest.mark.parametrize("id", ["magnitude", "wanda", "neuron-drop", "layer-drop"])

@@ -121,7 +121,7 @@ def test_every_technique_has_one_control_per_knob(site: Site) -> None:
     for name, technique in registry().items():
         for k in technique.knobs():
             assert f"{name}.{k.name}" in page.form.fields
-        family = next(f for f in page.form.families if f.door == technique.door)
+        family = next(f for f in page.form.families if f.role == technique.role)
         assert name in family.boxes
 
 

@@ -43,7 +43,7 @@ class FeatureDrafter:
         s, eps = replace(model.shape, layers=1, window=(None,)), model.shape.eps
         norms = (Norm(put["norm_attention"], eps), Norm(put["norm_feed"], eps))
         block = Block(s, 0, norms, matrix["qkv"], matrix["out"], matrix["gate_up"], matrix["down"])
-        self.decoder = Decoder(s, model.tables, [block], Norm(put["norm_out"], eps), model.angles, weights)
+        self.decoder = Decoder(s, model.embedding, [block], Norm(put["norm_out"], eps), model.angles, weights)
         self.decoder.graphs = False
         self.fuse, self.join = matrix["fuse"], matrix["join"]
         self.norm_taps, self.norm_state, self.norm_token = put["norm_taps"], put["norm_state"], put["norm_token"]

@@ -33,7 +33,7 @@ def fingerprint(model: Any) -> Tensor:
     """(256,) float32: a few numbers of the embedding, which no technique and hardly any format changes."""
     vocabulary, width = model.shape.vocab, model.shape.width
     tokens = torch.arange(16) * max(1, vocabulary // 17) % vocabulary
-    rows = model.tables.look_up(tokens.to(model.device)).float().cpu()
+    rows = model.embedding.lookup(tokens.to(model.device)).float().cpu()
     return rows[:, : min(16, width)].flatten()
 
 
@@ -69,7 +69,7 @@ def card_of(path: Path) -> dict[str, Any]:
 
 def find(kind: str, model: Any) -> Path | None:
     """The file of the part of this kind that was trained for `model`; a user's own before one that ships."""
-    if not hasattr(model, "tables"):
+    if not hasattr(model, "embedding"):
         return None
     mine = fingerprint(model)
     for folder in (own(), SHIPPED):

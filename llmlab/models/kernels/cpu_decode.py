@@ -106,7 +106,7 @@ class DecodeWorkspace:
 
     def begin(self, model: Decoder, batch: Batch) -> Tensor:
         """Embeddings and rotations of a pass; returns the residual stream."""
-        self.x.copy_(model.tables.look_up(batch.tokens))
+        self.x.copy_(model.embedding.lookup(batch.tokens))
         self.turn.copy_(batch.rotation)
         self.turn[:, : self.shape.heads] *= 1 / math.sqrt(self.shape.head_size)
         self.many = not batch.exact

@@ -81,7 +81,7 @@ class Step:
         """The layers as `decoder.Block` has them, over whole buffers."""
         model, s = self.model, self.model.shape
         H, KV, D = s.heads, s.kv_heads, s.head_size
-        h = model.tables.look_up(self.token)
+        h = model.embedding.lookup(self.token)
         turn = model.rotations[self.position][:, None, :]
         room = self.memory.layers[0].capacity
         mask = (torch.arange(room, device=h.device) <= self.held)[None, None, None, :]

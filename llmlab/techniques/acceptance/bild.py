@@ -29,7 +29,7 @@ class BigLittleRollback(Acceptor):
 
     covers = ("bild",)
     claim = "The little model's words stand unless they surprise the big one too much."
-    identity = {"rollback": 0.0}
+    noop_settings = {"rollback": 0.0}
 
     rollback: float = knob(5.0, 0.0, 20.0, "surprise in nats above which a word is taken back")
 
@@ -39,4 +39,4 @@ class BigLittleRollback(Acceptor):
         p = (Sampler(1.0) if sampler.greedy else sampler).distribution(logits)
         own = draft.scores(p).log()
         path = draft.longest((-own <= self.rollback).tolist(), own)
-        return path, sampler.drawn(logits[path[-1] + 1 if path else 0], chance)
+        return path, sampler.sample(logits[path[-1] + 1 if path else 0], chance)

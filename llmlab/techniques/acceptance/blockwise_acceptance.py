@@ -34,7 +34,7 @@ class BlockwiseAcceptance(Acceptor):
 
     covers = ("blockwise-parallel",)
     claim = "Guesses among the model's k best, or near its number, stand too."
-    identity = {"rule": "exact", "block": 1}
+    noop_settings = {"rule": "exact", "block": 1}
 
     rule: str = knob("top-k", choices=("exact", "top-k", "tolerance"), help="which guesses stand")
     k: int = knob(2, 1, 32, "how many of the model's best tokens are good enough (top-k)")
@@ -61,7 +61,7 @@ class BlockwiseAcceptance(Acceptor):
         close = self._close(draft, logits, best, tools)
         fits = [d < self.block or near for d, near in zip(draft.depths(), close, strict=True)]
         path = draft.longest(fits, draft.scores(logits.float().log_softmax(-1)))
-        return path, sampler.drawn(logits[path[-1] + 1 if path else 0], chance)
+        return path, sampler.sample(logits[path[-1] + 1 if path else 0], chance)
 
     def _close(self, draft: Draft, logits: Tensor, best: Sequence[int], tools: Tools) -> list[bool]:
         """Per node, whether the rule lets its token pass for the model's own."""

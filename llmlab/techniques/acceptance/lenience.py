@@ -30,7 +30,7 @@ class Lenience(Acceptor):
 
     covers = ("speculative-decoding",)
     claim = "Lets a guess stand when it is nearly as likely as the model's own choice."
-    identity = {"lenience": 1.0}
+    noop_settings = {"lenience": 1.0}
 
     lenience: float = knob(0.3, 0.0, 1.0, "1 is exact, 0 accepts whatever is possible at all")
 

@@ -29,7 +29,7 @@ class TypicalAcceptance(Acceptor):
 
     covers = ("https://arxiv.org/abs/2401.10774",)
     claim = "Accepts guesses that the model finds typical, not only its own choice."
-    identity = {"epsilon": 1.0, "delta": 1e6}
+    noop_settings = {"epsilon": 1.0, "delta": 1e6}
 
     epsilon: float = knob(0.09, 0.0, 1.0, "probability that is always enough")
     delta: float = knob(0.3, 0.0, 1e6, "share of exp(-entropy) that is enough where less is certain")
@@ -42,4 +42,4 @@ class TypicalAcceptance(Acceptor):
         bar = (self.delta * torch.exp(-torch.special.entr(p).sum(-1))).clamp_max(self.epsilon)
         own = draft.scores(p)
         path = draft.longest((own > draft.scores(bar[:, None].expand_as(p))).tolist(), own.log())
-        return path, sampler.drawn(logits[path[-1] + 1 if path else 0], chance)
+        return path, sampler.sample(logits[path[-1] + 1 if path else 0], chance)

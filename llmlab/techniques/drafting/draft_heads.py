@@ -70,7 +70,7 @@ class DraftHeads(Drafter):
         net = tools.part("heads", session.model, self.title, Heads)
         heads = min(self.heads, len(net.blocks))
         while True:
-            states, room = session.states(), min(heads, session.room())
+            states, room = session.states(), min(heads, session.max_draft_depth())
             if not len(states) or room < 1:
                 yield Draft()
                 continue

@@ -57,14 +57,14 @@ class DraftModel(Drafter):
         pace = AdaptiveLength(self.length, row_cost(session.model) + helper.model.nbytes / session.model.nbytes)
 
         def score(draft: Draft) -> Tensor:
-            helper.follow(session.tokens)  # takes the nodes of the level before back
+            helper.sync_to(session.tokens)  # takes the nodes of the level before back
             return helper.forward(draft)
 
         while True:
-            k = min(pace.length() if self.adapt else self.length, session.room())
+            k = min(pace.length() if self.adapt else self.length, session.max_draft_depth())
             draft = Draft()
             if k and shape == (1,):
-                helper.follow(session.tokens)
+                helper.sync_to(session.tokens)
                 draft = chain(session, helper, k, self.confidence)
             elif k:
                 draft = grow(session, score, shape, k, self.confidence)

@@ -100,12 +100,12 @@ def chain(session: Session, ahead: Session, length: int, confidence: float, dept
     tokens: list[int] = []
     q: list[Tensor | None] = []
     while len(tokens) < length:
-        token, law, sure = session.guess(ahead.forward(depth=depth)[0])
+        token, law, sure = session.sample_draft(ahead.forward(depth=depth)[0])
         if session.sampler.greedy and sure < confidence:
             break
         tokens.append(token)
         q.append(law)
-        ahead.push(token)
+        ahead.append_token(token)
     return Draft.chain(tokens, q)
 
 
@@ -139,5 +139,5 @@ def _children(session: Session, y: Tensor, count: int, confidence: float) -> lis
     q = session.sampler.distribution(y)
     drawn: list[tuple[int, Tensor | None]] = []
     while len(drawn) < count and (rest := without(q, [token for token, _ in drawn])) is not None:
-        drawn.append((session.chance.pick(rest), rest))
+        drawn.append((session.random.categorical(rest), rest))
     return drawn

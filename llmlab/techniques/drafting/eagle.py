@@ -69,7 +69,7 @@ class Eagle(Drafter):
             states, n = net.fused(fresh), len(fresh)
             h = net.forward(states, tokens[held + 1 : held + 1 + n], memory, range(held, held + n), None)[-1:]
             held += n
-            room = min(self.length, session.room())
+            room = min(self.length, session.max_draft_depth())
             if session.sampler.greedy and self.breadth > 1:
                 yield self._tree(net, memory, h, held, room)
             else:
@@ -93,7 +93,7 @@ class Eagle(Drafter):
                 law = session.sampler.distribution(
                     y.new_full((session.model.shape.vocab,), -torch.inf).index_copy(0, net.shortlist, y)
                 )
-                token = session.chance.pick(law)
+                token = session.random.categorical(law)
             tokens.append(token)
             q.append(law)
         return Draft.chain(tokens, q)

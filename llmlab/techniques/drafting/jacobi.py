@@ -46,7 +46,7 @@ class Jacobi(Drafter):
                 yield Draft()
                 continue
             # The pass corrects one token more than it is given: the first one needs no guess.
-            n = min((self.block if self.mode == "jacobi" else left) - 1, session.room())
+            n = min((self.block if self.mode == "jacobi" else left) - 1, session.max_draft_depth())
             y = (y + begin(session.tokens, y, n))[:n]
             verdict = yield Draft.chain(y)
             final = len(verdict.path) + 1

@@ -94,12 +94,12 @@ class LayerSkip(Drafter):
     def drafts(self, session: Session, tools: Tools) -> Generator[Draft, Verdict, None]:
         heads, layer = self._exit(session.model, tools)
         watched = session.policy is not None and session.policy.observes
-        with session.going(None):
+        with session.with_plan(None):
             while True:
-                k, kept = min(self.length, session.room()), list[Tensor]()
+                k, kept = min(self.length, session.max_draft_depth()), list[Tensor]()
                 tokens: list[int] = []
                 q = []
-                with session.scratch() as ahead:
+                with session.speculative_scope() as ahead:
                     # One row more than is drafted goes through the lower layers: the last guess's own.
                     while True:
                         ahead.forward(depth=lower(layer, kept))
@@ -111,6 +111,6 @@ class LayerSkip(Drafter):
                             break
                         tokens.append(token)
                         q.append(qi)
-                        ahead.push(token)
+                        ahead.append_token(token)
                 session.depth = None if watched else upper(layer, torch.cat(kept))
                 yield Draft.chain(tokens, q)

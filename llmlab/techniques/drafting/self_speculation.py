@@ -72,13 +72,13 @@ class SelfSpeculation(Drafter):
         pace = AdaptiveLength(self.length, row_cost(session.model) + 1 - self.skip)
 
         def score(draft: Draft) -> Tensor:
-            with session.scratch() as ahead:
+            with session.speculative_scope() as ahead:
                 return ahead.forward(draft, depth)
 
         while True:
-            k = min(pace.length() if self.adapt else self.length, session.room())
+            k = min(pace.length() if self.adapt else self.length, session.max_draft_depth())
             if shape == (1,):
-                with session.scratch() as ahead:
+                with session.speculative_scope() as ahead:
                     draft = chain(session, ahead, k, self.confidence, depth)
             else:
                 draft = grow(session, score, shape, k, self.confidence)

@@ -42,7 +42,7 @@ class SuffixMatching(Drafter):
             for token in session.tokens[known:]:
                 suffixes.append(token)
             known = len(session.tokens)
-            room = session.room()
+            room = session.max_draft_depth()
             best, value = Draft(), 0.0
             for s in suffixes.patterns(self.least):
                 draft, sure = self._expand(suffixes, s, room)

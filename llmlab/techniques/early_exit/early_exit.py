@@ -45,9 +45,9 @@ class EarlyExit(ForwardPatch):
 
     covers = ("branchynet", "deebert", "fastbert", "pabee", "cats", ARXIV + "2207.07061", ARXIV + "2310.05424")
     needs = frozenset({Capability.LAYERS})
-    spoils = ForwardPatch.spoils | {Capability.MANY_ROWS}
+    disables = ForwardPatch.disables | {Capability.MANY_ROWS}
     claim = "Stops at a middle layer when the model is already sure."
-    identity = {"threshold": 1.0}
+    noop_settings = {"threshold": 1.0}
 
     rule: str = knob("probability", choices=RULES, help="what counts as sure")
     threshold: float = knob(0.95, 0.0, 1.0, "θ: how sure is sure enough; 1 never exits, whatever the rule")
@@ -60,8 +60,8 @@ class EarlyExit(ForwardPatch):
     step: int = knob(2, 1, 32, "layers between two checks of the logit lens", advanced=True)
     words: int = knob(WORDS, 0, 1 << 18, "words that the logit lens looks at; 0: all of them", advanced=True)
 
-    def spoiled(self) -> frozenset[Capability]:
-        return self.spoils | ({Capability.EVICTION} if self.fill == "later" else frozenset())
+    def disabled(self) -> frozenset[Capability]:
+        return self.disables | ({Capability.EVICTION} if self.fill == "later" else frozenset())
 
     def prepare(self, model: Any, tools: Tools) -> None:
         if self.threshold < 1:
@@ -119,5 +119,5 @@ class EarlyExit(ForwardPatch):
                 return stop
 
             depth = EarlyExitPlan(session, asked, begin, self.fill)
-        with session.going(depth):
+        with session.with_plan(depth):
             yield

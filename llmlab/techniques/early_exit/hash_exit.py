@@ -56,9 +56,9 @@ class HashExit(ForwardPatch):
 
     covers = ("hashee",)
     needs = frozenset({Capability.LAYERS})
-    spoils = ForwardPatch.spoils | {Capability.MANY_ROWS}
+    disables = ForwardPatch.disables | {Capability.MANY_ROWS}
     claim = "Every word has its own exit layer, fixed beforehand."
-    identity = {"first": 128}
+    noop_settings = {"first": 128}
 
     assign: str = knob("frequency", choices=ASSIGNMENTS, help="which words leave first")
     first: int = knob(0, 0, 128, "layers of the first bucket; 0: seven of eight; all layers and more: no exits")
@@ -67,8 +67,8 @@ class HashExit(ForwardPatch):
     fill: str = knob("copy", choices=FILLS, help="skipped keys and values: made later, or of a copied state")
     seed: int = knob(0, 0, 1000, "of chance, and of the clusters' beginnings", advanced=True)
 
-    def spoiled(self) -> frozenset[Capability]:
-        return self.spoils | ({Capability.EVICTION} if self.fill == "later" else frozenset())
+    def disabled(self) -> frozenset[Capability]:
+        return self.disables | ({Capability.EVICTION} if self.fill == "later" else frozenset())
 
     def prepare(self, model: Any, tools: Tools) -> None:
         self._ready(model, tools)
@@ -91,7 +91,7 @@ class HashExit(ForwardPatch):
         if self.assign == "random":
             return hash_tables.random_hash(V, places, self.seed)
         if self.assign == "cluster":
-            embeddings = model.tables.look_up(torch.arange(V, device=model.device)).cpu()
+            embeddings = model.embedding.lookup(torch.arange(V, device=model.device)).cpu()
             return hash_tables.cluster_hash(embeddings, places, self.seed)
         text = tools.calibration(CALIBRATION)
         if self.assign == "frequency":
@@ -117,5 +117,5 @@ class HashExit(ForwardPatch):
 
             return stop
 
-        with session.going(EarlyExitPlan(session, heads.layers if heads else (), begin, self.fill)):
+        with session.with_plan(EarlyExitPlan(session, heads.layers if heads else (), begin, self.fill)):
             yield

@@ -50,8 +50,8 @@ def sample_draft(heads: ExitHeads, layer: int, h: Tensor, session: Session) -> t
     """A draft token from the state h (1, E) after `layer` layers, as `Session.guess`."""
     logits = heads.logits(layer, h)
     if not session.sampler.greedy or heads.words is None:
-        return session.guess(heads.spread(logits)[0])
-    at, q, sure = session.guess(logits[0])
+        return session.sample_draft(heads.spread(logits)[0])
+    at, q, sure = session.sample_draft(logits[0])
     return int(heads.words[at]), q, sure
 
 
@@ -71,7 +71,7 @@ def own_words(model: Decoder, tools: Tools, layers: tuple[int, ...]) -> tuple[Te
         for piece in given:
             session = Session(model)
             session.tap(layers)
-            for _ in session.read(piece.tolist()):
+            for _ in session.prefill(piece.tolist()):
                 session.states()
             for _ in range(WRITTEN):
                 token = int(session.forward().argmax())

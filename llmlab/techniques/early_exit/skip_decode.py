@@ -31,9 +31,9 @@ class SkipDecode(ForwardPatch):
 
     covers = ("skipdecode",)
     needs = frozenset({Capability.LAYERS})
-    spoils = ForwardPatch.spoils | {Capability.MANY_ROWS}
+    disables = ForwardPatch.disables | {Capability.MANY_ROWS}
     claim = "Later tokens run fewer layers, by position alone."
-    identity = {"least": 128, "most": 0}
+    noop_settings = {"least": 128, "most": 0}
 
     least: int = knob(8, 1, 128, "layers of the last tokens; as many as the model has: all run")
     most: int = knob(0, 0, 128, "layers of the first new token; 0: all")
@@ -62,5 +62,5 @@ class SkipDecode(ForwardPatch):
             session.layers_run = float(len(chosen))
             return h, None
 
-        with session.going(depth):
+        with session.with_plan(depth):
             yield

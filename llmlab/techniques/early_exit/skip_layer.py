@@ -43,7 +43,7 @@ def fitted(model: Decoder, tokens: list[int]) -> Routers:
     """Routers that foretell from what goes into a layer how much it will turn it, ln (1 − cos): a ridge regression for
     each layer of the unchanged model."""
     fresh = calibration_batches(model, tokens)
-    h = model.tables.look_up(fresh().tokens)
+    h = model.embedding.lookup(fresh().tokens)
     weights, bias, said = [], [], []
     for block in model.layers:
         out = block(h, fresh())
@@ -76,9 +76,9 @@ class SkipLayer(ForwardPatch):
 
     covers = ("skiplayer",)
     needs = frozenset({Capability.LAYERS})
-    spoils = ForwardPatch.spoils | {Capability.MANY_ROWS}
+    disables = ForwardPatch.disables | {Capability.MANY_ROWS}
     claim = "A small router before each layer lets tokens pass it by."
-    identity = {"density": 1.0}
+    noop_settings = {"density": 1.0}
 
     density: float = knob(0.9, 0.1, 1.0, "share of the layers that run, on average; 1: all")
 
@@ -105,5 +105,5 @@ class SkipLayer(ForwardPatch):
             session.layers_run = float(ran)
             return h, None
 
-        with session.going(depth):
+        with session.with_plan(depth):
             yield

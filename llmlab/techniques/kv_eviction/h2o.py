@@ -28,7 +28,7 @@ class H2O(CachePolicy):
     covers = ("h2o",)
     needs = CachePolicy.needs | {Capability.ATTENTION}
     claim = "Keeps the tokens that have drawn the most attention, and the latest ones."
-    identity = {"budget": UNBOUNDED}
+    noop_settings = {"budget": UNBOUNDED}
     observes = True
     during_prompt = False
 
@@ -36,7 +36,7 @@ class H2O(CachePolicy):
     recent: float = knob(0.5, 0.0, 1.0, "share of the budget for the latest tokens")
     every: int = knob(16, 1, 256, "new rows that gather before an eviction", advanced=True)
 
-    def line(self) -> tuple[int, int]:
+    def budget_and_slack(self) -> tuple[int, int]:
         return self.budget, self.every
 
     def observe(self, rows: Rows, attention: Tensor) -> None:

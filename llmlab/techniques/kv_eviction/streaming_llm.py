@@ -27,7 +27,7 @@ class StreamingLLM(CachePolicy):
 
     covers = ("streaming-llm",)
     claim = "Keeps the first few tokens and a window of the latest; forgets the middle."
-    identity = {"budget": UNBOUNDED}
+    noop_settings = {"budget": UNBOUNDED}
 
     budget: int = knob(128, 4, UNBOUNDED, "rows kept per layer")
     sinks: int = knob(4, 0, 64, "first tokens that always stay")
@@ -37,13 +37,13 @@ class StreamingLLM(CachePolicy):
     def required(self) -> frozenset[Capability]:
         return self.needs | ({Capability.ROTARY} if self.reposition else frozenset())
 
-    def line(self) -> tuple[int, int]:
+    def budget_and_slack(self) -> tuple[int, int]:
         return self.budget, self.every
 
     def keep(self, rows: Rows) -> Tensor:
         sinks = min(self.sinks, self.budget)
         return torch.cat([torch.arange(sinks), torch.arange(rows.count - (self.budget - sinks), rows.count)])
 
-    def settle(self, rows: Rows, session: Session) -> None:
+    def after_eviction(self, rows: Rows, session: Session) -> None:
         if self.reposition:
             session.reposition(rows)

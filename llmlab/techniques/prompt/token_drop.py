@@ -33,9 +33,9 @@ class TokenDrop(ForwardPatch):
 
     covers = ("https://arxiv.org/abs/2407.14057",)
     needs = frozenset({Capability.LAYERS, Capability.ATTENTION})
-    spoils = ForwardPatch.spoils | {Capability.ROTARY}
+    disables = ForwardPatch.disables | {Capability.ROTARY}
     claim = "Lets a prompt's unattended words leave before the deeper layers."
-    identity = {"ratio": 0.0}
+    noop_settings = {"ratio": 0.0}
 
     ratio: float = knob(0.3, 0.0, 0.9, "share of the tokens dropped each time")
     first: int = knob(0, 0, 64, "layers that every token goes through; 0: a third of them")
@@ -50,8 +50,10 @@ class TokenDrop(ForwardPatch):
             raise Refused(self.title, f"would drop nothing: it waits for layer {first} of {count}", "Lower first")
         if self.ratio:
             chosen = Top(1 - self.ratio, self.score)  # type: ignore[arg-type]
-            session.reading = TokenDropPlan({layer: chosen for layer in places(count, first, self.times)}, answer=False)
+            session.prefill_plan = TokenDropPlan(
+                {layer: chosen for layer in places(count, first, self.times)}, answer=False
+            )
         try:
             yield
         finally:
-            session.reading = None
+            session.prefill_plan = None

@@ -30,7 +30,7 @@ class LayerDrop(WeightTransform):
     needs = frozenset({Capability.WEIGHTS, Capability.LAYERS})
     stage = 0
     claim = "Removes whole layers: weights, time and KV memory shrink together."
-    identity = {"count": 0}
+    noop_settings = {"count": 0}
 
     count: int = knob(2, 0, 64, "layers removed")
     calibration: int = knob(512, 64, 8192, "calibration tokens", advanced=True)

@@ -28,7 +28,7 @@ class Magnitude(WeightTransform):
     needs = frozenset({Capability.WEIGHTS})
     claim = "Sets the smallest weights to zero."
     speed = "simulated"
-    identity = {"ratio": 0.0, "pattern": "unstructured"}
+    noop_settings = {"ratio": 0.0, "pattern": "unstructured"}
 
     ratio: float = knob(0.3, 0.0, 0.95, "share of weights removed")
     pattern: str = knob("unstructured", choices=PATTERNS, help="2:4 and 4:8 remove half, whatever the ratio says")

@@ -31,7 +31,7 @@ class NeuronDrop(WeightTransform):
     needs = frozenset({Capability.WEIGHTS})
     stage = 0
     claim = "Removes whole neurons: smaller matrices, real savings."
-    identity = {"ratio": 0.0}
+    noop_settings = {"ratio": 0.0}
 
     ratio: float = knob(0.1, 0.0, 0.9, "share of feed-forward neurons removed per layer")
     calibration: int = knob(1024, 64, 8192, "calibration tokens", advanced=True)

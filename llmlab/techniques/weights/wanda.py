@@ -29,7 +29,7 @@ class Wanda(WeightTransform):
     needs = frozenset({Capability.WEIGHTS})
     claim = "Zeroes the weights whose size times input is smallest."
     speed = "simulated"
-    identity = {"ratio": 0.0, "pattern": "unstructured"}
+    noop_settings = {"ratio": 0.0, "pattern": "unstructured"}
 
     ratio: float = knob(0.5, 0.0, 0.95, "share of weights removed")
     pattern: str = knob("unstructured", choices=PATTERNS, help="2:4 and 4:8 remove half, whatever the ratio says")

@@ -255,7 +255,7 @@ def decoders(
     if models == VARIANTS:
         for name, arguments in variants:
             stack = Stack.from_arguments(arguments)
-            changed = subject.lab.shelf.changed(subject.loaded, stack, subject.tools, subject.report)
+            changed = subject.lab.model_cache.transformed(subject.loaded, stack, subject.tools, subject.report)
             found.append((name, changed.model, subject.tokenizer))
     else:
         s = subject.settings
@@ -263,7 +263,7 @@ def decoders(
         if not all(names) or len(set(names)) < len(names) or len(names) < 2:
             raise Refused("A cascade", f"cannot be made of {models[:60]!r}", "Name two or more models, joined with +")
         for name in names:
-            loaded = subject.lab.shelf.load(name, s.weights, s.device, 2048, subject.report, s.copies == "auto")
+            loaded = subject.lab.model_cache.load(name, s.weights, s.device, 2048, subject.report, s.copies == "auto")
             found.append((loaded.name, loaded.model, loaded.tokenizer))
     for name, model, _ in found:
         if not isinstance(model, Decoder):

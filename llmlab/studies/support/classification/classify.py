@@ -185,7 +185,7 @@ class Task:
 
 def task(subject: Subject, data: Data) -> Task:
     """The task on a study's model; the last one of each model is kept. Refused for a model without single layers."""
-    if Capability.LAYERS not in subject.lab.shelf.abilities(subject.settings.model):
+    if Capability.LAYERS not in subject.lab.model_cache.capabilities(subject.settings.model):
         raise Refused("Classification", "needs a decoder whose layers can be read one by one", "Choose another model")
     model = subject.model
     held: list[Task] = cached_on(model, "task", list)

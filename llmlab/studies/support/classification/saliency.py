@@ -85,8 +85,8 @@ def saliency(
     positions = torch.cat([torch.arange(len(s)) for s in sequences]).to(model.device)
     layers = list(model.layers)
     with torch.inference_mode(False):
-        rotation = model.turns(positions)[:, None, :].clone()
-        inputs, received = [model.tables.look_up(tokens).float().clone()], []
+        rotation = model.rotations_at(positions)[:, None, :].clone()
+        inputs, received = [model.embedding.lookup(tokens).float().clone()], []
         with torch.no_grad():
             for block in layers:
                 h, drawn = block_forward(block, inputs[-1], rotation, ends)
