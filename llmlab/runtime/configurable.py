@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from llmlab.errors import Refused
 
-LABELS = ("Idea", "Rule", "Watch", "Differs")
+LABELS = ("Idea", "Method", "What to look for", "Differences from the paper")
 
 
 def knob(
@@ -133,7 +133,7 @@ def title(described: type[Configurable]) -> str:
 
 
 def card(described: type[Configurable]) -> dict[str, str]:
-    """The docstring's four labelled paragraphs: Idea, Rule, Watch, Differs."""
+    """The docstring's four labelled paragraphs: `LABELS`."""
     text = re.sub(r"\n\s+", "\n", (described.__doc__ or "").strip())
     parts = re.split(rf"^({'|'.join(LABELS)}):\s*", text, flags=re.MULTILINE)
     return {parts[i]: " ".join(parts[i + 1].split()) for i in range(1, len(parts) - 1, 2)}

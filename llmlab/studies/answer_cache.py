@@ -49,15 +49,15 @@ class AnswerCache(Study):
 
     Idea: People ask the same again. Keep the answers that are worth most, and let a predictor choose which model
     answers a new question.
-    Rule: A full cache gives up the answer with the least expected cost (LEC): estimated frequency times estimated cost
-    of answering again. LRU gives up the one asked longest ago, LFU the rarest. The multiplexer asks the model with the
-    least estimated cost; a small model whose answer is wrong costs its own price and the large model's.
-    Watch: Cost per query against skew and cache size. When costs differ much, LEC pays for a few cheap queries again
-    and again to keep the dear ones. With keys that only look alike, watch the wrong hits.
-    Differs: The theory assumes keys that match exactly; embeddings (mean-pooled states of an early layer) are tried as
-    well, with their wrong hits. Costs are known after one answer, so means stand where the paper has confidence bounds.
-    In the simulation each query costs each model 1 or `ratio`, by a coin. In the measured part every (query, model) is
-    really answered once, and streams are then drawn over those costs.
+    Method: A full cache gives up the answer with the least expected cost (LEC): estimated frequency times estimated
+    cost of answering again. LRU gives up the one asked longest ago, LFU the rarest. The multiplexer asks the model with
+    the least estimated cost; a small model whose answer is wrong costs its own price and the large model's.
+    What to look for: Cost per query against skew and cache size. When costs differ much, LEC pays for a few cheap
+    queries again and again to keep the dear ones. With keys that only look alike, watch the wrong hits.
+    Differences from the paper: The theory assumes keys that match exactly; embeddings (mean-pooled states of an early
+    layer) are tried as well, with their wrong hits. Costs are known after one answer, so means stand where the paper
+    has confidence bounds. In the simulation each query costs each model 1 or `ratio`, by a coin. In the measured part
+    every (query, model) is really answered once, and streams are then drawn over those costs.
     """
 
     covers = ("caching-multiplexing",)

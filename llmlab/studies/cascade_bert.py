@@ -60,14 +60,14 @@ class CascadeBert(Study):
 
     Idea: An exit in a shallow layer lacks what the last layers know. Ask complete small models instead, one after the
     other, and let them say honestly how sure they are.
-    Rule: A sentence stops at the first model whose likeliest class has at least the threshold. The difficulty margin
+    Method: A sentence stops at the first model whose likeliest class has at least the threshold. The difficulty margin
     adds λ·mean max(0, ε - (c_easy - c_hard)) to a classifier's loss, over pairs of easy and hard sentences with
     confidences c; temperature scaling divides its logits by the T that calibration sentences like best.
-    Watch: Both curves of accuracy against FLOPs, with the exits of the one deep model beside; and the reliability
-    diagram: on the diagonal, a confidence of 0.8 is right four times in five.
-    Differs: The paper's models were each pre-trained and are fine-tuned; offline the small ones are this model with its
-    least influential layers removed, frozen, with a linear classifier of their own. A sentence is hard if a classifier
-    trained on other folds misses it, where the paper trains models from several seeds.
+    What to look for: Both curves of accuracy against FLOPs, with the exits of the one deep model beside; and the
+    reliability diagram: on the diagonal, a confidence of 0.8 is right four times in five.
+    Differences from the paper: The paper's models were each pre-trained and are fine-tuned; offline the small ones are
+    this model with its least influential layers removed, frozen, with a linear classifier of their own. A sentence is
+    hard if a classifier trained on other folds misses it, where the paper trains models from several seeds.
     """
 
     covers = ("cascadebert",)

@@ -151,18 +151,19 @@ class ExitRules(Study):
 
     Idea: Put a small classifier behind every layer of a frozen model and let a sentence leave as soon as a rule trusts
     what has been said of it. Seven papers differ in how the classifiers are trained and in when they are trusted.
-    Rule: Leave when the entropy −Σ p ln p is below a threshold (BranchyNet with two branches, DeeBERT with one per
+    Method: Leave when the entropy −Σ p ln p is below a threshold (BranchyNet with two branches, DeeBERT with one per
     layer; MPEE on a memory of all that was said, Past-Future on states seen and imitated), when it is below `speed`
     times ln C (FastBERT, whose classifiers learn from the last one), when t classifiers in a row have agreed (PABEE),
     or when a meta-classifier's score is above a bar that conformal calibration sets for a promised agreement 1 − ε
     (CATs).
-    Watch: Curves of accuracy against layers and FLOPs; where sentences leave; whether those with more negations stay
-    longer. Settings called "chosen" are the cheapest that lose at most `loss` on calibration sentences; claims are
-    judged on others.
-    Differs: The papers fine-tune an encoder of 12 layers; here a language model is frozen and linear probes see the
-    last token. On a frozen backbone BranchyNet's, DeeBERT's and PABEE's classifiers are the same. FastBERT's have no
-    attention of their own. Past-Future's imitators are linear, without tanh, fitted by least squares, and its gate is
-    one number per exit. MPEE's teacher weighs layers, not sentences; its tokens are in the study of dropped tokens.
+    What to look for: Curves of accuracy against layers and FLOPs; where sentences leave; whether those with more
+    negations stay longer. Settings called "chosen" are the cheapest that lose at most `loss` on calibration sentences;
+    claims are judged on others.
+    Differences from the paper: The papers fine-tune an encoder of 12 layers; here a language model is frozen and linear
+    probes see the last token. On a frozen backbone BranchyNet's, DeeBERT's and PABEE's classifiers are the same.
+    FastBERT's have no attention of their own. Past-Future's imitators are linear, without tanh, fitted by least
+    squares, and its gate is one number per exit. MPEE's teacher weighs layers, not sentences; its tokens are in the
+    study of dropped tokens.
     """
 
     covers = ("branchynet", "deebert", "fastbert", "pabee", "mpee", "past-future-exit", "cats")

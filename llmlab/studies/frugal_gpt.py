@@ -51,15 +51,15 @@ class FrugalGpt(Study):
 
     Idea: Ask a cheap model first and let a learned scorer decide whether its answer will do; only the rest goes on to
     dearer ones. Which models to ask, in which order and when to stop is learned from a few labelled queries.
-    Rule: max over (L, τ) of the share of right answers, subject to a mean cost of at most b, where level L_i answers as
-    soon as its score g reaches τ_i and everybody asked is paid. A model costs c₂ per token read and c₁ per token
+    Method: max over (L, τ) of the share of right answers, subject to a mean cost of at most b, where level L_i answers
+    as soon as its score g reaches τ_i and everybody asked is paid. A model costs c₂ per token read and c₁ per token
     written. g is a logistic regression on the answer's log-probabilities, its length and whether it can be read.
-    Watch: The front of cost and right answers, on queries that nothing was learned from, beside each level alone; and
-    the orders that were chosen.
-    Differs: Prices are an input: by default each model costs ten times the one before it, whatever it really takes
-    (GFLOPs and time stand beside). The paper's scorer is a fine-tuned DistilBERT and its search is pruned; here all
-    orders are tried, with thresholds at quantiles. A level is a model with a style of prompt, so that the choice of the
-    prompt, another of the paper's levers, is learned with it; answer caches have their own study.
+    What to look for: The front of cost and right answers, on queries that nothing was learned from, beside each level
+    alone; and the orders that were chosen.
+    Differences from the paper: Prices are an input: by default each model costs ten times the one before it, whatever
+    it really takes (GFLOPs and time stand beside). The paper's scorer is a fine-tuned DistilBERT and its search is
+    pruned; here all orders are tried, with thresholds at quantiles. A level is a model with a style of prompt, so that
+    the choice of the prompt, another of the paper's levers, is learned with it; answer caches have their own study.
     """
 
     covers = ("frugalgpt",)

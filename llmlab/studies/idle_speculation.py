@@ -53,13 +53,14 @@ class IdleSpeculation(Study):
     Idea: Work may begin before anybody knows that it is needed. If what is surely needed always goes first, Burton
     argued of parallel machines in 1985, such speculation can only help. A server of language models speculates too:
     drafted tokens take rows of the same passes as the next tokens of the requests that it serves.
-    Rule: Mandatory rows are the next tokens of the m running requests, at most `rows`. Guesses get no row ("off"),
+    Method: Mandatory rows are the next tokens of the m running requests, at most `rows`. Guesses get no row ("off"),
     `length` rows each ("always"), or, "idle-only", the rows that are missing to the next multiple of `block`, and none
     while a request waits for a seat. Requests arrive as a Poisson process; a load of 1 is what "off" just manages.
-    Watch: Throughput and latency against load: where "always" crosses "off", and whether "idle-only" ever does. Then
-    the guesses that came to nothing: under load they take the place of work.
-    Differs: Burton's speculative tasks run on idle processors, which cost nothing. Rows do: the notes say what passes
-    of several widths took here. Mandatory work never waits for a guess, but a pass in progress is not broken off.
+    What to look for: Throughput and latency against load: where "always" crosses "off", and whether "idle-only" ever
+    does. Then the guesses that came to nothing: under load they take the place of work.
+    Differences from the paper: Burton's speculative tasks run on idle processors, which cost nothing. Rows do: the
+    notes say what passes of several widths took here. Mandatory work never waits for a guess, but a pass in progress is
+    not broken off.
     """
 
     covers = ("burton-speculative-computation",)

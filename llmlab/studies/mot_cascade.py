@@ -41,14 +41,15 @@ class MotCascade(Study):
 
     Idea: A weak model answers the same question several times, in chains of words and in programs. Where its answers
     agree it is believed; where they do not, a strong model is asked.
-    Rule: Vote: agreement is the share of the commonest answer among all samples; it is accepted at a threshold τ.
+    Method: Vote: agreement is the share of the commonest answer among all samples; it is accepted at a threshold τ.
     Verify: the commonest answer of the chains must equal that of the programs. Every method looks at as many samples.
     Everybody asked is paid, in price (a token of the strong model costs `ratio` tokens of the weak) and in GFLOPs.
-    Watch: Each method against the line of sending on by chance. Two representations make different mistakes, so their
-    agreement should say more than that of one alone: see the area under the ROC curve.
-    Differs: The paper draws 20 samples of GPT-3.5 before GPT-4; here there are few, at a lower temperature, which a
-    small model needs. Without other models, the weak one is a pruned copy of the strong one, so that in GFLOPs, unlike
-    in price, its samples cost more than they save. All thresholds are shown; none was chosen on other problems.
+    What to look for: Each method against the line of sending on by chance. Two representations make different mistakes,
+    so their agreement should say more than that of one alone: see the area under the ROC curve.
+    Differences from the paper: The paper draws 20 samples of GPT-3.5 before GPT-4; here there are few, at a lower
+    temperature, which a small model needs. Without other models, the weak one is a pruned copy of the strong one, so
+    that in GFLOPs, unlike in price, its samples cost more than they save. All thresholds are shown; none was chosen on
+    other problems.
     """
 
     covers = ("mot-cascade",)

@@ -36,14 +36,14 @@ class Reasoning(Study):
 
     Idea: Show the model how to answer: with the number alone, with worked steps in words (chain of thought), or with a
     program that a calculator runs (program of thought). Steps cost tokens; see what they buy.
-    Rule: The same problems and examples in three styles, greedy. A chain whose last sum comes out right once every sum
-    is done by a calculator had a right plan and wrong arithmetic; otherwise the plan was wrong. A program is run by an
-    evaluator of assignments and + - * / // % ** only, so that its arithmetic cannot be wrong.
-    Watch: Tokens per answer against the share that is right. Where chains fail by arithmetic, programs win by exactly
-    that.
-    Differs: Both papers ask for grade-school and finance problems of models a thousand times larger; here the problems
-    are made from templates, of one and two steps and of dates, and the examples come from the same templates. Programs
-    are assignments, never executed as Python.
+    Method: The same problems and examples in three styles, greedy. A chain whose last sum comes out right once every
+    sum is done by a calculator had a right plan and wrong arithmetic; otherwise the plan was wrong. A program is run by
+    an evaluator of assignments and + - * / // % ** only, so that its arithmetic cannot be wrong.
+    What to look for: Tokens per answer against the share that is right. Where chains fail by arithmetic, programs win
+    by exactly that.
+    Differences from the paper: Both papers ask for grade-school and finance problems of models a thousand times larger;
+    here the problems are made from templates, of one and two steps and of dates, and the examples come from the same
+    templates. Programs are assignments, never executed as Python.
     """
 
     covers = ("chain-of-thought", "program-of-thoughts")

@@ -125,16 +125,16 @@ class Sweep(Study):
 
     Idea: A technique's threshold, budget or length says how much quality it may spend, or how much work it does ahead.
     Turn it, on prompts that nothing was tuned on, and see which settings of which techniques no other beats.
-    Rule: Per setting: how often it chooses as the unmodified model would on that model's own text (top-1 agreement),
+    Method: Per setting: how often it chooses as the unmodified model would on that model's own text (top-1 agreement),
     KL(p‖q), share of equal texts; against layers, seconds and passes per token. A point is on the front when no other
     costs less and is better. For drafts of g tokens with acceptance a and a draft step that costs c passes, tokens per
     pass should be (1 − a^(g+1)) / (1 − a) (arXiv 2211.17192, equation 1) and the speed-up that over g·c + 1 (theorem
     3.8).
-    Watch: Where a curve bends. Lossless techniques sit at agreement 1 and move only sideways. Theorem 3.8 takes a pass
-    over g + 1 tokens to cost as much as one over a single token: see by how much it does not here.
-    Differs: The baseline is measured anew before each technique, so that a machine that warms up favours none. The
-    acceptance a is estimated from the same run, as accepted over tested tokens. Drafts that stop early where they are
-    unsure are told not to, because the formulas speak of fixed lengths.
+    What to look for: Where a curve bends. Lossless techniques sit at agreement 1 and move only sideways. Theorem 3.8
+    takes a pass over g + 1 tokens to cost as much as one over a single token: see by how much it does not here.
+    Differences from the paper: The baseline is measured anew before each technique, so that a machine that warms up
+    favours none. The acceptance a is estimated from the same run, as accepted over tested tokens. Drafts that stop
+    early where they are unsure are told not to, because the formulas speak of fixed lengths.
     """
 
     covers = ("speculative-decoding",)

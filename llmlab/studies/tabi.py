@@ -90,16 +90,17 @@ class Tabi(Study):
 
     Idea: Small models answer most sentences. What they are unsure of goes on to a larger one, without the words that
     the small model hardly looked at, and its answer is mixed with theirs.
-    Rule: A level answers when its calibrated confidence reaches its threshold. Words are ranked by the attention that
+    Method: A level answers when its calibrated confidence reaches its threshold. Words are ranked by the attention that
     they get, over all heads and layers; the share `prune` that gets least is left out on the way up. The answer is
     w·p_before + (1 - w)·p_here, with w per level from calibration sentences. Temperatures come from these too, and the
     thresholds are those of least cost that keep within `loss` of the largest model.
-    Watch: Mean and 99th percentile of the time to an answer, sentence by sentence: whoever is sent on pays for every
-    level, so that the tail grows where the mean falls. Pruning must win that back.
-    Differs: Three levels run on one machine, one sentence at a time, where Tabi schedules them over GPUs. Attention is
-    causal, so that a word's weight is what the last token gives it, and taking weights out slows the small pass.
-    Offline the smaller levels are this model's first layers, each started anew as a model of its own would be.
-    Classifiers never saw pruned sentences. A time is the median of three, or others on the machine would be the tail.
+    What to look for: Mean and 99th percentile of the time to an answer, sentence by sentence: whoever is sent on pays
+    for every level, so that the tail grows where the mean falls. Pruning must win that back.
+    Differences from the paper: Three levels run on one machine, one sentence at a time, where Tabi schedules them over
+    GPUs. Attention is causal, so that a word's weight is what the last token gives it, and taking weights out slows the
+    small pass. Offline the smaller levels are this model's first layers, each started anew as a model of its own would
+    be. Classifiers never saw pruned sentences. A time is the median of three, or others on the machine would be the
+    tail.
     """
 
     covers = ("tabi",)

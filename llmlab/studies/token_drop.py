@@ -143,17 +143,18 @@ class TokenDrop(Study):
 
     Idea: The deeper the layer, the fewer words a classifier still needs. Let the others leave on the way, and see which
     words stay, what it costs in accuracy and what it saves in time.
-    Rule: After some layers a word leaves when little attention is paid to it, under a schedule learned from the loss's
-    slope (PoWER-BERT); when a policy rewarded by log p(label) − price·cost deselects it, to wait for the last layer
-    (TR-BERT); when its predicted share of gradient × input is below η / T (AdapLeR); when it draws less than a share of
-    the mean attention, and the sentence itself may leave by entropy (Magic Pyramid). MPEE's words melt into one.
-    Watch: The words that survive, layer by layer; accuracy against FLOPs; and the time to the answer, measured on short
-    and on long texts: making attention weights costs time that few words do not win back.
-    Differs: The papers fine-tune an encoder, and again after dropping; here all but the small parts is frozen, only the
-    last classifier is trained again, and attention is causal, so that early words cannot know what follows. Words leave
-    from half of the layers on; first and last token always stay. PoWER-BERT's schedule comes from the loss's slope at
-    full length, in one step. TR-BERT's rewards are few. AdapLeR's η is tried, not learned, and its predictors stand at
-    five layers. Magic Pyramid's bars are tried too.
+    Method: After some layers a word leaves when little attention is paid to it, under a schedule learned from the
+    loss's slope (PoWER-BERT); when a policy rewarded by log p(label) − price·cost deselects it, to wait for the last
+    layer (TR-BERT); when its predicted share of gradient × input is below η / T (AdapLeR); when it draws less than a
+    share of the mean attention, and the sentence itself may leave by entropy (Magic Pyramid). MPEE's words melt into
+    one.
+    What to look for: The words that survive, layer by layer; accuracy against FLOPs; and the time to the answer,
+    measured on short and on long texts: making attention weights costs time that few words do not win back.
+    Differences from the paper: The papers fine-tune an encoder, and again after dropping; here all but the small parts
+    is frozen, only the last classifier is trained again, and attention is causal, so that early words cannot know what
+    follows. Words leave from half of the layers on; first and last token always stay. PoWER-BERT's schedule comes from
+    the loss's slope at full length, in one step. TR-BERT's rewards are few. AdapLeR's η is tried, not learned, and its
+    predictors stand at five layers. Magic Pyramid's bars are tried too.
     """
 
     covers = ("power-bert", "tr-bert", "adapler", "magic-pyramid")

@@ -18,9 +18,9 @@ class TinyCount(Study):
     """Counting.
 
     Idea: A study for the tests of the page, which need one that takes no time and finds the same each time.
-    Rule: For each step a row with a level, a cost and whether the answer was right.
-    Watch: The table, one figure of each kind, and one claim of each outcome.
-    Differs: No paper counts like this one, so there is nothing that it could differ from.
+    Method: For each step a row with a level, a cost and whether the answer was right.
+    What to look for: The table, one figure of each kind, and one claim of each outcome.
+    Differences from the paper: No paper counts like this one, so there is nothing that it could differ from.
     """
 
     covers = ("speculative-decoding",)

@@ -17,14 +17,14 @@ class BigLittleRollback(Acceptor):
 
     Idea: A little model writes until it is unsure (fallback). Then the big one looks over all of it at once, lets pass
     what it finds believable, and goes back to the first word that it finds too surprising (rollback).
-    Rule: Fallback where max q < α_FB: the knob `confidence` of the draft model, 0.6 in the paper, which also lets it
+    Method: Fallback where max q < α_FB: the knob `confidence` of the draft model, 0.6 in the paper, which also lets it
     write 10 tokens at most. Rollback to the first drafted x with −ln p(x) > α_RB, in whose place the big model's own
     token stands.
-    Watch: Passes of the big model per token against the quality, with both thresholds moved. A high α_RB leaves the
-    little model's text as it is.
-    Differs: This is the rollback; for the whole, switch on `draft-model:length=10,confidence=0.6` beside it. The paper
-    also tunes the little model on the big one's text. The draft model falls back in greedy runs only. Of a tree, the
-    longest path that is believable throughout is kept.
+    What to look for: Passes of the big model per token against the quality, with both thresholds moved. A high α_RB
+    leaves the little model's text as it is.
+    Differences from the paper: This is the rollback; for the whole, switch on `draft-model:length=10,confidence=0.6`
+    beside it. The paper also tunes the little model on the big one's text. The draft model falls back in greedy runs
+    only. Of a tree, the longest path that is believable throughout is kept.
     """
 
     covers = ("bild",)

@@ -21,15 +21,15 @@ class BlockwiseAcceptance(Acceptor):
 
     Idea: Blockwise decoding checks a block of guesses at once. Greedy equality is the strictest test; a laxer one, or a
     least size for every block, buys fewer passes with a text that may change.
-    Rule: A guess x stands if it is the model's best token b (`exact`), among its k best (`top-k`), or, where tokens
+    Method: A guess x stands if it is the model's best token b (`exact`), among its k best (`top-k`), or, where tokens
     mean amounts, if |x − b| ≤ ε (`tolerance`). The first `block` − 1 guesses stand whatever they are, so that a pass
     gives `block` tokens wherever enough were drafted.
-    Watch: Tokens per pass and quality as k grows. A whole block in each pass is as fast as it gets, and then the
-    heads write most of the text.
-    Differs: The paper's scale of amounts is the brightness of pixels. In text the only tokens on such a scale are those
-    that read as whole numbers, so the tolerance is for them and every other token must be b; it makes numbers wrong by
-    design. The block counts the model's own token last, the paper first. k = 1 and ε = 0 are `exact`, which in a
-    sampled run is speculative sampling.
+    What to look for: Tokens per pass and quality as k grows. A whole block in each pass is as fast as it gets, and then
+    the heads write most of the text.
+    Differences from the paper: The paper's scale of amounts is the brightness of pixels. In text the only tokens on
+    such a scale are those that read as whole numbers, so the tolerance is for them and every other token must be b; it
+    makes numbers wrong by design. The block counts the model's own token last, the paper first. k = 1 and ε = 0 are
+    `exact`, which in a sampled run is speculative sampling.
     """
 
     covers = ("blockwise-parallel",)

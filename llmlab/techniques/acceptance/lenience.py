@@ -18,14 +18,14 @@ class Lenience(Acceptor):
 
     Idea: Two models of one kind never agree to the last digit. Let the guess win where it is nearly as good as the
     model's own choice, and more of every draft stands.
-    Rule: With l for `lenience`, sampled: accept x drawn from q with probability min(1, p(x) / (l q(x))); after a
-    rejection draw from max(p − q, 0), normalised, as speculative sampling does. No token then comes with more than
-    p(x) / l. Greedy: accept x where p(x) ≥ l · max p, with p as it is at temperature 1. l = 1 is exact.
-    Watch: The acceptance rate while l goes from 1 to 0.1, against the text. Rare tokens stay rare, but nothing keeps a
-    likely one from becoming rare: samples lose variety.
-    Differs: The paper prints the greedy rule with ≤, which would take the unlikely tokens. It leaves open whether l
-    also enters what is drawn after a rejection: without it the bound holds too, and the law stays as near to p as
-    acceptance allows. Drafts may be trees; greedily, the longest path that passes is kept.
+    Method: With l for `lenience`, sampled: accept x drawn from q with probability min(1, p(x) / (l q(x))); after a
+    rejection draw from max(p − q, 0), normalised, as speculative sampling does. No token then comes with more than p(x)
+    / l. Greedy: accept x where p(x) ≥ l · max p, with p as it is at temperature 1. l = 1 is exact.
+    What to look for: The acceptance rate while l goes from 1 to 0.1, against the text. Rare tokens stay rare, but
+    nothing keeps a likely one from becoming rare: samples lose variety.
+    Differences from the paper: The paper prints the greedy rule with ≤, which would take the unlikely tokens. It leaves
+    open whether l also enters what is drawn after a rejection: without it the bound holds too, and the law stays as
+    near to p as acceptance allows. Drafts may be trees; greedily, the longest path that passes is kept.
     """
 
     covers = ("speculative-decoding",)

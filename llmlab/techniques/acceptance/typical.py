@@ -18,13 +18,13 @@ class TypicalAcceptance(Acceptor):
 
     Idea: A guess need not be what the model would have drawn; it is enough that the model finds it typical. Where many
     words could follow, a less likely one is typical too.
-    Rule: Accept x where p(x) > min(ε, δ exp(−H(p))), with H the entropy of p in nats, all along a path; of a tree, the
-    longest such path, and among equals the likeliest. The token after it is the model's own and always stands.
-    Watch: Tokens per pass against the quality. A flat p has a low bar: then nearly anything is accepted, and the text
-    becomes the drafter's. At `temperature` 0 a greedy run stays what it is.
-    Differs: Medusa takes p at the run's temperature and its own token greedily, which is what a greedy run does here,
-    judged at `temperature`; a sampled run draws its own token too. Where ε is 1 and δ at least the size of the
-    vocabulary, no guess can pass.
+    Method: Accept x where p(x) > min(ε, δ exp(−H(p))), with H the entropy of p in nats, all along a path; of a tree,
+    the longest such path, and among equals the likeliest. The token after it is the model's own and always stands.
+    What to look for: Tokens per pass against the quality. A flat p has a low bar: then nearly anything is accepted, and
+    the text becomes the drafter's. At `temperature` 0 a greedy run stays what it is.
+    Differences from the paper: Medusa takes p at the run's temperature and its own token greedily, which is what a
+    greedy run does here, judged at `temperature`; a sampled run draws its own token too. Where ε is 1 and δ at least
+    the size of the vocabulary, no guess can pass.
     """
 
     covers = ("https://arxiv.org/abs/2401.10774",)

@@ -43,12 +43,13 @@ class DraftHeads(Drafter):
 
     Idea: Small heads on the model's last hidden state guess the tokens after the next one, all at once and each without
     knowing the others' guesses. The model's next pass checks them.
-    Rule: Head k says softmax(W (x + silu(B_k x))) with x the last state and W the model's head. A path's value is the
+    Method: Head k says softmax(W (x + silu(B_k x))) with x the last state and W the model's head. A path's value is the
     product of its heads' probabilities; the `nodes` paths of highest value, none below `confidence`, form the tree.
-    Watch: Acceptance by position. It falls quickly: the second head does not know what the first one's place was given.
-    Differs: Blockwise decoding trains the whole model with its heads and drafts one chain (`breadth` 1); Medusa's tree
-    is fixed beforehand, this one follows the probabilities. The head knows a shortlist of words. The rules of
-    acceptance that change the text are techniques of their own.
+    What to look for: Acceptance by position. It falls quickly: the second head does not know what the first one's place
+    was given.
+    Differences from the paper: Blockwise decoding trains the whole model with its heads and drafts one chain (`breadth`
+    1); Medusa's tree is fixed beforehand, this one follows the probabilities. The head knows a shortlist of words. The
+    rules of acceptance that change the text are techniques of their own.
     """
 
     covers = ("blockwise-parallel", "https://arxiv.org/abs/2401.10774")

@@ -21,15 +21,15 @@ class DraftModel(Drafter):
 
     Idea: A cheaper model with the same vocabulary writes a few tokens ahead; the model checks them all in one pass and
     keeps those that it would have written itself.
-    Rule: Draw x₁…x_k from the draft model's q. Accept xᵢ with probability min(1, p(xᵢ) / q(xᵢ)); at the first rejection
-    draw from max(p − q, 0), normalised. The output follows p exactly; the expected tokens per pass are
-    (1 − α^(k+1)) / (1 − α) for an acceptance rate α.
-    Watch: Acceptance rate against time per pass. It pays when k draft steps and one wide pass take less time than the
-    tokens they yield would have taken one by one.
-    Differs: The draft ends early where the draft model is unsure (`confidence`), which the papers leave open. "int4",
-    "int8" and "nf4" draft with the running model itself at lower precision (quantized self-speculation). `tree` drafts
-    several tokens per step, as later work does; `adapt` takes for α the rate of the last drafts, and for a draft step's
-    time its share of the bytes read.
+    Method: Draw x₁…x_k from the draft model's q. Accept xᵢ with probability min(1, p(xᵢ) / q(xᵢ)); at the first
+    rejection draw from max(p − q, 0), normalised. The output follows p exactly; the expected tokens per pass are (1 −
+    α^(k+1)) / (1 − α) for an acceptance rate α.
+    What to look for: Acceptance rate against time per pass. It pays when k draft steps and one wide pass take less time
+    than the tokens they yield would have taken one by one.
+    Differences from the paper: The draft ends early where the draft model is unsure (`confidence`), which the papers
+    leave open. "int4", "int8" and "nf4" draft with the running model itself at lower precision (quantized
+    self-speculation). `tree` drafts several tokens per step, as later work does; `adapt` takes for α the rate of the
+    last drafts, and for a draft step's time its share of the bytes read.
     """
 
     covers = ("speculative-decoding", "speculative-sampling")

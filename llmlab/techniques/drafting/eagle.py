@@ -24,14 +24,14 @@ class Eagle(Drafter):
 
     Idea: The model's hidden states say more about what comes next than its tokens do. One trained layer continues
     them, and the model checks what it guesses, a chain or a small tree, in one pass.
-    Rule: h = layer(W [g_t; e(x_{t+1})]) with g the model's hidden states after some layers, or the layer's own h where
-    the model has not been yet; the next word is head(norm(h)). A node's value is the product of the probabilities on
-    its path: the `nodes` of highest value are drafted, none below `confidence`.
-    Watch: Tokens per pass, and acceptance by position: each guess rests on the one before it. A small confidence drafts
-    more and is wrong more often.
-    Differs: States after a middle and the last layer are fused (EAGLE-3 takes three layers); it learns the model's own
-    distribution over its own guesses without EAGLE-1's regression of states; the head knows a shortlist of words
-    (FR-Spec). Under sampling the draft is a chain drawn from the shortlist.
+    Method: h = layer(W [g_t; e(x_{t+1})]) with g the model's hidden states after some layers, or the layer's own h
+    where the model has not been yet; the next word is head(norm(h)). A node's value is the product of the probabilities
+    on its path: the `nodes` of highest value are drafted, none below `confidence`.
+    What to look for: Tokens per pass, and acceptance by position: each guess rests on the one before it. A small
+    confidence drafts more and is wrong more often.
+    Differences from the paper: States after a middle and the last layer are fused (EAGLE-3 takes three layers); it
+    learns the model's own distribution over its own guesses without EAGLE-1's regression of states; the head knows a
+    shortlist of words (FR-Spec). Under sampling the draft is a chain drawn from the shortlist.
     """
 
     covers = (

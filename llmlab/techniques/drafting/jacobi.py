@@ -17,15 +17,15 @@ class Jacobi(Drafter):
 
     Idea: Greedy decoding solves one equation per token, each needing those before it. Guess a whole block, let the
     model correct all of it at once, and repeat until nothing changes: often sooner than one token at a time.
-    Rule: yᵢ ← argmax p(· | x, y₁…yᵢ₋₁) for the whole block in one pass. After pass k at least the first k tokens are
+    Method: yᵢ ← argmax p(· | x, y₁…yᵢ₋₁) for the whole block in one pass. After pass k at least the first k tokens are
     final, for they no longer depend on a guess. "jacobi" slides the block over what is final, "gs-jacobi" finishes a
     block before it begins the next, "hybrid" does so for `parallel` tokens and goes on one by one.
-    Watch: Guesses that prove right although the pass before had others in front of them. There are few, unless a model
-    was trained for it, and every pass costs as much as its block is wide.
-    Differs: Final tokens are committed as the pass shows them and not computed again. The paper's "jacobi" takes the
-    whole answer as its block, whose length a decoder does not know, and "copy" means the source of a translation: here
-    it is what followed the last word where it stood before. Under sampling the guesses stay argmaxes, and the output
-    follows the model all the same.
+    What to look for: Guesses that prove right although the pass before had others in front of them. There are few,
+    unless a model was trained for it, and every pass costs as much as its block is wide.
+    Differences from the paper: Final tokens are committed as the pass shows them and not computed again. The paper's
+    "jacobi" takes the whole answer as its block, whose length a decoder does not know, and "copy" means the source of a
+    translation: here it is what followed the last word where it stood before. Under sampling the guesses stay argmaxes,
+    and the output follows the model all the same.
     """
 
     covers = ("jacobi-parallel-decoding",)

@@ -57,13 +57,14 @@ class LayerSkip(Drafter):
 
     Idea: Early exit without loss. The model drafts by leaving after a middle layer, and checks the draft with the
     layers that it left out, going on from the hidden states, keys and values that drafting has made already.
-    Rule: Draft d₁ … d_k from the head after layer `layer`, while it gives them at least `confidence`; then run layers
+    Method: Draft d₁ … d_k from the head after layer `layer`, while it gives them at least `confidence`; then run layers
     `layer` + 1 … L on all k + 1 rows in one pass and accept as speculative decoding does. A pass that accepts a tokens
     costs (k + 1) · `layer` + (L − `layer`) layers, the latter shared by a few rows, for a + 1 tokens.
-    Watch: Acceptance rate, and time per pass. Nothing is computed twice, but what is rejected was computed in vain.
-    Differs: The paper trains the model with layer dropout and an early-exit loss so that its middle layers speak its
-    language; here the model is frozen and a trained exit (or the logit lens) translates. Under a cache policy that
-    watches attention, the check runs all layers, for drafting passes are not watched.
+    What to look for: Acceptance rate, and time per pass. Nothing is computed twice, but what is rejected was computed
+    in vain.
+    Differences from the paper: The paper trains the model with layer dropout and an early-exit loss so that its middle
+    layers speak its language; here the model is frozen and a trained exit (or the logit lens) translates. Under a cache
+    policy that watches attention, the check runs all layers, for drafting passes are not watched.
     """
 
     covers = ("https://arxiv.org/abs/2404.16710",)

@@ -18,15 +18,15 @@ class Lookahead(Drafter):
 
     Idea: The wrong guesses of Jacobi decoding are not worthless: what the model writes after them is often a phrase
     that turns up later, at another place. Collect such phrases, and check them when their first word comes up.
-    Rule: One pass holds two branches. The lookahead branch keeps the last N − 1 Jacobi guesses at each of W places
+    Method: One pass holds two branches. The lookahead branch keeps the last N − 1 Jacobi guesses at each of W places
     ahead and adds one, which makes W new n-grams along the diagonals; the verification branch tries up to G n-grams of
     the pool that begin with the last token. Every pass commits at least one token.
-    Watch: Accepted tokens grow as the pool fills. A pass is W·(N − 1) + G·(N − 1) tokens wide: it pays where a
-    wide pass costs no more than a narrow one, on a GPU with room to spare, and seldom on a CPU.
-    Differs: Both branches are one token tree, with what they have in common computed once; the window's diagonals are
-    paths off its oldest row, which is the paper's attention mask. So a node of the lookahead branch that proves right
-    is accepted too. W, N and G are small here (the paper takes 15, 5 and 15 for a model of 7 B on an A100). Under
-    sampling the guesses stay argmaxes.
+    What to look for: Accepted tokens grow as the pool fills. A pass is W·(N − 1) + G·(N − 1) tokens wide: it pays where
+    a wide pass costs no more than a narrow one, on a GPU with room to spare, and seldom on a CPU.
+    Differences from the paper: Both branches are one token tree, with what they have in common computed once; the
+    window's diagonals are paths off its oldest row, which is the paper's attention mask. So a node of the lookahead
+    branch that proves right is accepted too. W, N and G are small here (the paper takes 15, 5 and 15 for a model of 7 B
+    on an A100). Under sampling the guesses stay argmaxes.
     """
 
     covers = ("https://arxiv.org/abs/2402.02057",)

@@ -29,13 +29,13 @@ class MultiDraft(Drafter):
 
     Idea: Drafters err in different places. Let several of them guess, merge their guesses into one token tree in which
     common beginnings stand once, and check the whole tree in one pass.
-    Rule: At a node, try its children in order: accept x, drawn from q, with probability min(1, p(x) / q(x)), else go
+    Method: At a node, try its children in order: accept x, drawn from q, with probability min(1, p(x) / q(x)), else go
     on with p ← max(p − q, 0), normalised. A child that an earlier drafter has proposed already is not tried twice; the
     others carry the q they have given that they differ from their elder siblings.
-    Watch: Accepted tokens against nodes: a second drafter pays where the first is wrong and it is right.
-    Differs: SpecInfer draws its drafters from models fine-tuned to cover for one another, and its merged drafts can
-    hold a token twice; here drafters are other formats of the model, a shortened model, and what copies from the
-    text. Nodes beyond `nodes` are left out in the order of the drafters.
+    What to look for: Accepted tokens against nodes: a second drafter pays where the first is wrong and it is right.
+    Differences from the paper: SpecInfer draws its drafters from models fine-tuned to cover for one another, and its
+    merged drafts can hold a token twice; here drafters are other formats of the model, a shortened model, and what
+    copies from the text. Nodes beyond `nodes` are left out in the order of the drafters.
     """
 
     covers = ("specinfer",)

@@ -16,11 +16,12 @@ class PromptLookup(Drafter):
 
     Idea: Text often repeats itself. When the last few tokens have occurred before, guess that what followed them then
     follows them now. The draft costs nothing, and the model checks all of it in one pass.
-    Rule: For n from `ngram` down to `least`: if the last n tokens stand earlier in the text, draft the `length` tokens
-    after their latest earlier occurrence. No match, no draft.
-    Watch: Accepted per pass. It jumps where the answer quotes the prompt (code editing, extraction) and stays near one
-    in free prose.
-    Differs: The original takes the first occurrence it finds; this one the latest, which is closer to what is going on.
+    Method: For n from `ngram` down to `least`: if the last n tokens stand earlier in the text, draft the `length`
+    tokens after their latest earlier occurrence. No match, no draft.
+    What to look for: Accepted per pass. It jumps where the answer quotes the prompt (code editing, extraction) and
+    stays near one in free prose.
+    Differences from the paper: The original takes the first occurrence it finds; this one the latest, which is closer
+    to what is going on.
     """
 
     covers = ("https://github.com/apoorvumang/prompt-lookup-decoding",)

@@ -36,13 +36,13 @@ class SelfSpeculation(Drafter):
 
     Idea: The model drafts for itself by leaving out its least important layers, then checks the draft with all of them.
     No second model, no extra weights.
-    Rule: Draft with layers {1…L} without S, where S holds the `skip` share of layers that change their input least
-    (1 − cos(h_in, h_out) on a calibration text, first and last layer excepted); accept as speculative sampling does.
-    Watch: Acceptance rate. A model that was not trained to lose layers agrees little with its own shortened self, so
-    expect few accepted tokens; the text stays the same all the same.
-    Differs: Draft & Verify searches S by Bayesian optimisation and adapts its stopping threshold; here S comes from one
-    measurement and `confidence` is fixed, while `adapt` fits the length to the rate of the last drafts, counting a
-    draft step as 1 − `skip` passes. `tree` drafts several tokens per step.
+    Method: Draft with layers {1…L} without S, where S holds the `skip` share of layers that change their input least (1
+    − cos(h_in, h_out) on a calibration text, first and last layer excepted); accept as speculative sampling does.
+    What to look for: Acceptance rate. A model that was not trained to lose layers agrees little with its own shortened
+    self, so expect few accepted tokens; the text stays the same all the same.
+    Differences from the paper: Draft & Verify searches S by Bayesian optimisation and adapts its stopping threshold;
+    here S comes from one measurement and `confidence` is fixed, while `adapt` fits the length to the rate of the last
+    drafts, counting a draft step as 1 − `skip` passes. `tree` drafts several tokens per step.
     """
 
     covers = ("https://arxiv.org/abs/2309.08168",)

@@ -18,13 +18,13 @@ class SuffixMatching(Drafter):
 
     Idea: When the end of the text has occurred before, what followed it then may follow now. The longer the repeated
     end and the more often the same words followed, the longer the draft.
-    Rule: After a repeated end of p tokens, a node's value D is its parent's times C(node) / Σ C(siblings), with C how
+    Method: After a repeated end of p tokens, a node's value D is its parent's times C(node) / Σ C(siblings), with C how
     often that text occurs; the nodes of highest D are drafted, at most `factor`·p of them and none below `confidence`.
     Of all repeated ends, the one whose tree has the highest Σ D wins.
-    Watch: The length of the drafts: long in the middle of a quotation, short or nothing in free prose.
-    Differs: It knows this prompt and this answer; the paper keeps a second tree of earlier answers. A suffix automaton
-    stands in for the suffix trees, and of equally frequent words the latest wins. The paper's threshold is lower (0.1),
-    its draft longer: here checking a token costs more.
+    What to look for: The length of the drafts: long in the middle of a quotation, short or nothing in free prose.
+    Differences from the paper: It knows this prompt and this answer; the paper keeps a second tree of earlier answers.
+    A suffix automaton stands in for the suffix trees, and of equally frequent words the latest wins. The paper's
+    threshold is lower (0.1), its draft longer: here checking a token costs more.
     """
 
     covers = ("https://arxiv.org/abs/2411.04975",)

@@ -32,15 +32,17 @@ class EarlyExit(ForwardPatch):
 
     Idea: Easy tokens are decided before the last layer. A head after a middle layer says what it would answer; when a
     rule finds it sure enough, that is the token, and the other layers are skipped.
-    Rule: After each head in turn, over its distribution p: max p > θ; or p₁ − p₂ > θ (CALM); or entropy < 1 − θ, in
+    Method: After each head in turn, over its distribution p: max p > θ; or p₁ − p₂ > θ (CALM); or entropy < 1 − θ, in
     nats (BranchyNet, DeeBERT) or over ln |p| (FastBERT's speed); or `patience` heads in a row agree with the one before
     (PABEE); or a regression on all that was said (CATs), or a trained gate that reads the state and asks no head (CALM)
     is surer than θ. `epsilon` sets θ on the model's own words so that a share 1 − ε of tokens stays as it was (CATs).
     The keys and values of skipped layers are made when a later token goes further, or from the exit's state at once.
-    Watch: Layers and time per pass. The model's own head on middle states, the logit lens, agrees little with the last
-    layer (SmolLM2-135M: 12 % after 18 layers of 30, 37 % after 24). A check costs time too: hence shortlist and gate.
-    Differs: The papers train the exits with the model or beside it; here the model is frozen. The token comes from the
-    exit's head, which knows the shortlist only. ε is promised for text like that which was calibrated on.
+    What to look for: Layers and time per pass. The model's own head on middle states, the logit lens, agrees little
+    with the last layer (SmolLM2-135M: 12 % after 18 layers of 30, 37 % after 24). A check costs time too: hence
+    shortlist and gate.
+    Differences from the paper: The papers train the exits with the model or beside it; here the model is frozen. The
+    token comes from the exit's head, which knows the shortlist only. ε is promised for text like that which was
+    calibrated on.
     """
 
     covers = ("branchynet", "deebert", "fastbert", "pabee", "cats", ARXIV + "2207.07061", ARXIV + "2310.05424")

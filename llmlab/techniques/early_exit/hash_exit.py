@@ -44,14 +44,14 @@ class HashExit(ForwardPatch):
 
     Idea: Whether a token is hard to continue is itself hard to learn. So nothing is learned or asked: every word of the
     vocabulary has its layer, and a token that is read goes no further than its own.
-    Rule: exit(x) = table[x], buckets of equally many words over the layers `first`, `first` + `step`, … L. Frequent
+    Method: exit(x) = table[x], buckets of equally many words over the layers `first`, `first` + `step`, … L. Frequent
     words leave first; or words that tell most about the next one, by mutual information with what the model says next;
     or words with alike embeddings together, short vectors first; or chance decides.
-    Watch: The time of a pass against early exit at equal depth: this rule costs nothing. Text breaks where a frequent
-    word stands before a hard one, which no table of words can see.
-    Differs: HashEE fine-tunes the model under its table; here the model is frozen and has never left early. Its answer
-    is read with the model's own head (or a trained exit). Frequencies come from the lab's calibration text, and words
-    that it lacks go through every layer, as the authors' program has it.
+    What to look for: The time of a pass against early exit at equal depth: this rule costs nothing. Text breaks where a
+    frequent word stands before a hard one, which no table of words can see.
+    Differences from the paper: HashEE fine-tunes the model under its table; here the model is frozen and has never left
+    early. Its answer is read with the model's own head (or a trained exit). Frequencies come from the lab's calibration
+    text, and words that it lacks go through every layer, as the authors' program has it.
     """
 
     covers = ("hashee",)

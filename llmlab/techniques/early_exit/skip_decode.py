@@ -21,12 +21,12 @@ class SkipDecode(ForwardPatch):
     Idea: The first words of an answer are the hardest, so depth falls with position, the same for every sequence of a
     batch. Lower layers are left out first. Since depth never rises again, a layer that is left out is never asked for
     the rows it lacks: nothing has to be filled in, and the memory shrinks too.
-    Rule: New token t runs d(t) = round(max − (max − `least`) · min(1, t / `over`)) layers: the lowest `warmup` and the
-    highest d(t) − `warmup`. The prompt runs all L.
-    Watch: Rows of keys and values per layer: the left-out ones stop growing. The text falls apart with depth, for this
-    model has never run without its lower layers.
-    Differs: The paper fine-tunes the model for the schedule; this one is frozen, which is harsher. `over` is a setting,
-    where the paper knows how long the answer may become.
+    Method: New token t runs d(t) = round(max − (max − `least`) · min(1, t / `over`)) layers: the lowest `warmup` and
+    the highest d(t) − `warmup`. The prompt runs all L.
+    What to look for: Rows of keys and values per layer: the left-out ones stop growing. The text falls apart with
+    depth, for this model has never run without its lower layers.
+    Differences from the paper: The paper fine-tunes the model for the schedule; this one is frozen, which is harsher.
+    `over` is a setting, where the paper knows how long the answer may become.
     """
 
     covers = ("skipdecode",)

@@ -65,13 +65,14 @@ class SkipLayer(ForwardPatch):
 
     Idea: Not every token needs every layer, and the ones it can do without need not be the last ones. Before each layer
     a small router decides whether the token goes through it or around it.
-    Rule: Layer l runs where w_l · rms(h) + b_l > τ, else h goes on as it is. The first and the last layer always run. τ
-    is set so that a share `density` of all layers runs on the calibration text. A layer that is passed by still makes
+    Method: Layer l runs where w_l · rms(h) + b_l > τ, else h goes on as it is. The first and the last layer always run.
+    τ is set so that a share `density` of all layers runs on the calibration text. A layer that is passed by still makes
     its keys and values, which later tokens look at.
-    Watch: Layers run per token against the text's quality, and against early exit at equal depth: layers in the middle
-    are left out, so the last layers' work on the answer stays.
-    Differs: The paper trains router and model together, with straight-through gates and a loss on the density, from the
-    start. Here the model is frozen, and each router is a linear regression of how much its layer turns a token.
+    What to look for: Layers run per token against the text's quality, and against early exit at equal depth: layers in
+    the middle are left out, so the last layers' work on the answer stays.
+    Differences from the paper: The paper trains router and model together, with straight-through gates and a loss on
+    the density, from the start. Here the model is frozen, and each router is a linear regression of how much its layer
+    turns a token.
     """
 
     covers = ("skiplayer",)

@@ -17,12 +17,13 @@ class H2O(CachePolicy):
 
     Idea: A few tokens collect most of the attention, and they tend to go on doing so. Keep these heavy hitters and the
     most recent tokens, head by head; drop the rest.
-    Rule: score(s) = Σ over all queries so far of the attention paid to row s. Keep the recent share of the budget, and
-    of the older rows those with the highest scores.
-    Watch: Rows per layer and KV memory against the quality table. Compare with StreamingLLM at the same budget on a
-    prompt whose answer lies in its middle.
-    Differs: Eviction happens every `every` tokens and not at each one; query heads that share keys add up their scores
-    (the paper's models share none); the prompt is read whole before the first eviction, as in the paper.
+    Method: score(s) = Σ over all queries so far of the attention paid to row s. Keep the recent share of the budget,
+    and of the older rows those with the highest scores.
+    What to look for: Rows per layer and KV memory against the quality table. Compare with StreamingLLM at the same
+    budget on a prompt whose answer lies in its middle.
+    Differences from the paper: Eviction happens every `every` tokens and not at each one; query heads that share keys
+    add up their scores (the paper's models share none); the prompt is read whole before the first eviction, as in the
+    paper.
     """
 
     covers = ("h2o",)

@@ -18,11 +18,12 @@ class StreamingLLM(CachePolicy):
 
     Idea: Models park surplus attention on the first few tokens, the sinks. Keep those and a window of the latest
     tokens: memory stops growing, and the model stays fluent for as long as it runs. What lies between is forgotten.
-    Rule: Keep rows {0…sinks−1} and the last budget − sinks. Positions are counted inside the cache, so keys are rotated
-    again when their rows move.
-    Watch: KV memory goes flat. Set the sinks to 0 and watch the text fall apart; ask about something that has left the
-    window and watch it be forgotten.
-    Differs: Eviction happens every `every` tokens and not at each one, which is what keeps speculation exact beside it.
+    Method: Keep rows {0…sinks−1} and the last budget − sinks. Positions are counted inside the cache, so keys are
+    rotated again when their rows move.
+    What to look for: KV memory goes flat. Set the sinks to 0 and watch the text fall apart; ask about something that
+    has left the window and watch it be forgotten.
+    Differences from the paper: Eviction happens every `every` tokens and not at each one, which is what keeps
+    speculation exact beside it.
     """
 
     covers = ("streaming-llm",)

@@ -19,11 +19,11 @@ class LayerDrop(WeightTransform):
 
     Idea: Neighbouring layers of a deep model do similar work. Remove those that change their input least; time, weights
     and KV memory all shrink by that share.
-    Rule: influence(l) = 1 − mean cos(h_in, h_out) on a calibration text; remove the `count` layers with the lowest.
-    Watch: Everything gets cheaper in proportion. In a small model every layer works for its living: see how few can go
-    before the text does.
-    Differs: This is ShortGPT's rule. LayerDrop proper trains with random layers missing so that any may be left out
-    later; without such training the loss is larger.
+    Method: influence(l) = 1 − mean cos(h_in, h_out) on a calibration text; remove the `count` layers with the lowest.
+    What to look for: Everything gets cheaper in proportion. In a small model every layer works for its living: see how
+    few can go before the text does.
+    Differences from the paper: This is ShortGPT's rule. LayerDrop proper trains with random layers missing so that any
+    may be left out later; without such training the loss is larger.
     """
 
     covers = ("https://arxiv.org/abs/2403.03853",)

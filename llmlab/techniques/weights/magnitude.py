@@ -16,12 +16,12 @@ class Magnitude(WeightTransform):
     """Magnitude pruning.
 
     Idea: Small weights matter least. Set them to zero and hope that nobody notices.
-    Rule: In each row of each matrix, zero the `ratio` of weights with the smallest |w|; with 2:4 or 4:8, the smaller
+    Method: In each row of each matrix, zero the `ratio` of weights with the smallest |w|; with 2:4 or 4:8, the smaller
     half of every four or eight neighbours.
-    Watch: The quality table. Language models tolerate little of this: compare with Wanda at the same ratio. Speed does
-    not move, because a dense product multiplies zeros as carefully as anything else.
-    Differs: Weights compete within their row, as Wanda's do, so that both differ in their score alone; the classic rule
-    lets the whole matrix compete.
+    What to look for: The quality table. Language models tolerate little of this: compare with Wanda at the same ratio.
+    Speed does not move, because a dense product multiplies zeros as carefully as anything else.
+    Differences from the paper: Weights compete within their row, as Wanda's do, so that both differ in their score
+    alone; the classic rule lets the whole matrix compete.
     """
 
     covers = ("idea-unstructured-50-60", "nm-sparsity")

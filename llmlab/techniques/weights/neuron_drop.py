@@ -20,11 +20,12 @@ class NeuronDrop(WeightTransform):
 
     Idea: Remove whole neurons of the feed-forward blocks: a row of gate and up, a column of down. The matrices really
     become smaller, so memory and time follow at once, with no special kernel.
-    Rule: score(j) = ‖X_j‖₂ · ‖W_down[:, j]‖₂ with X the neurons' outputs on a calibration text; each block loses the
+    Method: score(j) = ‖X_j‖₂ · ‖W_down[:, j]‖₂ with X the neurons' outputs on a calibration text; each block loses the
     `ratio` of neurons with the lowest score.
-    Watch: Weight memory, time per pass and quality, all three at once: this saving is real, and so is its price.
-    Differs: LLM-Pruner scores by gradients, removes coupled heads too and fine-tunes afterwards; here is its
-    forward-only part, without recovery. Counts are rounded so that the low-bit kernels still fit.
+    What to look for: Weight memory, time per pass and quality, all three at once: this saving is real, and so is its
+    price.
+    Differences from the paper: LLM-Pruner scores by gradients, removes coupled heads too and fine-tunes afterwards;
+    here is its forward-only part, without recovery. Counts are rounded so that the low-bit kernels still fit.
     """
 
     covers = ("llm-pruner",)

@@ -17,12 +17,13 @@ class Wanda(WeightTransform):
 
     Idea: A weight matters as much as what flows through it. Some inputs are far larger than others, so a small weight
     on a loud input outranks a large one on a silent input.
-    Rule: score = |W_ij| · ‖X_j‖₂ with X the inputs on a calibration text; per output row, zero the lowest `ratio`.
+    Method: score = |W_ij| · ‖X_j‖₂ with X the inputs on a calibration text; per output row, zero the lowest `ratio`.
     Layer after layer, each calibrated on what the pruned layers before it put out.
-    Watch: Quality against magnitude pruning at the same ratio. At a half, the difference is the paper's point.
-    Differs: Calibrated on a short text of our own in place of 128 × 2048 tokens of C4. In the low-bit formats the
-    pruned matrix is quantized anew, so that some zeros come back as small numbers; the note of the run counts those
-    that hold.
+    What to look for: Quality against magnitude pruning at the same ratio. At a half, the difference is the paper's
+    point.
+    Differences from the paper: Calibrated on a short text of our own in place of 128 × 2048 tokens of C4. In the
+    low-bit formats the pruned matrix is quantized anew, so that some zeros come back as small numbers; the note of the
+    run counts those that hold.
     """
 
     covers = ("https://arxiv.org/abs/2306.11695", "idea-unstructured-50-60", "nm-sparsity")
