@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks import held_out
-from llmlab.__main__ import report, say, write
+from llmlab.cli.output import report, say, write
 from llmlab.errors import Refused
 from llmlab.lab.benchmark import busy, quartiles
 from llmlab.lab.experiment import Lab

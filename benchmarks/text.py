@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from llmlab.__main__ import say, write
+from llmlab.cli.output import say, write
 from llmlab.lab.benchmark import Ours, Transformers
 from llmlab.measure.quality import first_difference
 from llmlab.models.loading.loaded import prompt_tokens

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -23,3 +25,11 @@ class Refused(ValueError):
     def __init__(self, who: str, why: str, now: str) -> None:
         self.refusal = Refusal(who, why, now)
         super().__init__(str(self.refusal))
+
+
+def unknown(kind: str, name: str, known: Collection[str]) -> Refused:
+    """The refusal of a name that is not among those `known`, with a hint at the one that was meant."""
+    near = difflib.get_close_matches(name, known, 1)
+    listed = ", ".join(known) if len(known) <= 12 else f"the {len(known)} that the command line lists"
+    hint = f"Did you mean {near[0]}" if near else f"Choose one of {listed}"
+    return Refused(f"No {kind} is called {name[:40]!r};", "the name was not found", hint)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmlab.__main__ import main, parser, settings_of
+from llmlab.__main__ import main, parse
+from llmlab.cli.options import run_of
 from llmlab.lab.experiment import Lab
 from llmlab.lab.settings import Settings
 from llmlab.runtime.stack import Stack
@@ -48,7 +49,7 @@ def test_link_and_command_line_restore_the_settings(
     if "\0" not in prompt:
         words = shlex.split(links.command_line(settings))
         assert words[:3] == ["python", "-m", "llmlab"]
-        assert settings_of(parser().parse_args(words[3:])) == settings
+        assert run_of(parse(words[3:])) == settings
 
 
 def test_a_prompt_too_long_for_a_link_is_left_out() -> None:

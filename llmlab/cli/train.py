@@ -8,25 +8,59 @@ import math
 from pathlib import Path
 from typing import Any
 
-from llmlab.errors import Refused
-from llmlab.lab.experiment import Lab
-from llmlab.lab.settings import Settings, within
-from llmlab.measure.hardware import use_threads
-from llmlab.models.auxiliary import store
-from llmlab.models.decoder import Decoder
-from llmlab.models.loading.progress import Report
-from llmlab.training import corpus, eagle, exits, heads
-from llmlab.training.parts import Plan
+from llmlab.cli.options import ENGINE, add_json, add_settings, settings_of
+from llmlab.cli.output import report, say, write
+from llmlab.errors import Refused, unknown
+from llmlab.lab.settings import within
 
-PARTS: dict[str, Any] = {"eagle": eagle, "exits": exits, "heads": heads}
-"""Each has `taps(model)`, the layers that it looks at, and `run(…)`."""
+HELP = "train a small part for a model, on text that the model writes itself"
 
 
-def main(a: argparse.Namespace, report: Report) -> dict[str, Any]:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("part", help="eagle: a drafter; heads: draft heads; exits: exit heads")
+    add_settings(parser, ENGINE, weights="int4")
+    parser.add_argument("--tokens", default=1_000_000, help="of text to write and learn from")
+    parser.add_argument("--steps", default=2000)
+    parser.add_argument("--batch", default=4096, help="tokens of a step")
+    parser.add_argument("--rate", default=1e-3)
+    parser.add_argument("--minutes", default=0, help="end the training after so many; 0: when the steps are done")
+    folder = "where text and checkpoints are kept (default: the lab's cache)"
+    parser.add_argument("--folder", default=None, help=folder)
+    out = "where the part goes (default: the cache)"
+    parser.add_argument("--out", default=None, metavar="FILE.safetensors", help=out)
+    add_json(parser, "the card")
+
+
+def parts() -> dict[str, Any]:
+    """What can be trained. Each has `taps(model)`, the layers that it looks at, and `run(…)`."""
+    from llmlab.training import eagle, exits, heads
+
+    return {"eagle": eagle, "exits": exits, "heads": heads}
+
+
+def execute(a: argparse.Namespace) -> None:
+    card = train(a)
+    held_out = ", ".join(
+        f"{name} {f'{value:.1%}' if value <= 1 else f'{value:.1f}'}" for name, value in card["held_out"].items()
+    )
+    text = f"{card['steps']} steps on {card['tokens_of_text']} tokens; on texts kept back {held_out}"
+    say(f"{card['file']}: {text}")
+    write(card, a.json)
+
+
+def train(a: argparse.Namespace) -> dict[str, Any]:
     """Write, train, save; returns the card. Goes on where an earlier call with the same folder was interrupted."""
-    if a.part not in PARTS:
-        raise Refused(f"No part is called {str(a.part)[:40]!r};", "it is unknown", f"Choose {', '.join(PARTS)}")
-    settings = Settings(model=a.model, weights=a.weights, device=a.device, threads=a.threads)
+    from llmlab.lab.experiment import Lab
+    from llmlab.measure.hardware import use_threads
+    from llmlab.models.auxiliary import store
+    from llmlab.models.decoder import Decoder
+    from llmlab.training import corpus
+    from llmlab.training.parts import Plan
+
+    known = parts()
+    if a.part not in known:
+        raise unknown("part", a.part, known)
+    settings = settings_of(a)
     tokens = within("tokens", a.tokens, 1_000, 100_000_000, int)
     plan = Plan(
         within("steps", a.steps, 1, 1_000_000, int),
@@ -39,11 +73,10 @@ def main(a: argparse.Namespace, report: Report) -> dict[str, Any]:
     if not isinstance(loaded.model, Decoder):
         raise Refused(loaded.name, "runs through transformers, whose layers are not at hand", "Choose another model")
     name = loaded.name.split("/")[-1].lower()
-    part = PARTS[a.part]
-    layers = tuple(sorted({layer for p in PARTS.values() for layer in p.taps(loaded.model)}))
+    layers = tuple(sorted({layer for p in known.values() for layer in p.taps(loaded.model)}))
     folder = Path(a.folder) if a.folder else store.own() / "text" / name
     corpus.write(loaded, folder, tokens, layers, report)
-    tensors, result = part.run(loaded.model, folder, folder, plan, report, minutes * 60 or math.inf)
+    tensors, result = known[a.part].run(loaded.model, folder, folder, plan, report, minutes * 60 or math.inf)
     card = {"model": loaded.name, "weights": settings.weights, "plan": vars(plan), **result}
     out = Path(a.out) if a.out else store.own() / f"{a.part}-{name}.safetensors"
     store.save(out, a.part, loaded.model, tensors, card)

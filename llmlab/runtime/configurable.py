@@ -6,32 +6,40 @@ import difflib
 import importlib
 import pkgutil
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from types import ModuleType
 from typing import Any, ClassVar, Literal, TypeVar
 
-from llmlab.errors import Refused
+from llmlab.errors import Refused, unknown
 
 LABELS = ("Idea", "Method", "What to look for", "Differences from the paper")
 
 
+Choices = tuple[str, ...]
+TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+"""The words that a truth value may be given as."""
+
+
 def knob(
     default: Any,
-    low: float | None = None,
-    high: float | None = None,
+    low: float | Callable[[], float] | None = None,
+    high: float | Callable[[], float] | None = None,
     help: str = "",
-    choices: tuple[str, ...] = (),
+    choices: Choices | Callable[[], Choices] = (),
     advanced: bool = False,
+    short: str = "",
+    usual: tuple[float, float] | None = None,
 ) -> Any:
-    """A technique's setting. Its metadata draws the control, validates the value and names the test sweep.
+    """A field that someone may set. Its metadata draws the control and the option, and validates the value.
 
     `low` and `high` are inclusive. `choices` are offered as a list; `("…", "*")` ends with `*` where any text is
-    allowed.
+    allowed; a text without choices is free. Where bounds or choices depend on the machine, give a function of nothing.
+    A default of None is a truth value that may stay open. `short` is its name in a link, if not its own; `usual` the
+    part of a wide range that a slider covers.
     """
-    return field(
-        default=default, metadata={"low": low, "high": high, "help": help, "choices": choices, "advanced": advanced}
-    )
+    given = {"bounds": (low, high), "offered": choices, "help": help, "advanced": advanced}
+    return field(default=default, metadata=given | {"short": short, "usual": usual})
 
 
 @dataclass(frozen=True)
@@ -40,75 +48,133 @@ class Knob:
 
     name: str
     default: Any
-    low: float | None
-    high: float | None
-    help: str
-    choices: tuple[str, ...]
-    advanced: bool
+    bounds: tuple[Any, Any] = (None, None)
+    offered: Choices | Callable[[], Choices] = ()
+    help: str = ""
+    advanced: bool = False
+    short: str = ""
+    usual: tuple[float, float] | None = None
 
     @property
-    def kind(self) -> Literal["bool", "int", "float", "choice"]:
-        if isinstance(self.default, bool):
+    def low(self) -> Any:
+        """The least value, or None where it is no number."""
+        return self.bounds[0]() if callable(self.bounds[0]) else self.bounds[0]
+
+    @property
+    def high(self) -> Any:
+        return self.bounds[1]() if callable(self.bounds[1]) else self.bounds[1]
+
+    @property
+    def choices(self) -> Choices:
+        return self.offered() if callable(self.offered) else self.offered
+
+    @property
+    def kind(self) -> Literal["bool", "int", "float", "choice", "text"]:
+        if self.default is None or isinstance(self.default, bool):
             return "bool"
         if isinstance(self.default, int):
             return "int"
-        return "float" if isinstance(self.default, float) else "choice"
+        if isinstance(self.default, float):
+            return "float"
+        return "choice" if self.offered else "text"
 
-    def read(self, owner: str, value: Any) -> Any:
-        """`value` (a number, a truth value or text) as this knob's type.
+    @property
+    def label(self) -> str:
+        return self.name.replace("_", " ")
 
-        Raises Refused when it is of another type, out of range or not among the choices.
-        """
-        asked = f"has no use for {self.name} = {str(value)[:40]!r}"
-        if self.kind == "bool":
-            words = {
-                "true": True,
-                "1": True,
-                "yes": True,
-                "on": True,
-                "false": False,
-                "0": False,
-                "no": False,
-                "off": False,
-            }
-            truth = value if isinstance(value, bool) else words.get(str(value).strip().lower())
-            if truth is None:
-                raise Refused(owner, asked, "Give true or false")
-            return truth
-        if self.kind == "choice":
-            if str(value) in self.choices or "*" in self.choices:
+    @property
+    def option(self) -> str:
+        """Its name on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def expected(self) -> str:
+        """What may be given, as a request."""
+        match self.kind:
+            case "bool":
+                return "Give true or false"
+            case "choice":
+                return f"Choose one of {', '.join(self.choices)}"
+            case "text":
+                return "Give a text"
+        return f"Give {'a whole number' if self.kind == 'int' else 'a number'} from {self.low} to {self.high}"
+
+    def parse(self, value: Any) -> Any:
+        """`value` (a number, a truth value or text) as this knob's type. Raises ValueError where it does not fit."""
+        match self.kind:
+            case "bool":
+                return self._truth(value)
+            case "choice":
+                if str(value) not in self.choices and "*" not in self.choices:
+                    raise ValueError("not among the choices")
                 return str(value)
-            raise Refused(owner, asked, f"Choose one of {', '.join(self.choices)}")
+            case "text":
+                return str(value)
+        return self._number(value)
+
+    def validated(self, owner: str, value: Any) -> Any:
+        """As `parse`. Raises Refused in the name of `owner`, which says what would fit."""
+        try:
+            return self.parse(value)
+        except ValueError as e:
+            raise Refused(owner, f"has no use for {self.name} = {str(value)[:40]!r}", self.expected) from e
+
+    def _truth(self, value: Any) -> bool | None:
+        if isinstance(value, bool) or (value is None and self.default is None):
+            return value
+        truth = TRUTH.get(str(value).strip().lower())
+        if truth is None:
+            raise ValueError("not a truth value")
+        return truth
+
+    def _number(self, value: Any) -> float:
+        if isinstance(value, bool):
+            raise ValueError("a truth value is no number")
         try:
             number = float(value)
             number = int(number) if self.kind == "int" and number == int(number) else number
-        except (TypeError, ValueError, OverflowError):
-            number = None
-        span = f"Give {'a whole number' if self.kind == 'int' else 'a number'} from {self.low} to {self.high}"
-        if number is None or isinstance(value, bool) or (self.kind == "int" and not isinstance(number, int)):
-            raise Refused(owner, asked, span)
-        if not (self.low <= number <= self.high):
-            raise Refused(owner, asked, span)
+        except (TypeError, OverflowError) as e:
+            raise ValueError("not a number") from e
+        if (self.kind == "int" and not isinstance(number, int)) or not (self.low <= number <= self.high):
+            raise ValueError("not in the range")
         return number
 
 
 @dataclass(frozen=True)
 class Configurable:
-    """What has a name, knobs and a card: techniques and studies. Its docstring is the card, its file gives its name."""
+    """What has knobs: techniques and studies, whose docstring is their card and whose file gives their name, and a
+    run's settings."""
 
     covers: ClassVar[tuple[str, ...]] = ()
     claim: ClassVar[str] = ""
     """The one line that the page shows beside it."""
+    claim_zh: ClassVar[str] = ""
+    """The same in Chinese."""
 
     def __post_init__(self) -> None:
         for k in self.knobs():
-            object.__setattr__(self, k.name, k.read(self.title, getattr(self, k.name)))
+            object.__setattr__(self, k.name, self.validated(k, getattr(self, k.name)))
+
+    @classmethod
+    def validated(cls, k: Knob, value: Any) -> Any:
+        """`value` as the knob's type. Raises Refused."""
+        return k.validated(title(cls), value)
 
     @classmethod
     def knobs(cls) -> tuple[Knob, ...]:
         return tuple(
             Knob(f.name, f.default, **f.metadata) for f in fields(cls) if f.metadata and f.default is not MISSING
         )
+
+    @classmethod
+    def knob_named(cls, name: str) -> Knob:
+        """The knob called `name`. Raises Refused, with a hint at what was meant."""
+        knobs = {k.name: k for k in cls.knobs()}
+        if name not in knobs:
+            near = difflib.get_close_matches(name, knobs, 1)
+            hint = f"Did you mean {near[0]}" if near else f"Its knobs are {', '.join(knobs) or 'none'}"
+            raise Refused(title(cls), f"has no knob called {name[:40]!r}", hint)
+        return knobs[name]
 
     @classmethod
     def _id(cls) -> str:
@@ -156,17 +222,12 @@ def discover(package: ModuleType, kind: type[T]) -> dict[str, type[T]]:
 
 
 def instantiate(kind: str, known: Mapping[str, type[T]], name: str, settings: Mapping[str, Any]) -> T:
-    """What `known` has by that name, with these knobs. Refused as `make` says."""
+    """What `known` has by that name, with these knobs.
+
+    Raises Refused for an unknown name or knob, and for a value that does not fit.
+    """
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        listed = ", ".join(known) if len(known) <= 12 else f"the {len(known)} that the command line lists"
-        hint = f"Did you mean {near[0]}" if near else f"Choose one of {listed}"
-        raise Refused(f"No {kind} is called {name[:40]!r};", "the name was not found", hint)
-    cls = known[name]
-    knobs = {k.name: k for k in cls.knobs()}
+        raise unknown(kind, name, known)
     for key in settings:
-        if key not in knobs:
-            near = difflib.get_close_matches(key, knobs, 1)
-            hint = f"Did you mean {near[0]}" if near else f"Its knobs are {', '.join(knobs) or 'none'}"
-            raise Refused(title(cls), f"has no knob called {key[:40]!r}", hint)
-    return cls(**{k: knobs[k].read(title(cls), v) for k, v in settings.items()})
+        known[name].knob_named(key)
+    return known[name](**settings)

@@ -21,6 +21,10 @@ class Technique(Configurable):
     speed: ClassVar[Literal["real", "simulated"]] = "real"
     noop_settings: ClassVar[dict[str, Any] | None] = None
     """Knobs with which a lossy technique changes nothing at all; None for an exact one."""
+    biting_settings: ClassVar[dict[str, Any] | None] = None
+    """Knobs with which it shows on a tiny model: a lossy one changes the text, a drafter drafts as much as it can."""
+    main_knob: ClassVar[str] = ""
+    """The number that trades its quality or its work for cost: what a sweep turns. Empty where it has no number."""
     beside: ClassVar[type[Technique] | None] = None
     """The door that another member of the stack must open for this one to have something to do."""
 

@@ -64,6 +64,7 @@ class AnswerCache(Study):
     bench = "cascade"
     speed = "simulated"
     claim = "Keeps the answers that cost most to give again, and chooses who gives new ones."
+    claim_zh = "保留重新回答代价最高的答案，并选择由谁给出新答案。"
 
     prompts: int = knob(20, 4, 200, "different queries in the simulation")
     ratio: float = knob(100.0, 1.0, 1000.0, "of the highest to the lowest cost in the simulation")

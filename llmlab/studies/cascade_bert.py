@@ -73,6 +73,7 @@ class CascadeBert(Study):
     covers = ("cascadebert",)
     bench = "cascade"
     claim = "A cascade of complete small models, calibrated, beside the exits of one deep model."
+    claim_zh = "一串完整且经过校准的小模型，与一个深模型的各个出口相比。"
 
     models: str = knob("variants", choices=("variants", "*"), help="this model with layers removed, or names with +")
     kept: str = knob("6/15", choices=("6/15", "*"), help="layers that the variants keep, as 6/15")

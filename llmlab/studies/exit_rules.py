@@ -169,6 +169,7 @@ class ExitRules(Study):
     covers = ("branchynet", "deebert", "fastbert", "pabee", "mpee", "past-future-exit", "cats")
     bench = "classification"
     claim = "Seven ways for a sentence to leave a frozen model early, on one task and one axis of cost."
+    claim_zh = "一句话提前离开冻结模型的七种方式，同一任务，同一代价轴。"
 
     work: str = knob("all", choices=("all", *WORKS), help="whose classifiers and rule")
     classes: int = knob(3, 2, 4, "labels of the made sentences: bad, good, neither, both")

@@ -65,6 +65,7 @@ class FrugalGpt(Study):
     covers = ("frugalgpt",)
     bench = "cascade"
     claim = "Learns whom to ask, in which order and whom to believe, under a budget."
+    claim_zh = "在预算内学习问谁、按什么顺序问、相信谁。"
 
     models: str = knob("variants", choices=("variants", "*"), help="cheaper variants of this model, or names with +")
     styles: str = knob("cot+pot", choices=("pot", "cot+pot", "direct+cot+pot"), help="styles in which each is asked")

@@ -65,6 +65,7 @@ class IdleSpeculation(Study):
 
     covers = ("burton-speculative-computation",)
     claim = "Guess only in the rows that a batch leaves free, and speculation should never cost throughput."
+    claim_zh = "只在批次空出的行里猜测，投机就不应降低吞吐量。"
     bench = "serving"
 
     drafter: str = knob("prompt-lookup", choices=("prompt-lookup", "draft-model"), help="who guesses")

@@ -55,6 +55,7 @@ class MotCascade(Study):
     covers = ("mot-cascade",)
     bench = "cascade"
     claim = "Believes a weak model where its chains and its programs agree."
+    claim_zh = "当弱模型的推理链与程序结论一致时，就相信它。"
 
     models: str = knob("variants", choices=("variants", "*"), help="a pruned copy first, or two names joined with +")
     samples: int = knob(4, 2, 20, "answers of the weak model that a method looks at")

@@ -49,6 +49,7 @@ class Reasoning(Study):
     covers = ("chain-of-thought", "program-of-thoughts")
     bench = "cascade"
     claim = "Direct answers, chains and programs: what is right, what goes wrong, what it costs."
+    claim_zh = "直接回答、推理链与程序：什么对，什么出错，代价多少。"
 
     models: str = knob("this", choices=("this", "*"), help="this model, or names joined with +")
     kind: str = knob("all", choices=("all", *KINDS), help="kinds of problems")

@@ -36,8 +36,9 @@ VALUES: dict[str, tuple[float, ...]] = {
     "k": (1, 2, 4),
     "block": (2, 4, 8),
     "least": (8, 16, 24),
+    "first": (8, 16, 24),
 }
-"""Knobs that trade quality or work for cost, and what is tried of each; a technique's main one is its first here."""
+"""What is tried of knobs with these names, which trade quality or work for cost."""
 LENGTHS = ("length", "nodes", "heads")
 """Knobs that bound how long a draft is: they move together, and drafts end at no other place while they do."""
 CLOSE = 0.1
@@ -56,14 +57,19 @@ def held_out(kind: str, each: int) -> list[dict[str, str]]:
     return [p for k in kinds for p in [q for q in known if q["kind"] == k][:each]]
 
 
-def main_knob(technique: type[Technique]) -> Knob | None:
-    """The knob that a sweep turns when nobody has chosen one; None where there is nothing to sweep."""
-    knobs = {k.name: k for k in technique.knobs()}
-    return next((knobs[name] for name in VALUES if name in knobs), None)
+def values_of(technique: type[Technique], turned: Knob) -> list[float]:
+    """What is tried of a knob when nobody has said: its name's usual values, or four over a main knob's range."""
+    if turned.name in VALUES:
+        return [v for v in VALUES[turned.name] if turned.low <= v <= turned.high]
+    if turned.name != technique.main_knob:
+        raise Refused(title(technique), f"has no usual values of {turned.name} to try", "Give the values")
+    spread = [turned.low + (turned.high - turned.low) * share for share in (0.125, 0.25, 0.5, 0.75)]
+    return list(dict.fromkeys(turned.parse(round(v) if turned.kind == "int" else v) for v in spread))
 
 
-SWEPT = tuple(name for name, t in registry().items() if main_knob(t))
-"""The techniques that a sweep of everything turns a knob of."""
+def swept() -> tuple[str, ...]:
+    """The techniques that a sweep of everything turns a knob of."""
+    return tuple(name for name, t in registry().items() if t.main_knob)
 
 
 def expected_tokens(a: float, g: int) -> float:
@@ -140,8 +146,9 @@ class Sweep(Study):
     covers = ("speculative-decoding",)
     bench = "sweep"
     claim = "Turns a technique's main knob and draws quality against cost on held-out prompts."
+    claim_zh = "调节一种技术的主要参数，在未曾用过的提示词上画出质量与代价。"
 
-    technique: str = knob("draft-model", choices=("all", *SWEPT), help="whose knob; all takes minutes")
+    technique: str = knob("draft-model", choices=lambda: ("all", *swept()), help="whose knob; all takes minutes")
     turn: str = knob("auto", choices=("auto", "*"), help="the knob to turn; auto: the technique's main one")
     values: str = knob("auto", choices=("auto", "*"), help="what to try, as 0.1/0.2/0.5; auto: three or four values")
     kind: str = knob("all", choices=("all", *KINDS), help="kinds of held-out prompts")
@@ -152,25 +159,21 @@ class Sweep(Study):
         """Each setting of a technique that is tried: the knob's name, its value, the technique with it."""
         cls = registry()[name]
         knobs = {k.name: k for k in cls.knobs()}
-        turned = main_knob(cls) if self.turn == "auto" else knobs.get(self.turn)
-        if turned is None:
-            raise Refused(title(cls), f"has no knob called {self.turn[:40]!r}", f"Its knobs are {', '.join(knobs)}")
+        turned = cls.knob_named(cls.main_knob if self.turn == "auto" else self.turn)
         together: dict[str, Any] = {}
         if self.turn == "auto" and turned.name in LENGTHS:
             together = {k: 0.0 for k in ("confidence",) if k in knobs}
-        if self.values != "auto":
-            values: list[Any] = [turned.read(title(cls), v) for v in re.split(r"[/,;\s]+", self.values.strip())]
-        elif turned.name in VALUES:
-            values = [v for v in VALUES[turned.name] if turned.low <= v <= turned.high]
+        if self.values == "auto":
+            values = values_of(cls, turned)
         else:
-            raise Refused(title(cls), f"has no usual values of {turned.name} to try", "Give the values")
+            values = [turned.validated(title(cls), v) for v in re.split(r"[/,;\s]+", self.values.strip())]
         for value in values:
             lengths = {k: value for k in LENGTHS if together and k in knobs and value <= knobs[k].high}
             yield turned.name, value, make(name, **{**together, **lengths, turned.name: value})
 
     def stacks(self, subject: Subject) -> tuple[list[tuple[str, str, Any, Stack]], list[str]]:
         """Everything that is tried, as (title, knob, value, stack), and what cannot be, in sentences."""
-        chosen = SWEPT if self.technique == "all" else (self.technique,)
+        chosen = swept() if self.technique == "all" else (self.technique,)
         if self.technique == "all" and (self.turn, self.values) != ("auto", "auto"):
             raise Refused(self.title, "turns one knob of one technique or every main knob", "Choose a technique")
         tried, notes = [], []

@@ -106,6 +106,7 @@ class Tabi(Study):
     covers = ("tabi",)
     bench = "cascade"
     claim = "Calibrated levels, pruned words and a weighted answer, with measured times."
+    claim_zh = "经过校准的各级、删减的词和加权的答案，并测量时间。"
 
     models: str = knob("variants", choices=("variants", "*"), help="this model's first layers, or names with +")
     kept: str = knob("8/16", choices=("8/16", "*"), help="how many layers the smaller levels have")

@@ -160,6 +160,7 @@ class TokenDrop(Study):
     covers = ("power-bert", "tr-bert", "adapler", "magic-pyramid")
     bench = "classification"
     claim = "Five ways to let words leave a frozen model before its last layer, and the words that stay."
+    claim_zh = "让词在最后一层之前离开冻结模型的五种方式，以及留下的词。"
 
     work: str = knob("power-bert", choices=("all", *WORKS), help="whose selection; all takes several minutes")
     classes: int = knob(3, 2, 4, "labels of the made sentences: bad, good, neither, both")

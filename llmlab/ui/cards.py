@@ -16,50 +16,6 @@ from llmlab.ui.i18n import both, both_words, catalogue, word
 
 LANGUAGES = tuple(catalogue())
 
-CLAIMS_ZH = {
-    "prompt-lookup": "照抄前文中相同词语之后的内容作为猜测。",
-    "draft-model": "由更便宜的模型先猜，模型一次验证多个词元。",
-    "self-speculation": "跳过部分层来猜，再用全部层验证。",
-    "streaming-llm": "只保留开头几个词元和最近的窗口，忘掉中间。",
-    "h2o": "保留获得注意力最多的词元和最近的词元。",
-    "magnitude": "把最小的权重置零。",
-    "wanda": "把“大小×输入”最小的权重置零。",
-    "neuron-drop": "去掉整个神经元：矩阵变小，节省是真实的。",
-    "layer-drop": "去掉整层：权重、时间和 KV 内存一起减少。",
-    "early-exit": "模型已有把握时在中间层停下。",
-    "typical": "只要模型认为猜测合乎情理就接受，不必是它的首选。",
-    "blockwise-acceptance": "猜测在模型的前 k 个之内，或数值相近，也算数。",
-    "lenience": "猜测与模型首选的概率相差不大时，就让它算数。",
-    "bild": "小模型的词元照用，除非大模型觉得太意外。",
-    "draft-heads": "训练好的小头从一个隐藏状态一次猜出几个词元。",
-    "eagle": "一个训练好的小层，根据模型自己的隐藏状态来猜。",
-    "jacobi": "猜出一整块词元，让模型一次全部改正。",
-    "layer-skip": "提前退出来打草稿，再只用剩下的层验证。",
-    "lookahead": "从超前的错误猜测中收集短语，轮到时再试用。",
-    "multi-draft": "把几个草稿者的猜测合成一棵树，一次验证。",
-    "suffix-matching": "照抄相同词语之后最常出现的内容，匹配越长抄得越远。",
-    "hash-exit": "每个词都有事先固定的退出层。",
-    "skip-decode": "越靠后的词元运行的层越少，只看位置。",
-    "skip-layer": "每层前的小路由器让词元绕过该层。",
-    "token-drop": "让提示中没人注意的词在进入深层之前离开。",
-}
-"""Claims in Chinese by technique id; a technique without one shows its English claim."""
-
-
-STUDIES_ZH = {
-    "answer-cache": "保留重新回答代价最高的答案，并选择由谁给出新答案。",
-    "cascade-bert": "一串完整且经过校准的小模型，与一个深模型的各个出口相比。",
-    "exit-rules": "一句话提前离开冻结模型的七种方式，同一任务，同一代价轴。",
-    "frugal-gpt": "在预算内学习问谁、按什么顺序问、相信谁。",
-    "idle-speculation": "只在批次空出的行里猜测，投机就不应降低吞吐量。",
-    "mot-cascade": "当弱模型的推理链与程序结论一致时，就相信它。",
-    "reasoning": "直接回答、推理链与程序：什么对，什么出错，代价多少。",
-    "tabi": "经过校准的各级、删减的词和加权的答案，并测量时间。",
-    "token-drop": "让词在最后一层之前离开冻结模型的五种方式，以及留下的词。",
-    "sweep": "调节一种技术的主要参数，在未曾用过的提示词上画出质量与代价。",
-}
-"""The same for studies."""
-
 
 def badge(kind: str) -> str:
     """A small label in both languages; `kind` is "lossless", "lossy", "plain" or "simulated"."""
@@ -79,15 +35,13 @@ def summary(technique: type[Technique]) -> str:
     badges = badge("lossless" if technique.exact else "lossy")
     if technique.speed == "simulated":
         badges += " " + badge("simulated")
-    claim = both(technique.claim, CLAIMS_ZH.get(technique._id(), technique.claim))
-    return f'<p class="claim">{badges} {claim}</p>'
+    return f'<p class="claim">{badges} {both(technique.claim, technique.claim_zh)}</p>'
 
 
 def study_head(study: type[Study]) -> str:
     """A study's title and claim."""
     badges = badge("simulated") + " " if study.speed == "simulated" else ""
-    claim = both(study.claim, STUDIES_ZH.get(study._id(), study.claim))
-    return f'<h2>{escape(title(study))}</h2><p class="claim">{badges}{claim}</p>'
+    return f'<h2>{escape(title(study))}</h2><p class="claim">{badges}{both(study.claim, study.claim_zh)}</p>'
 
 
 def search_box() -> str:
@@ -103,7 +57,7 @@ def search_index() -> dict[str, dict[str, str]]:
     found = {}
     for name, t in registry().items():
         papers = " ".join(re.sub(r"<[^>]*>", "", _source(c)) for c in t.covers)
-        words = [name, title(t), t.claim, CLAIMS_ZH.get(name, ""), papers, *(word(t.role, lang) for lang in LANGUAGES)]
+        words = [name, title(t), t.claim, t.claim_zh, papers, *(word(t.role, lang) for lang in LANGUAGES)]
         found[name] = {"door": t.role, "words": " ".join(words).lower()}
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from llmlab.errors import Refusal, Refused
-from llmlab.lab.settings import CHOICES, Settings
+from llmlab.lab.settings import Settings
 from llmlab.measure.hardware import cores
 from llmlab.models.loading import catalog
 from llmlab.runtime.configurable import Configurable, Knob, title
@@ -18,6 +18,7 @@ from llmlab.runtime.roles import ROLES
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.technique import Technique, make, registry
 from llmlab.ui import cards
+from llmlab.ui.i18n import catalogue
 
 OFF = "off"
 Translate = Callable[[str], Any]
@@ -36,28 +37,52 @@ class Family:
 
 def knob_control(owner: str, k: Knob) -> Any:
     """The control of one knob, drawn from its metadata; its elem_id is knob-<owner>-<name>."""
-    at = {"label": k.name.replace("_", " "), "info": k.help or None, "elem_id": f"knob-{owner}-{k.name}"}
+    return _control(k, {"label": k.label, "info": k.help or None, "elem_id": f"knob-{owner}-{k.name}"})
+
+
+def setting_control(k: Knob, _: Translate, prefix: str = "") -> Any:
+    """The control of one of a run's settings; its elem_id is its name after `prefix`.
+
+    Label, info and the names of choices are the page's words where it has some, and the knob's own otherwise.
+    """
+    known, info = catalogue()["en"], f"{k.name}_info"
+    translated = k.name in known
+    at = {
+        "label": _(k.name) if translated else k.label,
+        "info": _(info) if info in known else None if translated else k.help,
+        "elem_id": prefix + k.name,
+    }
+    return _control(k, at, {c: _(f"{k.name}_{c}") for c in k.choices if f"{k.name}_{c}" in known})
+
+
+def _control(k: Knob, at: dict[str, Any], names: Mapping[str, Any] | None = None) -> Any:
+    """A checkbox, list, field or slider, as the knob's kind and range ask for; `names` are what choices are called."""
     if k.kind == "bool":
-        return gr.Checkbox(k.default, **at)
+        return gr.Checkbox(k.default is not False, **at)
+    if k.kind == "text":
+        return gr.Textbox(k.default, max_lines=1, **at)
     if k.kind == "choice":
         listed = [c for c in k.choices if c != "*"]
         if "*" in k.choices and {k.default, *listed} & {*catalog.MODELS, *catalog.FORMATS}:  # it names a model
             listed += [m for m in catalog.MODELS if m not in listed]
-        return gr.Dropdown(listed or [k.default], value=k.default, allow_custom_value="*" in k.choices, **at)
+        named = [((names or {}).get(c, c), c) for c in listed or [k.default]]
+        return gr.Dropdown(named, value=k.default, allow_custom_value="*" in k.choices, **at)
+    low, high = k.usual or (k.low, k.high)
     # A slider over the whole range of a knob like 4…65536 is useless; its useful part is below a few thousand.
-    if k.high is not None and k.high > 4096:
+    if high is not None and high > 4096:
         return gr.Number(k.default, precision=0 if k.kind == "int" else None, **at)
-    steps = (1,) if k.kind == "int" else (0.05, 0.01) if k.high <= 1 else (0.1, 0.01)
+    steps = (1,) if k.kind == "int" else (0.05, 0.01) if high <= 2 else (0.1, 0.01)
     step = next((s for s in steps if abs(k.default / s - round(k.default / s)) < 1e-6), 0.001)
-    return gr.Slider(k.low, k.high, k.default, step=step, **at)
+    return gr.Slider(low, high, k.default, step=step, **at)
 
 
 def model_controls(_: Translate, default: str, prefix: str = "") -> tuple[gr.Dropdown, gr.Dropdown]:
     """The choice of a model of the catalogue and of a weight format; their elem_ids start with `prefix`."""
     choices = [(f"{e.title} · {e.parameters / 1e6:.0f} M", name) for name, e in catalog.MODELS.items()]
     model = gr.Dropdown(choices, value=default, label=_("model"), elem_id=f"{prefix}model", filterable=True)
+    weights = Settings.knob_named("weights")
     at = {"label": _("weights"), "info": _("weights_info"), "elem_id": f"{prefix}weights"}
-    return model, gr.Dropdown(list(catalog.FORMATS), value="dense-fp32", **at)
+    return model, gr.Dropdown([c for c in weights.choices if c != "*"], value=weights.default, **at)
 
 
 def draw_knobs(described: type[Configurable], _: Translate, add: Callable[[str, Any], Any], owner: str) -> None:
@@ -139,9 +164,8 @@ class Form:
         self.add("top_p", gr.Slider(0.05, 1, 1, step=0.05, label=_("top_p"), elem_id="top_p"))
         self.add("seed", gr.Number(0, precision=0, label=_("seed"), elem_id="seed"))
         self.add("device", gr.Dropdown(["auto", "cpu", "cuda"], value="auto", label=_("device"), elem_id="device"))
-        for name, choices in CHOICES.items():
-            at = {"label": _(name), "info": _(f"{name}_info"), "elem_id": name}
-            self.add(name, gr.Dropdown([(_(f"{name}_{c}"), c) for c in choices], value=choices[0], **at))
+        for name in ("verify", "copies"):
+            self.add(name, setting_control(Settings.knob_named(name), _))
         self.add("threads", gr.Slider(0, cores(), 0, step=1, label=_("threads"), info=_("threads_info")))
 
     # Reading and writing -----------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from llmlab.lab.findings import cell
 from llmlab.measure.trace import lanes, ledger, rounds
 from llmlab.runtime.events import Committed, Event, Prefilled, Started
-from llmlab.ui.findings import cell
 from llmlab.ui.i18n import word
 
 BLUE, GREY, GREEN, RED = "#2f6fde", "#9aa0a6", "#1a9850", "#d73027"

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from llmlab.lab.settings import Settings
+from llmlab.lab.settings import STUDIED, Settings
 from llmlab.lab.study import Study, make_study
 from llmlab.runtime.configurable import Knob
 from llmlab.runtime.stack import Stack
 
-SHORT = {
-    "model": "m",
-    "prompt": "p",
-    "chat": "chat",
-    "max_new_tokens": "n",
-    "weights": "w",
-    "temperature": "temp",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "seed": "seed",
-    "device": "device",
-    "verify": "verify",
-    "copies": "copies",
-    "threads": "threads",
-}
+SHORT = {k.name: k.short or k.name for k in Settings.knobs()}
+"""Each setting's name in a link."""
+DEFAULTS = {k.name: k.default for k in Settings.knobs()}
 LONGEST = 6000
 """Characters of a prompt that a link carries; browsers and servers cut longer ones."""
-DEFAULTS = {f.name: f.default for f in fields(Settings) if f.name in SHORT}
 
 
 def to_query(settings: Settings) -> str:
@@ -49,10 +35,7 @@ def from_query(parameters: Mapping[str, str], base: Settings) -> Settings:
     given: dict[str, Any] = {}
     for name, short in SHORT.items():
         if short in parameters:
-            value: Any = str(parameters[short])[: 10 * LONGEST]
-            if name == "chat":
-                value = {"true": True, "false": False}.get(value)
-            given[name] = value
+            given[name] = str(parameters[short])[: 10 * LONGEST]
     start = {n: getattr(base, n) for n in SHORT} if not given.get("prompt") else DEFAULTS
     return Settings(**{**start, **given}, stack=Stack.from_query(parameters))
 
@@ -61,12 +44,7 @@ def command_line(settings: Settings, compare: bool = False) -> str:
     """The command that repeats the run."""
     parts = ["python", "-m", "llmlab", "compare" if compare else "run", "--model", settings.model]
     parts.append(f"--prompt={settings.prompt}")  # one word, or a prompt that begins with a dash would read as an option
-    for name in [n for n in SHORT if n not in ("model", "prompt", "chat")]:
-        value = getattr(settings, name)
-        if value != DEFAULTS[name]:
-            parts += ["--" + name.replace("_", "-"), str(value)]
-    if settings.chat is not None:
-        parts.append("--chat" if settings.chat else "--no-chat")
+    parts += _options(settings, [n for n in SHORT if n not in ("model", "prompt")])
     for text in settings.stack.arguments():
         parts += ["--technique", text]
     return shlex.join(parts)
@@ -95,10 +73,6 @@ def python(settings: Settings) -> str:
     return "\n".join(lines) + "\n"
 
 
-STUDIED = ("model", "weights", "device", "seed", "threads")
-"""The settings that a study looks at."""
-
-
 def study_query(study: Study, settings: Settings) -> str:
     """`?study=…&<study>.<knob>=…&m=…`: the link that opens a study with its knobs; only what is not as by default."""
     pairs = [("study", study.id)]
@@ -119,10 +93,22 @@ def study_command(study: Study, settings: Settings) -> str:
     """The command that carries the study out."""
     knobs = ",".join(f"{k.name}={getattr(study, k.name)}" for k in study.knobs() if _changed(study, k))
     parts = ["python", "-m", "llmlab", "study", study.id + (f":{knobs}" if knobs else "")]
-    for name in STUDIED:
-        if name == "model" or getattr(settings, name) != DEFAULTS[name]:
-            parts += ["--" + name.replace("_", "-"), str(getattr(settings, name))]
+    parts += ["--model", settings.model, *_options(settings, [n for n in STUDIED if n != "model"])]
     return shlex.join(parts)
+
+
+def _options(settings: Settings, names: Collection[str]) -> list[str]:
+    """The options of the settings of these names that are not as by default."""
+    parts = []
+    for k in Settings.knobs():
+        value = getattr(settings, k.name)
+        if k.name not in names or value == k.default:
+            continue
+        if k.kind == "bool":
+            parts.append(k.option if value else k.option.replace("--", "--no-", 1))
+        else:
+            parts += [k.option, str(value)]
+    return parts
 
 
 def _changed(study: Study, k: Knob) -> bool:

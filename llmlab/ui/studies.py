@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from llmlab.errors import Refused
+from llmlab.lab.findings import cell
 from llmlab.lab.queue import Engine, Job, StudyRun
 from llmlab.lab.settings import Settings
 from llmlab.lab.study import Study, make_study, studies
@@ -20,7 +21,7 @@ from llmlab.runtime.configurable import title
 from llmlab.ui import cards, figures, links
 from llmlab.ui.controls import Translate, draw_knobs, model_controls
 from llmlab.ui.exports import Exports
-from llmlab.ui.findings import cell, claims_html
+from llmlab.ui.findings import claims_html
 from llmlab.ui.i18n import both, both_words, catalogue, language, word
 
 PERIOD = 0.3

@@ -34,41 +34,10 @@ Tokens = Sequence[int]
 
 # What there is to test ------------------------------------------------------------------------------------------
 
-BITING: dict[str, dict[str, Any]] = {
-    "blockwise-acceptance": {"k": 20},
-    "early-exit": {"threshold": 0.15, "first": 2, "step": 1, "fill": "copy"},
-    "hash-exit": {"first": 2},
-    "layer-drop": {"count": 1},
-    "lenience": {"lenience": 0.01},
-    "magnitude": {"ratio": 0.4},
-    "neuron-drop": {"ratio": 0.4},
-    "skip-decode": {"least": 2, "over": 10},
-    "skip-layer": {"density": 0.7},
-    "token-drop": {"ratio": 0.5, "first": 1, "times": 2},
-    "typical": {"epsilon": 0.01, "delta": 0.1},
-    "wanda": {"ratio": 0.4},
-}
-"""Settings at which a lossy technique changes a tiny model's text, where its defaults would not."""
-EAGER: dict[str, dict[str, Any]] = {
-    "eagle": {"confidence": 0.0, "breadth": 8, "nodes": 31, "length": 4},
-    "draft-heads": {"confidence": 0.0, "breadth": 4, "nodes": 15},
-    "draft-model": {"length": 6, "confidence": 0.0},
-    "jacobi": {"block": 8},
-    "layer-skip": {"length": 5, "confidence": 0.0, "layer": 3},
-    "lookahead": {"window": 4, "ngram": 4, "candidates": 6},
-    "multi-draft": {"drafters": "int4+lookup", "length": 5, "tree": "2x1", "nodes": 15, "confidence": 0.0},
-    "prompt-lookup": {"length": 9, "ngram": 3, "least": 1},
-    "self-speculation": {"length": 5, "confidence": 0.0, "skip": 0.5},
-    "suffix-matching": {"factor": 4.0, "nodes": 12, "least": 1, "confidence": 0.0},
-}
-"""Settings at which an exact technique drafts as much as it can."""
-
 
 def sharp(id: str) -> Technique:
-    """A technique at a setting that shows on a tiny model: its defaults, a small `budget`, or what is noted above."""
-    known = {k.name for k in registry()[id].knobs()}
-    small = {k: v for k, v in {"budget": 12, "every": 5}.items() if k in known}
-    return make(id, **{**small, **BITING.get(id, {}), **EAGER.get(id, {})})
+    """A technique at the settings at which it shows on a tiny model."""
+    return make(id, **(registry()[id].biting_settings or {}))
 
 
 def accompanied(*techniques: Technique) -> Stack:

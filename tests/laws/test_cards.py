@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import shlex
 from contextlib import suppress
 from dataclasses import FrozenInstanceError, fields
@@ -22,8 +23,8 @@ from llmlab.runtime.configurable import LABELS, Configurable, Knob, card, title
 from llmlab.runtime.roles import ROLES
 from llmlab.runtime.stack import Stack, parsed
 from llmlab.runtime.technique import Technique, make, registry
+from llmlab.studies.sweep import values_of
 from llmlab.ui import links
-from llmlab.ui.cards import STUDIES_ZH
 from llmlab.ui.i18n import catalogue
 from llmlab.ui.studies import BENCHES
 from tests.laws import laws
@@ -52,6 +53,10 @@ def explains_itself(described: type[Configurable], longest: int = 40) -> None:
     assert "\n" not in described.claim
     assert 20 <= len(described.claim) <= 100
     assert described.claim.endswith(".")
+    assert re.search("[\u4e00-\u9fff]", described.claim_zh), "a claim in Chinese"
+    assert "\n" not in described.claim_zh
+    assert 6 <= len(described.claim_zh) <= 60
+    assert described.claim_zh.endswith("。")
 
 
 def covers_known_works(described: type[Configurable]) -> None:
@@ -64,8 +69,8 @@ def covers_known_works(described: type[Configurable]) -> None:
 def has_complete_knobs(described: type[Configurable]) -> None:
     for k in described.knobs():
         assert len(k.help) >= 10, k.name
-        assert k.read("", k.default) == k.default
-        assert k.read("", str(k.default)) == k.default
+        assert k.validated("", k.default) == k.default
+        assert k.validated("", str(k.default)) == k.default
         if k.kind == "choice":
             assert len(k.choices) > 1
         elif k.kind != "bool":
@@ -104,6 +109,23 @@ def test_exact_or_with_an_identity(cls: type[Technique]) -> None:
     assert cls.speed in ("real", "simulated")
 
 
+def test_it_says_where_it_shows(cls: type[Technique]) -> None:
+    """Whether these settings change a tiny model's text, or draft, is in test_exact.py."""
+    assert cls.biting_settings is not None
+    assert {k: getattr(make(cls._id(), **cls.biting_settings), k) for k in cls.biting_settings} == cls.biting_settings
+    assert not cls.biting_settings or cls.exact or not make(cls._id(), **cls.biting_settings).lossless()
+
+
+def test_its_main_knob_is_a_number_of_its_own(cls: type[Technique]) -> None:
+    numbers = {k.name for k in cls.knobs() if k.kind in ("int", "float")}
+    assert cls.main_knob in numbers or not (numbers or cls.main_knob)
+    if cls.main_knob:
+        k = cls.knob_named(cls.main_knob)
+        values = values_of(cls, k)
+        assert len(values) > 1
+        assert [k.parse(v) for v in values] == values
+
+
 def test_knobs_are_complete(cls: type[Technique]) -> None:
     has_complete_knobs(cls)
 
@@ -140,10 +162,6 @@ def test_out_of_range_is_refused_by_a_study_too(study: type[Study]) -> None:
             assert k.name in str(e.value)
     with pytest.raises(Refused, match="has no knob called"):
         make_study(study._id(), no_such_knob=1)
-
-
-def test_a_translation_is_of_a_study_that_there_is() -> None:
-    assert set(STUDIES_ZH) <= set(studies())
 
 
 def _other(k: Knob) -> Any:

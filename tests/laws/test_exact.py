@@ -78,7 +78,7 @@ def test_a_stranger_drafts_mostly_in_vain_and_changes_nothing(llama: Decoder) ->
 def test_lossy_settings_bite(id: str) -> None:
     """The settings under which exactness is tested really change the text; else the law above would say nothing."""
     assert laws.differences(without(Stack())[2], without(laws.alone(id))[2]), (
-        f"give {id} a setting in laws.BITING at which it changes a tiny model's text"
+        f"give {id} biting_settings at which it changes a tiny model's text"
     )
 
 

@@ -11,8 +11,7 @@ from llmlab.lab.experiment import Lab
 from llmlab.lab.settings import Settings
 from llmlab.lab.study import Subject, carry_out, make_study
 from llmlab.runtime.events import Committed, Drafted, Event
-from llmlab.runtime.technique import registry
-from llmlab.studies.sweep import KINDS, Drafts, claims, expected_tokens, held_out, main_knob
+from llmlab.studies.sweep import KINDS, Drafts, claims, expected_tokens, held_out, swept
 from tests import made
 
 
@@ -66,7 +65,7 @@ def test_held_out_prompts_are_of_six_kinds_and_stand_nowhere_else() -> None:
 
 
 def test_what_is_turned_is_within_every_technique_s_range() -> None:
-    for name in [n for n, t in registry().items() if main_knob(t)]:
+    for name in swept():
         tried = list(make_study("sweep", technique=name).settings_of(name))
         assert len(tried) >= 2, name
         assert len({t for _, _, t in tried}) == len(tried), name

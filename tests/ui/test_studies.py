@@ -9,10 +9,11 @@ from urllib.parse import urlencode
 
 import pytest
 
+from llmlab.lab.findings import cell, table
 from llmlab.lab.queue import StudyRun
 from llmlab.lab.study import make_study
 from llmlab.ui import figures
-from llmlab.ui.findings import cell, claims_html, table
+from llmlab.ui.findings import claims_html
 from tests.ui.conftest import PANEL, Site
 from tests.ui.test_browser import state, until
 

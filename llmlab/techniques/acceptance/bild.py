@@ -29,7 +29,10 @@ class BigLittleRollback(Acceptor):
 
     covers = ("bild",)
     claim = "The little model's words stand unless they surprise the big one too much."
+    claim_zh = "小模型的词元照用，除非大模型觉得太意外。"
     noop_settings = {"rollback": 0.0}
+    biting_settings = {"rollback": 5.0}
+    main_knob = "rollback"
 
     rollback: float = knob(5.0, 0.0, 20.0, "surprise in nats above which a word is taken back")
 

@@ -34,7 +34,10 @@ class BlockwiseAcceptance(Acceptor):
 
     covers = ("blockwise-parallel",)
     claim = "Guesses among the model's k best, or near its number, stand too."
+    claim_zh = "猜测在模型的前 k 个之内，或数值相近，也算数。"
     noop_settings = {"rule": "exact", "block": 1}
+    biting_settings = {"k": 20}
+    main_knob = "k"
 
     rule: str = knob("top-k", choices=("exact", "top-k", "tolerance"), help="which guesses stand")
     k: int = knob(2, 1, 32, "how many of the model's best tokens are good enough (top-k)")

@@ -30,7 +30,10 @@ class Lenience(Acceptor):
 
     covers = ("speculative-decoding",)
     claim = "Lets a guess stand when it is nearly as likely as the model's own choice."
+    claim_zh = "猜测与模型首选的概率相差不大时，就让它算数。"
     noop_settings = {"lenience": 1.0}
+    biting_settings = {"lenience": 0.01}
+    main_knob = "lenience"
 
     lenience: float = knob(0.3, 0.0, 1.0, "1 is exact, 0 accepts whatever is possible at all")
 

@@ -29,7 +29,10 @@ class TypicalAcceptance(Acceptor):
 
     covers = ("https://arxiv.org/abs/2401.10774",)
     claim = "Accepts guesses that the model finds typical, not only its own choice."
+    claim_zh = "只要模型认为猜测合乎情理就接受，不必是它的首选。"
     noop_settings = {"epsilon": 1.0, "delta": 1e6}
+    biting_settings = {"epsilon": 0.01, "delta": 0.1}
+    main_knob = "epsilon"
 
     epsilon: float = knob(0.09, 0.0, 1.0, "probability that is always enough")
     delta: float = knob(0.3, 0.0, 1e6, "share of exp(-entropy) that is enough where less is certain")

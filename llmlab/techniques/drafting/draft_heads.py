@@ -55,6 +55,9 @@ class DraftHeads(Drafter):
     covers = ("blockwise-parallel", "https://arxiv.org/abs/2401.10774")
     needs = Drafter.needs | {Capability.STATES}
     claim = "Small trained heads guess several tokens at once from one hidden state."
+    claim_zh = "训练好的小头从一个隐藏状态一次猜出几个词元。"
+    biting_settings = {"confidence": 0.0, "breadth": 4, "nodes": 15}
+    main_knob = "nodes"
 
     heads: int = knob(3, 1, 8, "heads asked: tokens guessed in a row")
     nodes: int = knob(3, 1, 31, "tokens drafted per pass")

@@ -34,6 +34,9 @@ class DraftModel(Drafter):
 
     covers = ("speculative-decoding", "speculative-sampling")
     claim = "A cheaper model guesses ahead, the model checks several tokens at once."
+    claim_zh = "由更便宜的模型先猜，模型一次验证多个词元。"
+    biting_settings = {"length": 6, "confidence": 0.0}
+    main_knob = "length"
 
     model: str = knob("int4", choices=("int4", "int8", "nf4", "*"), help="a catalogue model, or this one at fewer bits")
     length: int = knob(4, 1, 16, "tokens drafted per pass")

@@ -42,6 +42,9 @@ class Eagle(Drafter):
     )
     needs = Drafter.needs | {Capability.STATES}
     claim = "One small trained layer guesses from the model's own hidden states."
+    claim_zh = "一个训练好的小层，根据模型自己的隐藏状态来猜。"
+    biting_settings = {"confidence": 0.0, "breadth": 8, "nodes": 31, "length": 4}
+    main_knob = "length"
     part = "eagle"
 
     nodes: int = knob(2, 1, 31, "tokens drafted per pass")

@@ -30,6 +30,9 @@ class Jacobi(Drafter):
 
     covers = ("jacobi-parallel-decoding",)
     claim = "Guesses a block of tokens and lets the model correct all of them at once."
+    claim_zh = "猜出一整块词元，让模型一次全部改正。"
+    biting_settings = {"block": 8}
+    main_knob = "block"
 
     mode: str = knob("gs-jacobi", choices=("gs-jacobi", "jacobi", "hybrid"), help="what follows a finished token")
     block: int = knob(4, 2, 32, "tokens corrected at once")

@@ -70,6 +70,9 @@ class LayerSkip(Drafter):
     covers = ("https://arxiv.org/abs/2404.16710",)
     needs = Drafter.needs | {Capability.LAYERS}
     claim = "Drafts by leaving early, then checks with only the layers left out."
+    claim_zh = "提前退出来打草稿，再只用剩下的层验证。"
+    biting_settings = {"length": 5, "confidence": 0.0, "layer": 3}
+    main_knob = "length"
 
     layer: int = knob(0, 0, 127, "layers that a draft goes through; 0: half, or four fifths to a trained exit")
     length: int = knob(3, 1, 16, "tokens drafted per pass")

@@ -31,6 +31,9 @@ class Lookahead(Drafter):
 
     covers = ("https://arxiv.org/abs/2402.02057",)
     claim = "Collects phrases from wrong guesses ahead and tries them when their turn comes."
+    claim_zh = "从超前的错误猜测中收集短语，轮到时再试用。"
+    biting_settings = {"window": 4, "ngram": 4, "candidates": 6}
+    main_knob = "window"
 
     window: int = knob(2, 1, 30, "W: places ahead that are guessed at")
     ngram: int = knob(3, 2, 8, "N: tokens of an n-gram")

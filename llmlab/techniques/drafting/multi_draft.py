@@ -40,6 +40,9 @@ class MultiDraft(Drafter):
 
     covers = ("specinfer",)
     claim = "Merges the guesses of several drafters into one tree and checks it in one pass."
+    claim_zh = "把几个草稿者的猜测合成一棵树，一次验证。"
+    biting_settings = {"drafters": "int4+lookup", "length": 5, "tree": "2x1", "nodes": 15, "confidence": 0.0}
+    main_knob = "length"
 
     drafters: str = knob(
         "lookup+suffix",

@@ -26,6 +26,9 @@ class PromptLookup(Drafter):
 
     covers = ("https://github.com/apoorvumang/prompt-lookup-decoding",)
     claim = "Guesses by copying what followed the same words before."
+    claim_zh = "照抄前文中相同词语之后的内容作为猜测。"
+    biting_settings = {"length": 9, "ngram": 3, "least": 1}
+    main_knob = "length"
 
     length: int = knob(10, 1, 32, "tokens drafted after a match")
     ngram: int = knob(3, 1, 8, "longest match tried, in tokens")

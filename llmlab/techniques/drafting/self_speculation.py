@@ -48,6 +48,9 @@ class SelfSpeculation(Drafter):
     covers = ("https://arxiv.org/abs/2309.08168",)
     needs = Drafter.needs | {Capability.LAYERS}
     claim = "The model guesses with some of its layers skipped and checks with all."
+    claim_zh = "跳过部分层来猜，再用全部层验证。"
+    biting_settings = {"length": 5, "confidence": 0.0, "skip": 0.5}
+    main_knob = "length"
 
     skip: float = knob(0.2, 0.05, 0.8, "share of the layers left out while drafting")
     length: int = knob(3, 1, 16, "tokens drafted per pass")

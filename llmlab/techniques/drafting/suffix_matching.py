@@ -29,6 +29,9 @@ class SuffixMatching(Drafter):
 
     covers = ("https://arxiv.org/abs/2411.04975",)
     claim = "Copies what most often followed the same words, further the longer the match."
+    claim_zh = "照抄相同词语之后最常出现的内容，匹配越长抄得越远。"
+    biting_settings = {"factor": 4.0, "nodes": 12, "least": 1, "confidence": 0.0}
+    main_knob = "nodes"
 
     factor: float = knob(1.0, 0.25, 4.0, "tokens drafted per token of the match")
     nodes: int = knob(16, 1, 64, "tokens drafted at most")

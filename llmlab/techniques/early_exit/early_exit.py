@@ -30,26 +30,21 @@ RULES = ("probability", "margin", "entropy", "speed", "patience", "consistency",
 class EarlyExit(ForwardPatch):
     """Early exit by confidence.
 
-    Idea: Easy tokens are decided before the last layer. A head after a middle layer says what it would answer; when a
-    rule finds it sure enough, that is the token, and the other layers are skipped.
-    Method: After each head in turn, over its distribution p: max p > θ; or p₁ − p₂ > θ (CALM); or entropy < 1 − θ, in
-    nats (BranchyNet, DeeBERT) or over ln |p| (FastBERT's speed); or `patience` heads in a row agree with the one before
-    (PABEE); or a regression on all that was said (CATs), or a trained gate that reads the state and asks no head (CALM)
-    is surer than θ. `epsilon` sets θ on the model's own words so that a share 1 − ε of tokens stays as it was (CATs).
-    The keys and values of skipped layers are made when a later token goes further, or from the exit's state at once.
-    What to look for: Layers and time per pass. The model's own head on middle states, the logit lens, agrees little
-    with the last layer (SmolLM2-135M: 12 % after 18 layers of 30, 37 % after 24). A check costs time too: hence
-    shortlist and gate.
-    Differences from the paper: The papers train the exits with the model or beside it; here the model is frozen. The
-    token comes from the exit's head, which knows the shortlist only. ε is promised for text like that which was
-    calibrated on.
-    """
+    Idea: Where a rule finds the head of a middle layer sure enough, its word is the token; the rest is skipped.
+    Method: After each head, over its distribution p: max p > θ; p₁ − p₂ > θ (CALM); entropy < 1 − θ, in nats
+    (BranchyNet, DeeBERT) or over ln |p| (FastBERT); `patience` heads in a row agree (PABEE); a regression (CATs) or a
+    trained gate (CALM) is surer than θ. `epsilon` sets θ so that a share 1 − ε of tokens stays (CATs).
+    What to look for: Layers and time per pass. The logit lens, the model's own head on middle states, rarely agrees.
+    Differences from the paper: They train the exits; here the model is frozen, and an exit knows its shortlist only."""
 
     covers = ("branchynet", "deebert", "fastbert", "pabee", "cats", ARXIV + "2207.07061", ARXIV + "2310.05424")
     needs = frozenset({Capability.LAYERS})
     disables = ForwardPatch.disables | {Capability.MANY_ROWS}
     claim = "Stops at a middle layer when the model is already sure."
+    claim_zh = "模型已有把握时在中间层停下。"
     noop_settings = {"threshold": 1.0}
+    biting_settings = {"threshold": 0.15, "first": 2, "step": 1, "fill": "copy"}
+    main_knob = "threshold"
 
     rule: str = knob("probability", choices=RULES, help="what counts as sure")
     threshold: float = knob(0.95, 0.0, 1.0, "θ: how sure is sure enough; 1 never exits, whatever the rule")

@@ -42,23 +42,22 @@ def answers(model: Decoder, tokens: list[int]) -> Tensor:
 class HashExit(ForwardPatch):
     """Hash exit.
 
-    Idea: Whether a token is hard to continue is itself hard to learn. So nothing is learned or asked: every word of the
-    vocabulary has its layer, and a token that is read goes no further than its own.
-    Method: exit(x) = table[x], buckets of equally many words over the layers `first`, `first` + `step`, … L. Frequent
-    words leave first; or words that tell most about the next one, by mutual information with what the model says next;
-    or words with alike embeddings together, short vectors first; or chance decides.
-    What to look for: The time of a pass against early exit at equal depth: this rule costs nothing. Text breaks where a
-    frequent word stands before a hard one, which no table of words can see.
-    Differences from the paper: HashEE fine-tunes the model under its table; here the model is frozen and has never left
-    early. Its answer is read with the model's own head (or a trained exit). Frequencies come from the lab's calibration
-    text, and words that it lacks go through every layer, as the authors' program has it.
+    Idea: How hard a token is to continue is itself hard to learn. So every word has its layer, and goes no further.
+    Method: exit(x) = table[x], equal buckets of words over the layers `first`, `first` + `step`, … L. First leave
+    frequent words; or those that say most about the next one (mutual information); or clusters; or chance decides.
+    What to look for: The time of a pass against early exit at equal depth: this rule costs nothing.
+    Differences from the paper: HashEE fine-tunes the model under its table; here the model is frozen. Its own head (or
+    a trained exit) reads the answer. Frequencies come from the calibration text; words that it lacks never exit.
     """
 
     covers = ("hashee",)
     needs = frozenset({Capability.LAYERS})
     disables = ForwardPatch.disables | {Capability.MANY_ROWS}
     claim = "Every word has its own exit layer, fixed beforehand."
+    claim_zh = "每个词都有事先固定的退出层。"
     noop_settings = {"first": 128}
+    biting_settings = {"first": 2}
+    main_knob = "first"
 
     assign: str = knob("frequency", choices=ASSIGNMENTS, help="which words leave first")
     first: int = knob(0, 0, 128, "layers of the first bucket; 0: seven of eight; all layers and more: no exits")

@@ -33,7 +33,10 @@ class SkipDecode(ForwardPatch):
     needs = frozenset({Capability.LAYERS})
     disables = ForwardPatch.disables | {Capability.MANY_ROWS}
     claim = "Later tokens run fewer layers, by position alone."
+    claim_zh = "越靠后的词元运行的层越少，只看位置。"
     noop_settings = {"least": 128, "most": 0}
+    biting_settings = {"least": 2, "over": 10}
+    main_knob = "least"
 
     least: int = knob(8, 1, 128, "layers of the last tokens; as many as the model has: all run")
     most: int = knob(0, 0, 128, "layers of the first new token; 0: all")

@@ -79,7 +79,10 @@ class SkipLayer(ForwardPatch):
     needs = frozenset({Capability.LAYERS})
     disables = ForwardPatch.disables | {Capability.MANY_ROWS}
     claim = "A small router before each layer lets tokens pass it by."
+    claim_zh = "每层前的小路由器让词元绕过该层。"
     noop_settings = {"density": 1.0}
+    biting_settings = {"density": 0.7}
+    main_knob = "density"
 
     density: float = knob(0.9, 0.1, 1.0, "share of the layers that run, on average; 1: all")
 

@@ -29,7 +29,10 @@ class H2O(CachePolicy):
     covers = ("h2o",)
     needs = CachePolicy.needs | {Capability.ATTENTION}
     claim = "Keeps the tokens that have drawn the most attention, and the latest ones."
+    claim_zh = "保留获得注意力最多的词元和最近的词元。"
     noop_settings = {"budget": UNBOUNDED}
+    biting_settings = {"budget": 12, "every": 5}
+    main_knob = "budget"
     observes = True
     during_prompt = False
 

@@ -28,7 +28,10 @@ class StreamingLLM(CachePolicy):
 
     covers = ("streaming-llm",)
     claim = "Keeps the first few tokens and a window of the latest; forgets the middle."
+    claim_zh = "只保留开头几个词元和最近的窗口，忘掉中间。"
     noop_settings = {"budget": UNBOUNDED}
+    biting_settings = {"budget": 12, "every": 5}
+    main_knob = "budget"
 
     budget: int = knob(128, 4, UNBOUNDED, "rows kept per layer")
     sinks: int = knob(4, 0, 64, "first tokens that always stay")

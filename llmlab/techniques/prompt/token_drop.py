@@ -36,7 +36,10 @@ class TokenDrop(ForwardPatch):
     needs = frozenset({Capability.LAYERS, Capability.ATTENTION})
     disables = ForwardPatch.disables | {Capability.ROTARY}
     claim = "Lets a prompt's unattended words leave before the deeper layers."
+    claim_zh = "让提示中没人注意的词在进入深层之前离开。"
     noop_settings = {"ratio": 0.0}
+    biting_settings = {"ratio": 0.5, "first": 1, "times": 2}
+    main_knob = "ratio"
 
     ratio: float = knob(0.3, 0.0, 0.9, "share of the tokens dropped each time")
     first: int = knob(0, 0, 64, "layers that every token goes through; 0: a third of them")

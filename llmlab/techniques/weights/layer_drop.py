@@ -30,7 +30,10 @@ class LayerDrop(WeightTransform):
     needs = frozenset({Capability.WEIGHTS, Capability.LAYERS})
     stage = 0
     claim = "Removes whole layers: weights, time and KV memory shrink together."
+    claim_zh = "去掉整层：权重、时间和 KV 内存一起减少。"
     noop_settings = {"count": 0}
+    biting_settings = {"count": 1}
+    main_knob = "count"
 
     count: int = knob(2, 0, 64, "layers removed")
     calibration: int = knob(512, 64, 8192, "calibration tokens", advanced=True)

@@ -27,8 +27,11 @@ class Magnitude(WeightTransform):
     covers = ("idea-unstructured-50-60", "nm-sparsity")
     needs = frozenset({Capability.WEIGHTS})
     claim = "Sets the smallest weights to zero."
+    claim_zh = "把最小的权重置零。"
     speed = "simulated"
     noop_settings = {"ratio": 0.0, "pattern": "unstructured"}
+    biting_settings = {"ratio": 0.4}
+    main_knob = "ratio"
 
     ratio: float = knob(0.3, 0.0, 0.95, "share of weights removed")
     pattern: str = knob("unstructured", choices=PATTERNS, help="2:4 and 4:8 remove half, whatever the ratio says")

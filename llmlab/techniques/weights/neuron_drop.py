@@ -32,7 +32,10 @@ class NeuronDrop(WeightTransform):
     needs = frozenset({Capability.WEIGHTS})
     stage = 0
     claim = "Removes whole neurons: smaller matrices, real savings."
+    claim_zh = "去掉整个神经元：矩阵变小，节省是真实的。"
     noop_settings = {"ratio": 0.0}
+    biting_settings = {"ratio": 0.4}
+    main_knob = "ratio"
 
     ratio: float = knob(0.1, 0.0, 0.9, "share of feed-forward neurons removed per layer")
     calibration: int = knob(1024, 64, 8192, "calibration tokens", advanced=True)

@@ -29,8 +29,11 @@ class Wanda(WeightTransform):
     covers = ("https://arxiv.org/abs/2306.11695", "idea-unstructured-50-60", "nm-sparsity")
     needs = frozenset({Capability.WEIGHTS})
     claim = "Zeroes the weights whose size times input is smallest."
+    claim_zh = "把“大小×输入”最小的权重置零。"
     speed = "simulated"
     noop_settings = {"ratio": 0.0, "pattern": "unstructured"}
+    biting_settings = {"ratio": 0.4}
+    main_knob = "ratio"
 
     ratio: float = knob(0.5, 0.0, 0.95, "share of weights removed")
     pattern: str = knob("unstructured", choices=PATTERNS, help="2:4 and 4:8 remove half, whatever the ratio says")

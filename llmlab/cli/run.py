@@ -1,0 +1,25 @@
+"""`python -m llmlab run`: one run, its text, its figures, its record."""
+
+from __future__ import annotations
+
+import argparse
+
+from llmlab.cli.options import add_run, run_of
+from llmlab.cli.output import metrics_line, report, save, say, show_events, write
+
+HELP = "run one stack"
+add_options = add_run
+
+
+def execute(a: argparse.Namespace) -> None:
+    from llmlab.lab.experiment import Lab
+    from llmlab.measure import trace
+
+    lab = Lab()
+    prepared = lab.prepare(run_of(a), report)
+    events = show_events(lab.run(prepared, report=report), prepared, a.json == "-")
+    value = lab.record(prepared, events)
+    say(metrics_line(value["metrics"]))
+    write(value, a.json)
+    if a.trace:
+        save(a.trace, trace.dumps(events))
