@@ -11,7 +11,7 @@ from typing import Protocol
 from llmlab.cli import bench, compare, models, replay, run, studies, study, sweep, techniques, train
 from llmlab.cli.options import OneSentenceParser
 from llmlab.cli.output import say
-from llmlab.errors import Refused, unknown
+from llmlab.errors import Refused, unknown_name
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -46,7 +46,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     for name, command in COMMANDS.items():
         command.add_options(sub.add_parser(name, help=command.HELP))
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
-        raise unknown("command", words[0], COMMANDS)
+        raise unknown_name("command", words[0], COMMANDS)
     a, rest = top.parse_known_args(words)
     sub.choices[a.command].refuse_unknown(rest)
     return a

@@ -27,7 +27,7 @@ class Refused(ValueError):
         super().__init__(str(self.refusal))
 
 
-def unknown(kind: str, name: str, known: Collection[str]) -> Refused:
+def unknown_name(kind: str, name: str, known: Collection[str]) -> Refused:
     """The refusal of a name that is not among those `known`, with a hint at the one that was meant."""
     near = difflib.get_close_matches(name, known, 1)
     listed = ", ".join(known) if len(known) <= 12 else f"the {len(known)} that the command line lists"

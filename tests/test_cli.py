@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from llmlab.__main__ import main
+from llmlab.__main__ import COMMANDS, main
+from llmlab.lab.settings import Settings
 from llmlab.lab.study import studies
 from llmlab.measure import trace
 from llmlab.runtime.technique import registry
@@ -103,7 +106,9 @@ def test_techniques_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> No
     rows = {r["id"]: r for r in json.loads(capsys.readouterr().out)}
     assert set(rows) == set(registry())
     for row in rows.values():
-        assert {"id", "door", "title", "knobs", "exact", "speed", "covers"} <= set(row)
+        assert {"id", "role", "door", "title", "claim", "knobs", "exact", "speed", "covers"} <= set(row)
+        assert row["role"] == row["door"] == registry()[row["id"]].role
+        assert row["main_knob"] in {k["name"] for k in row["knobs"]}
     assert main(["techniques"]) == 0
     assert "prompt-lookup" in capsys.readouterr().out
 
@@ -113,7 +118,7 @@ def test_studies_lists_the_studies(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {r["id"]: r for r in json.loads(capsys.readouterr().out)}
     assert set(rows) == set(studies())
     for row in rows.values():
-        assert {"id", "bench", "title", "claim", "knobs", "covers"} <= set(row)
+        assert {"id", "role", "bench", "title", "claim", "knobs", "exact", "speed", "covers"} <= set(row)
     assert main(["studies"]) == 0
     shown = capsys.readouterr().out
     assert "each = 1  1…5" in shown
@@ -287,6 +292,67 @@ def test_the_engine_s_settings_are_checked(
     told = capsys.readouterr().err.strip()
     assert says in told
     assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["rnu"], "No command is called 'rnu'; the name was not found. Did you mean run."),
+        (["fly"], "Choose one of run, compare, techniques"),
+        (["run", "--promt", "hi"], "No option is called '--promt'; the name was not found. Did you mean --prompt."),
+        (["run", "--promt=hi"], "Did you mean --prompt."),
+        (["run", "hi"], "has no place for 'hi'. See python -m llmlab run --help."),
+        (["run", "--prompt"], "expected one argument"),
+        (["study"], "the following arguments are required: NAME"),
+        ([], "the following arguments are required: command"),
+        (["train", "eagel"], "No part is called 'eagel'; the name was not found. Did you mean eagle."),
+    ],
+)
+def test_a_command_that_is_not_understood(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.strip().splitlines()) == 1
+    assert says in shown.err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as e:
+        main([name, "--help"])
+    assert e.value.code == 0
+    assert f"python -m llmlab {name}" in capsys.readouterr().out
+
+
+def test_every_setting_is_an_option_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    shown = capsys.readouterr().out
+    for k in Settings.knobs():
+        assert f"{k.option} " in shown or f"{k.option}," in shown
+
+
+HEAVY = {"torch", "gradio", "transformers", "plotly", "numba", "llmlab.ui"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "may"),
+    [(["--help"], set()), (["run", "--help"], set()), (["rnu"], set()), (["techniques"], {"torch"})],
+    ids=lambda v: " ".join(v),
+)
+def test_a_command_imports_only_what_it_needs(arguments: list[str], may: set[str]) -> None:
+    """The techniques' own files need PyTorch; the rest is for commands that compute or draw."""
+    program = f"""
+import sys
+from llmlab.__main__ import main
+try:
+    main({arguments!r})
+except SystemExit:
+    pass
+print(*sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert set(ran.stderr.splitlines()[-1].split()) <= may
 
 
 def test_running_out_of_memory_is_one_sentence(

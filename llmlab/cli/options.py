@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llmlab.errors import Refused, unknown
+from llmlab.errors import Refused, unknown_name
 from llmlab.lab.settings import STUDIED, Settings
 
 ENGINE = tuple(n for n in STUDIED if n != "seed")
@@ -33,7 +33,7 @@ class OneSentenceParser(argparse.ArgumentParser):
         """Raises Refused for words of the command line that no option took."""
         for word in words:
             if word.startswith("--"):
-                raise unknown("option", word.partition("=")[0], self.flags)
+                raise unknown_name("option", word.partition("=")[0], self.flags)
         if words:
             raise Refused("The command", f"has no place for {words[0][:40]!r}", f"See {self.prog} --help")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmlab.cli.options import ENGINE, add_json, add_settings, settings_of
 from llmlab.cli.output import report, say, write
-from llmlab.errors import Refused, unknown
+from llmlab.errors import Refused, unknown_name
 from llmlab.lab.settings import within
 
 HELP = "train a small part for a model, on text that the model writes itself"
@@ -59,7 +59,7 @@ def train(a: argparse.Namespace) -> dict[str, Any]:
 
     known = parts()
     if a.part not in known:
-        raise unknown("part", a.part, known)
+        raise unknown_name("part", a.part, known)
     settings = settings_of(a)
     tokens = within("tokens", a.tokens, 1_000, 100_000_000, int)
     plan = Plan(

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from types import ModuleType
 from typing import Any, ClassVar, Literal, TypeVar
 
-from llmlab.errors import Refused, unknown
+from llmlab.errors import Refused, unknown_name
 
 LABELS = ("Idea", "Method", "What to look for", "Differences from the paper")
 
@@ -227,7 +227,7 @@ def instantiate(kind: str, known: Mapping[str, type[T]], name: str, settings: Ma
     Raises Refused for an unknown name or knob, and for a value that does not fit.
     """
     if name not in known:
-        raise unknown(kind, name, known)
+        raise unknown_name(kind, name, known)
     for key in settings:
         known[name].knob_named(key)
     return known[name](**settings)
