@@ -1,0 +1,43 @@
+// A run's figures, folded from its first `shown` passes: the same as Python's `trace.ledger`, by the same names. Both
+// are tested against the same recorded runs.
+
+import { deepest } from "./protocol.js";
+
+export const sum = (values) => values.reduce((a, b) => a + b, 0);
+
+export function median(values) {
+  if (!values.length) return null;
+  const sorted = Float64Array.from(values).sort();
+  const half = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+}
+
+const highest = (values) => values.reduce((a, b) => Math.max(a, b), 0);
+
+export function ledger(lane, shown = lane.passes.length) {
+  const passes = lane.passes.slice(0, shown);
+  const last = passes[passes.length - 1];
+  const tokens = last ? last.sumTokens : 0;
+  const drafted = last ? last.sumDrafted : 0;
+  const accepted = last ? last.sumAccepted : 0;
+  const decode = last ? last.t - lane.read : 0;
+  return {
+    prompt_tokens: lane.promptTokens,
+    new_tokens: tokens,
+    passes: passes.length,
+    tokens_per_pass: last ? tokens / passes.length : 0,
+    drafted,
+    accepted,
+    acceptance_rate: drafted ? accepted / drafted : null,
+    prefill_seconds: lane.read,
+    ttft_seconds: last ? passes[0].t : null,
+    decode_seconds: decode,
+    decode_tokens_per_second: decode > 0 ? tokens / decode : 0,
+    seconds_per_pass_median: median(passes.map((p) => p.seconds)),
+    weight_bytes: lane.weightBytes,
+    kv_bytes_peak: highest([lane.prefillPeak.bytes, ...passes.map((p) => p.kv)]),
+    kv_rows_peak: highest([lane.prefillPeak.rows, ...passes.map((p) => deepest(p.rows))]),
+    layers_run_mean: last ? sum(passes.map((p) => p.layers)) / passes.length : null,
+    evicted_rows: lane.evictedBefore + sum(passes.map((p) => p.evicted)),
+  };
+}

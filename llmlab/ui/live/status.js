@@ -1,0 +1,73 @@
+// The line above everything: what the run is doing, how far it is, on what; and what went wrong.
+
+import { el, hide, put } from "./dom.js";
+import { fixed, known, say } from "./words.js";
+
+const MEGABYTE = 2 ** 20; // a total above this counts bytes
+
+export class Status {
+  constructor(state) {
+    this.state = state;
+    this.node = el("div", "status");
+    this.told = el("span");
+    this.progress = el("progress");
+    this.about = el("span", "about");
+    this.node.append(el("span", "dot"), this.told, this.progress, this.about);
+    this.alert = el("div", "alert", undefined, { role: "alert" });
+    this.alertTitle = el("b");
+    this.alertText = el("span");
+    this.alert.append(this.alertTitle, this.alertText);
+  }
+
+  draw() {
+    const { state } = this;
+    const last = state.lanes[state.lanes.length - 1];
+    const [text, progress] = this.words(last);
+    put(this.told, text);
+    this.node.className = `status ${state.status}`;
+    this.progress.hidden = !(progress?.[1] > 0);
+    if (!this.progress.hidden) {
+      this.progress.setAttribute("aria-label", text);
+      this.progress.max = progress[1];
+      this.progress.value = Math.min(progress[0], progress[1]);
+    }
+    put(this.about, last ? last.about.filter(Boolean).join(" · ") : "");
+    const failed = state.failed || (state.status === "error" ? state.note : "");
+    hide(this.alert, !failed);
+    put(this.alertTitle, failed ? say("error") : "");
+    put(this.alertText, failed);
+  }
+
+  // What is going on, and where it can be counted [done, total].
+  words(last) {
+    const { status, note, lost } = this.state;
+    if (lost) return [say("lost")];
+    if (status === "queued") return [waiting(note)];
+    if (status === "running") return running(note, last);
+    if (status === "done") return [ended(note, last)];
+    return [status === "recorded" && note ? `${say("recorded")}: ${note}` : say(status)];
+  }
+}
+
+function waiting(note) {
+  const n = note.startsWith("waiting:") ? Number(note.slice(8)) : 0;
+  return n > 0 ? (n === 1 ? say("waiting_1") : say("waiting", { n })) : say("queued");
+}
+
+function running(note, last) {
+  const parts = note.split("|");
+  if (parts.length === 3) {
+    const [what, done, total] = [parts[0], Number(parts[1]), Number(parts[2])];
+    const unit = (n) => fixed(total > MEGABYTE ? n / 1e6 : n, 0);
+    const far = total > 0 ? ` · ${unit(done)} / ${unit(total)}${total > MEGABYTE ? " MB" : ""}` : " …";
+    return [what + far, [done, total]];
+  }
+  if (!last) return [say("preparing")];
+  if (last.passes.length) return [say("running")];
+  return [say("prefill"), last.prefill && [last.prefill.done, last.prefill.total]];
+}
+
+function ended(note, last) {
+  if (note === "stopped" || last?.reason === "stopped") return say("stopped");
+  return last && known(last.reason) ? say(last.reason) : say("done");
+}
