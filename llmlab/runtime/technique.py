@@ -21,8 +21,8 @@ class Technique(Configurable):
     speed: ClassVar[Literal["real", "simulated"]] = "real"
     noop_settings: ClassVar[dict[str, Any] | None] = None
     """Knobs with which a lossy technique changes nothing at all; None for an exact one."""
-    beside: ClassVar[type[Technique] | None] = None
-    """The door that another member of the stack must open for this one to have something to do."""
+    requires: ClassVar[type[Technique] | None] = None
+    """The role that another member of the stack must play for this one to have something to do."""
 
     role: ClassVar[str] = ""
     slot: ClassVar[Literal["one", "chain"]] = "chain"
