@@ -149,6 +149,13 @@ class PlainStorage:
     ) -> Tensor:
         return grouped_query_attention(q, self.keys(count), self.values(count), mask, watch, scale, bias)
 
+    def attend_selected(
+        self, q: Tensor, rows: Tensor, mask: Tensor | None = None, scale: float | None = None
+    ) -> Tensor:
+        """One query q (1, H·G, D) over just these rows (n,); `mask` (…, 1, n). Returns (1, H·G·D)."""
+        k, v = self._k.index_select(1, rows), self._v.index_select(1, rows)
+        return grouped_query_attention(q, k, v, mask, None, scale)
+
     def attend_one(self, q: Tensor, count: int, out: Tensor) -> None:
         """One query's heads, q (H, G, D) times 1/√D, over the first `count` rows, into `out` (H, G, D)."""
         weights = torch.softmax(torch.bmm(q, self._across.narrow(2, 0, count)), -1)
@@ -162,6 +169,13 @@ class PlainStorage:
         weights = torch.softmax(scores, -1)
         torch.bmm(weights, self._v.narrow(1, 0, count), out=out)
         return weights
+
+    def attend_few(self, q: Tensor, rows: Tensor, out: Tensor, hidden: Tensor | None) -> None:
+        """As `attend_hidden`, over just these rows (n,)."""
+        scores = torch.bmm(q, self._across.index_select(2, rows))
+        if hidden is not None:
+            scores.masked_fill_(hidden, -torch.inf)
+        torch.bmm(torch.softmax(scores, -1), self._v.index_select(1, rows), out=out)
 
     def attend_together(self, q: Tensor, count: int, own: Tensor) -> Tensor:
         """Queries of the n last rows in one product, q (n, H·G, D) times 1/√D; own (n, n) bool is what they see of each

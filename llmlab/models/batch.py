@@ -39,6 +39,17 @@ class Window:
         return None
 
 
+def selected(patterns: Sequence[Pattern], q: int, kept: Tensor, layer: int) -> Tensor | None:
+    """The rows (n,), of those at the positions `kept` (KV, S), that a pattern narrows a query at position q down to.
+
+    None where none does. The other patterns still hide some of them.
+    """
+    for pattern in patterns:
+        if (rows := pattern.select(q, kept, layer)) is not None:
+            return rows
+    return None
+
+
 class Taps:
     """Keeps the hidden states that stand after some layers, counted from 1; filled in by `Decoder.run_layers`."""
 

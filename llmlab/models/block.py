@@ -35,7 +35,7 @@ class Block(Versioned):
         if mixed is None:
             return h
         h = h + mixed
-        return h + self.feed_forward.feed(self.norm_feed(h))
+        return h + self.feed_forward.feed(self.norm_feed(h), batch.exact and not kv_only)
 
     # Matrices -----------------------------------------------------------------------------------------------------
 

@@ -70,7 +70,9 @@ def sharp(id: str) -> Technique:
     """A technique at a setting that shows on a tiny model: its defaults, a small `budget`, or what is noted above."""
     known = {k.name for k in registry()[id].knobs()}
     small = {k: v for k, v in {"budget": 12, "every": 5}.items() if k in known}
-    return make(id, **{**small, **BITING.get(id, {}), **EAGER.get(id, {})})
+    return make(
+        id, **{**small, **getattr(registry()[id], "biting_settings", {}), **BITING.get(id, {}), **EAGER.get(id, {})}
+    )
 
 
 def accompanied(*techniques: Technique) -> Stack:

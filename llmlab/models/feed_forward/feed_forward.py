@@ -18,5 +18,5 @@ class FeedForward(Protocol):
     def linears(self) -> dict[str, Linear]:
         """Its matrices by name."""
 
-    def feed(self, x: Tensor) -> Tensor:
-        """x (N, E), normed, to what is added to the residual stream (N, E)."""
+    def feed(self, x: Tensor, exact: bool = False) -> Tensor:
+        """x (N, E), normed, to what is added to the residual stream (N, E). `exact`: each row as if alone."""

@@ -19,6 +19,7 @@ class GatedFeedForward(Versioned):
     def linears(self) -> dict[str, Linear]:
         return {"gate_up": self.gate_up, "down": self.down}
 
-    def feed(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(F.silu(gate) * up)
+    def feed(self, x: Tensor, exact: bool = False) -> Tensor:
+        gate_up, down = (self.gate_up.rowwise, self.down.rowwise) if exact else (self.gate_up, self.down)
+        gate, up = gate_up(x).chunk(2, -1)
+        return down(F.silu(gate) * up)

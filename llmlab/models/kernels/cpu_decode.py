@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmlab.kv.pool import Pool
 from llmlab.kv.rows import Rows
-from llmlab.models.batch import Batch, Pattern, Span
+from llmlab.models.batch import Batch, Pattern, Span, selected
 from llmlab.models.block import Block
 from llmlab.models.kernels.fused import fused_parts
 from llmlab.models.norm import Norm
@@ -253,7 +253,12 @@ class DecodeWorkspace:
                 continue
             hidden = None
             if patterns:
-                hidden = _hidden(patterns, rows, held, path, batch.positions[span.start : span.stop], i, index)
+                positions = batch.positions[span.start : span.stop]
+                kept = _positions(rows, held, path, positions, i)
+                hidden = _hidden(patterns, kept, positions[i], index)
+                if span.watch is None and (chosen := selected(patterns, int(positions[i]), kept, index)) is not None:
+                    rows.storage.attend_few(self.q[j], chosen, self.a[j], hidden[..., chosen])
+                    continue
             weights.append(rows.storage.attend_hidden(self.q[j], S, self.a[j], hidden))
         if there is not None:
             rows.write(held, kv)
@@ -266,24 +271,19 @@ def _paths(span: Span) -> list[list[int]] | None:
     return None if span.visible is None else [row.nonzero().flatten().tolist() for row in span.visible]
 
 
-def _hidden(
-    patterns: tuple[Pattern, ...],
-    rows: Rows,
-    held: int,
-    path: list[int] | None,
-    positions: Tensor,
-    i: int,
-    layer: int,
-) -> Tensor:
-    """(KV, 1, S) bool: what row i of a span must not see of the rows before it."""
+def _positions(rows: Rows, held: int, path: list[int] | None, positions: Tensor, i: int) -> Tensor:
+    """(KV, S): where the rows stand that row i of a span finds before it, itself last."""
     if path is None:
-        kept = rows.positions[:, : held + i + 1]
-    else:
-        kept = torch.cat([rows.positions[:, :held], positions[path].expand(rows.heads, -1)], 1)
-    head = torch.arange(rows.heads)[:, None, None]
+        return rows.positions[:, : held + i + 1]
+    return torch.cat([rows.positions[:, :held], positions[path].expand(rows.heads, -1)], 1)
+
+
+def _hidden(patterns: tuple[Pattern, ...], kept: Tensor, position: Tensor, layer: int) -> Tensor:
+    """(KV, 1, S) bool: what a query must not see of the rows at the positions `kept` (KV, S)."""
+    head = torch.arange(len(kept))[:, None, None]
     seen = torch.ones(1, dtype=torch.bool)
     for pattern in patterns:
-        seen = seen & pattern.visible(positions[i].view(1, 1, 1), kept[:, None, :], layer, head)
+        seen = seen & pattern.visible(position.view(1, 1, 1), kept[:, None, :], layer, head)
     return ~seen
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmlab.kv.attention import CHUNK
 from llmlab.kv.rows import Rows
-from llmlab.models.batch import Batch, Pattern, Span
+from llmlab.models.batch import Batch, Pattern, Span, selected
 
 
 class Reference:
@@ -36,6 +36,13 @@ def attention(
     patterns = span.all_patterns(window)
     T, S, attend = q.shape[0], rows.count, rows.storage.attend
     watch = None if span.watch is None else _bound(span.watch, layer)
+    if (
+        T == 1
+        and watch is None
+        and (chosen := selected(patterns, int(positions[0]), rows.positions, layer)) is not None
+    ):
+        mask = _mask(rows, positions, None, patterns, layer, 0, 1)
+        return rows.storage.attend_selected(q, chosen, None if mask is None else mask[..., chosen], scale)
     if T <= CHUNK or watch is None:
         mask = _mask(rows, positions, span.visible, patterns, layer, 0, T)
         return attend(q, S, mask, watch, scale, span.bias)

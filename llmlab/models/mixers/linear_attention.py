@@ -46,7 +46,8 @@ class LinearAttention(Versioned):
 
     def mix(self, x: Tensor, batch: Batch, layer: int, kv_only: bool) -> Tensor | None:
         s, N = self.shape, len(x)
-        q, k, v = self.qkv(x).view(N, -1, s.head_size).split([s.heads, s.kv_heads, s.kv_heads], 1)
+        qkv, out = (self.qkv.rowwise, self.out.rowwise) if batch.exact else (self.qkv, self.out)
+        q, k, v = qkv(x).view(N, -1, s.head_size).split([s.heads, s.kv_heads, s.kv_heads], 1)
         if self.norm_q is not None and self.norm_k is not None:
             q, k = self.norm_q(q), self.norm_k(k)
         G = s.heads // s.kv_heads
@@ -62,7 +63,7 @@ class LinearAttention(Versioned):
                 T = span.stop - span.start
                 visible = torch.ones(T, T, dtype=torch.bool).tril() if span.visible is None else span.visible
                 seen.append(state.attend(q[:, at], visible.to(x.device)).transpose(0, 1).flatten(1))
-        return None if kv_only else self.out(torch.cat(seen))
+        return None if kv_only else out(torch.cat(seen))
 
     def flops(self, rows: int) -> float:
         return 4.0 * self.shape.heads * self.shape.head_size**2
