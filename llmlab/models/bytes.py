@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from llmlab.models.formats.onednn import OneDnnWeight
 
+OF_A_MODULE = ("_parameters", "_buffers", "_modules")
+"""What is private to a module beside these are its buffers for passes, which are no weights."""
 SKIPPED = (str, bytes, int, float, bool, type(None), type)
 
 
@@ -42,9 +44,8 @@ def _parts(value: Any) -> Iterable[Any]:
     if isinstance(value, list | tuple | set | frozenset):
         return value
     if isinstance(value, nn.Module):
-        held = {k: v for k, v in vars(value).items() if k not in ("_made", "version")}
-        return list(held.values())
-    if hasattr(value, "__dict__") and type(value).__module__.startswith("llmlab"):
+        return [v for k, v in vars(value).items() if k in OF_A_MODULE or not k.startswith("_")]
+    if hasattr(value, "__dict__") and type(value).__module__.startswith(("llmlab", "bitsandbytes")):
         return list(vars(value).values())
     return ()
 

@@ -605,3 +605,24 @@ def books(
     if reason is None:
         wrong.append("the run does not finish")
     return wrong
+
+
+def decoders(*things: Any) -> list[Decoder]:
+    """The decoders among these things and what they hold."""
+    seen: set[int] = set()
+    out: list[Decoder] = []
+    waiting = list(things)
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, Decoder):
+            out.append(thing)
+        elif isinstance(thing, dict):
+            waiting += thing.values()
+        elif isinstance(thing, list | tuple):
+            waiting += thing
+        elif type(thing).__module__.startswith("llmlab"):
+            waiting += vars(thing).values()
+    return out

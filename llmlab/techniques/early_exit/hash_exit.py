@@ -72,7 +72,7 @@ class HashExit(LayerPlan):
 
     def _ready(self, model: Decoder, tools: Tools | None) -> tuple[ExitHeads | None, hash_tables.Hash]:
         """The heads at the exits, and the table; no heads where nothing exits."""
-        count = len(model.layers)
+        tools, count = tools or Tools(), len(model.layers)
         first = self.first or (1 if self.head == "trained" else count * 7 // 8)
         layers = range(first, count, self.step)
         if not layers:
@@ -81,7 +81,7 @@ class HashExit(LayerPlan):
         places = (*(layer for layer in heads.layers if first <= layer < count), count)
         if len(places) == 1:
             raise Refused(self.title, f"finds no trained exit from layer {first} on", "Give a smaller number as first")
-        return heads, cached_on(model, (self, places), lambda: self._table(model, tools or Tools(), places))
+        return heads, tools.hold(cached_on(model, (self, places), lambda: self._table(model, tools, places)))
 
     def _table(self, model: Decoder, tools: Tools, places: tuple[int, ...]) -> hash_tables.Hash:
         V = model.shape.vocab

@@ -85,7 +85,8 @@ class SkipLayer(LayerPlan):
         self._routers(model, tools)
 
     def _routers(self, model: Decoder, tools: Tools | None) -> Routers:
-        return cached_on(model, "routers", lambda: fitted(model, (tools or Tools()).calibration(CALIBRATION)))
+        tools = tools or Tools()
+        return tools.hold(cached_on(model, "routers", lambda: fitted(model, tools.calibration(CALIBRATION))))
 
     def plan(self, model: Decoder, tools: Tools) -> Plan | None:
         if self.density == 1:
