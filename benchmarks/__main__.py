@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmlab.__main__ import say, write
+from llmlab.cli.output import say, write
 from llmlab.errors import Refused
 from llmlab.lab import benchmark
 from llmlab.models.loading import sources

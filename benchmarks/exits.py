@@ -44,7 +44,7 @@ def forced(
             pass
         for token in text:
             start = time.perf_counter()
-            (choice,) = argmax(session.forward())
+            (choice,) = argmax(session.forward().logits)
             out.append((choice, session.layers_run, time.perf_counter() - start))
             session.commit((), token)
     return out

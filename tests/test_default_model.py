@@ -156,7 +156,7 @@ def test_the_faster_verification_is_near_and_not_bitwise(lab: Lab) -> None:
         session.exact = exact
         for _ in session.prefill(prompt[:100]):
             pass
-        found[exact] = session.forward(Draft.chain(prompt[100:104]))
+        found[exact] = session.forward(Draft.chain(prompt[100:104])).logits
     assert not torch.equal(found[True], found[False])
     assert divergence(found[False], found[True]) < 1e-3
 

@@ -20,8 +20,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from llmlab.models.building import build
 from llmlab.models.decoder import Decoder
-from llmlab.models.families import build
 from llmlab.runtime.tools import Tools
 from llmlab.training import eagle, exits
 
@@ -169,7 +169,7 @@ def parts(kind: str, model: Decoder, who: str) -> dict[str, Tensor]:
     shortlist = torch.arange(0, model.shape.vocab, 2 if model.shape.vocab > 8 else 1)
     if kind == "eagle":
         layers = eagle.taps(model)
-        return {**eagle.Layer(model, layers).state_dict(), "taps": torch.tensor(layers), "shortlist": shortlist}
+        return {**eagle.Layer(model, layers).tensors(), "taps": torch.tensor(layers), "shortlist": shortlist}
     if kind == "heads":
         return {"blocks": torch.randn(4, *[model.shape.width] * 2, generator=dice) * 0.3, "shortlist": shortlist}
     if kind == "exits":

@@ -192,6 +192,7 @@ class Lab:
             committed_tokens(baseline),
             committed_tokens(events),
             loaded.tokenizer,
+            tools,
         )
 
     def compare(

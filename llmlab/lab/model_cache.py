@@ -13,14 +13,14 @@ import torch
 
 from llmlab.errors import Refused
 from llmlab.measure.hardware import free_memory, total_memory
+from llmlab.models.building import build as build_decoder
 from llmlab.models.capabilities import Capability
-from llmlab.models.decoder import Decoder
-from llmlab.models.families import build as build_decoder
 from llmlab.models.families import ours
 from llmlab.models.loading import catalog, fit, progress, sources
 from llmlab.models.loading.catalog import FORMATS
 from llmlab.models.loading.loaded import Loaded, stop_tokens
 from llmlab.models.loading.progress import Report
+from llmlab.models.mixers.attention import Attention
 from llmlab.models.wrapped import ABILITIES as WRAPPED
 from llmlab.models.wrapped import FORMATS as WRAPPED_FORMATS
 from llmlab.runtime.session import Session
@@ -48,8 +48,8 @@ class ModelCache:
         """What a model will be able to do, known from its catalogue entry or its config, before a weight is loaded."""
         entry = catalog.MODELS.get(ref)
         if entry is not None:
-            return Decoder.capabilities if entry.runs_on == "decoder" else WRAPPED
-        return Decoder.capabilities if self._decodes(sources.find(ref)) else WRAPPED
+            return Attention.capabilities if entry.runs_on == "decoder" else WRAPPED
+        return Attention.capabilities if self._decodes(sources.find(ref)) else WRAPPED
 
     @staticmethod
     def _decodes(found: sources.Found) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,30 +13,28 @@ from llmlab.assets import ASSETS
 from llmlab.models.capabilities import Capability
 from llmlab.runtime.draft import Draft
 from llmlab.runtime.stack import Stack
+from llmlab.runtime.tools import Tools
 
 STRIDE = 8
 """Tokens scored per pass where the stack allows several."""
 DECIDING = ("Drafter", "Acceptor")
-"""Doors that choose among tokens and leave the probabilities of a given text alone."""
+"""Roles that choose among tokens and leave the probabilities of a given text alone."""
 EVALUATED = 256
 CONTEXT = 32
 """The evaluation text: how many of its tokens are read, and how many of those are context only."""
 
 
 @torch.inference_mode()
-def score(model: Any, stack: Stack, tokens: Sequence[int], start: int) -> Tensor:
+def score(model: Any, stack: Stack, tokens: Sequence[int], start: int, tools: Tools | None = None) -> Tensor:
     """Log-probabilities (n, V), n = len(tokens) - start, of every token from `start` on as the stack computes them.
 
     The tokens are forced, so that two stacks answer the same questions. Evictions, exits and changed weights take
     effect as they would in a run; drafts, and rules that accept them, have nothing to decide.
     """
     stack = stack.without(*DECIDING)
-    session = stack.session(model)
-    session.scoring = True
+    session = stack.session(model, tools, exact_top=0)
     one = any(Capability.MANY_ROWS in t.disabled() for t in stack)
     out = []
-    from contextlib import ExitStack
-
     with ExitStack() as undo:
         for patch in stack.with_role("ForwardPatch"):
             undo.enter_context(patch.installed(session))
@@ -45,7 +44,7 @@ def score(model: Any, stack: Stack, tokens: Sequence[int], start: int) -> Tensor
         while at < len(tokens):
             n = 1 if one else min(STRIDE, len(tokens) - at, session.max_draft_depth() + 1)
             draft = Draft.chain(tokens[at : at + n - 1])
-            out.append(torch.log_softmax(session.forward(draft).float(), -1).cpu())
+            out.append(torch.log_softmax(session.forward(draft).logits.float(), -1).cpu())
             session.commit(range(n - 1), tokens[at + n - 1], draft)
             at += n
     return torch.cat(out)
@@ -90,6 +89,7 @@ def compare(
     baseline: Sequence[int],
     text: Sequence[int],
     tokenizer: Any = None,
+    tools: Tools | None = None,
 ) -> dict[str, Any]:
     """Quality of a stack's run against the baseline's. `plain` and `changed`: the models without and with transforms.
 
@@ -110,13 +110,13 @@ def compare(
         own = p if differs is None else score(plain, Stack(), [*prompt, *text], len(prompt))
         result["top1_agreement"], result["kl_mean"] = choices(own, None, text)
     else:
-        q = score(changed, stack, whole, len(prompt))
+        q = score(changed, stack, whole, len(prompt), tools)
         result["top1_agreement"], result["kl_mean"] = choices(p, q, baseline)
     result["perplexity_ratio"] = None
     if tokenizer is not None:
         text_ = (ASSETS / "texts" / "evaluation.txt").read_text(encoding="utf-8")
         ids = tokenizer(text_, add_special_tokens=False)["input_ids"][: min(EVALUATED, plain.context)]
-        held = [score(m, s, ids, CONTEXT) for m, s in ((plain, Stack()), (changed, stack))]
+        held = [score(m, s, ids, CONTEXT, tools) for m, s in ((plain, Stack()), (changed, stack))]
         result["perplexity"] = [perplexity(h, ids[CONTEXT:]) for h in held]
         result["perplexity_ratio"] = result["perplexity"][1] / result["perplexity"][0]
     return result

@@ -1,94 +1,96 @@
-"""Our decoder: a ragged batch in, logits out. Linears see (N, E); only attention knows where sequences begin.
+"""Our decoder: a ragged batch in, logits out. Linears see (N, E); only mixers know where sequences begin.
 
-Shapes: N tokens of all sequences end to end, H query heads, G query heads per key-value head, D head size, E width.
-Query and key rows are stored in interleaved order, so that a rotation is one complex product.
+Shapes: N tokens of all sequences end to end, L layers, taps T, D head size, E width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Protocol
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from llmlab.kv.memory import Memory
-from llmlab.kv.rows import Rows
-from llmlab.models.batch import Batch
-from llmlab.models.block import Block, Norm
+from llmlab.models.batch import Batch, LayerKernel, Taps
+from llmlab.models.block import Block
 from llmlab.models.capabilities import Capability
 from llmlab.models.embedding import EmbeddingAndHead
 from llmlab.models.formats.linear import Linear, nbytes
+from llmlab.models.formats.onednn import bfloat16_instructions
 from llmlab.models.formats.quantized_groups import GROUP
 from llmlab.models.formats.registry import make_linear
-from llmlab.models.kernels import cpu_decode, cuda_graph
+from llmlab.models.kernels import cuda_graph
+from llmlab.models.kernels.cpu_decode import ROWS, BoundBlocks, DecodeWorkspace
+from llmlab.models.kernels.cpu_prefill import CpuPrefill
+from llmlab.models.kernels.reference import Reference
+from llmlab.models.norm import Norm
+from llmlab.models.result import ForwardResult, PlanResult
 from llmlab.models.shape import Shape
+from llmlab.models.version import Version
+
+SHORT = 8
+"""Rows of one sequence up to which a pass is computed as one of a few rows unasked."""
+WORKSPACES = 16
+"""Widths of passes whose buffers are kept at once, the latest used; a text decodes with two or three."""
 
 
-class Depth(Protocol):
-    """Which layers a batch goes through. The decoder's own is `every_layer`.
+class Plan(Protocol):
+    """Which layers a pass goes through: calls `model.run_layers` for stretches of them, and says what it did."""
 
-    Returns the hidden states (N, E), and the logits (N, V) where it has already had to compute them.
-    """
-
-    def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]: ...
-
-
-def every_layer(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-    for block in model.layers:
-        h = block(h, batch)
-    return h, None
-
-
-class Taps:
-    """A depth that goes through every layer and keeps what stands after some of them, counted from 1."""
-
-    def __init__(self, layers: Sequence[int]) -> None:
-        self.layers = tuple(layers)
-        self.states: list[Tensor] = []
-
-    def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        self.states = []
-        for i, block in enumerate(model.layers, 1):
-            h = block(h, batch)
-            if i in self.layers:
-                self.states.append(h.clone())  # a pass of a few rows changes h in place
-        return h, None
-
-    def taken(self) -> Tensor:
-        """(N, taps, E) of the last pass."""
-        return torch.stack(self.states, 1)
+    def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> PlanResult: ...
 
 
 class Decoder(nn.Module):
-    """A decoder-only transformer of the Llama kind, with its weights in one of the formats of `linears`."""
-
-    capabilities = frozenset(Capability)
-    fast = True
+    """A decoder-only transformer with its weights in one of the formats of `formats`; its layers are `Block`s."""
 
     def __init__(
-        self, shape: Shape, tables: EmbeddingAndHead, layers: list[Block], norm: Norm, rotations: Tensor, weights: str
+        self,
+        shape: Shape,
+        embedding: EmbeddingAndHead,
+        layers: list[Block],
+        norm: Norm,
+        rotations: Tensor,
+        weights: str,
     ) -> None:
         """rotations (D/2,) float32: the angle per position of each pair; see `families` for scaled variants."""
         super().__init__()
-        self.shape, self.embedding, self.layers, self.norm, self.weights = (
-            shape,
-            tables,
-            nn.ModuleList(layers),
-            norm,
-            weights,
-        )
+        self.shape, self.weights, self.fast = shape, weights, True
+        self.version = Version()
+        self.embedding, self.layers, self.norm = embedding, nn.ModuleList(layers), norm
         self.register_buffer("angles", rotations.float())
         self.rotation_scale = 1.0
-        self._table: Tensor | None = None
-        self._few: dict[int, cpu_decode.DecodeWorkspace] = {}
-        self._step: cuda_graph.Step | None = None
+        self._rotations: Tensor | None = None
+        self._bound = BoundBlocks(self.version)
+        self._workspaces: OrderedDict[int, DecodeWorkspace] = OrderedDict()
+        self._graph_step: cuda_graph.CudaGraphStep | None = None
         self.graphs = self.device.type == "cuda"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "layers":
+            for i, block in enumerate(value):
+                block.index = i
+                block.share(self.version)
+            self.version.bump()
+
+    # What it is ---------------------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
         return self.norm.weight.device
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What techniques may do with it: what every one of its layers allows."""
+        return frozenset(Capability).intersection(*(block.mixer.capabilities for block in self.layers))
+
+    @property
+    def context(self) -> int:
+        return self.shape.context
 
     @property
     def nbytes(self) -> int:
@@ -96,28 +98,26 @@ class Decoder(nn.Module):
 
     @property
     def copied_bytes(self) -> int:
-        """Bytes of what `keep_copies` has kept, which are among `nbytes`."""
+        """Bytes of what `keep_prefill_copies` has kept, which are among `nbytes`."""
         linears = [m for m in self.layers.modules() if isinstance(m, Linear)]
         return self.embedding.candidate_head_bytes + sum(part.nbytes for m in linears for part in m.copy)
 
     @property
-    def rotations(self) -> Tensor:
-        """(positions, D/2) complex: the turns known so far."""
-        assert self._table is not None
-        return self._table
+    def activation_bytes(self) -> int:
+        """Bytes of the buffers of passes and of the rotations known so far, which no run owns."""
+        rotations = 0 if self._rotations is None else self._rotations.nbytes
+        return rotations + sum(w.nbytes for w in self._workspaces.values())
 
     @property
-    def context(self) -> int:
-        return self.shape.context
-
-    @property
-    def beside(self) -> str:
+    def auxiliary_format(self) -> str:
         """The weight format of small parts that run beside it: its own where that is dense, else int4 if it fits."""
         return self.weights if self.weights.startswith("dense") or self.shape.width % GROUP else "int4"
 
     def short_head(self, words: Tensor) -> Linear:
         """The head cut to `words` (S,), in that format."""
-        return make_linear(self.embedding.head.rows(words), self.beside)
+        return make_linear(self.embedding.head.rows(words), self.auxiliary_format)
+
+    # Copies -------------------------------------------------------------------------------------------------------
 
     def keep_prefill_copies(self) -> None:
         """Trade memory for time: keep the head in a quicker form, and packed matrices in bfloat16 for reading prompts.
@@ -127,31 +127,45 @@ class Decoder(nn.Module):
         self.embedding.keep_candidate_head()
         if self.device.type == "cpu":
             for block in self.layers:
-                for part in (block.qkv, block.out, block.down):
-                    part.keep_copy()
-                block.gate_up.keep_copy(2)
+                for name, linear in block.linears().items():
+                    linear.keep_copy(2 if name == "gate_up" else 1)
+            self.version.bump()
 
     def reference_copy(self) -> Decoder:
         """A copy that goes through its layers only as the papers write them: what the fast ways are held to."""
         twin = self.private_copy()
         twin.fast = False
-        for block in twin.layers:
-            block.plain = True
         return twin
 
     def private_copy(self) -> Decoder:
         """A copy whose layers may be changed; embedding, head and final norm stay shared with this one."""
-        twin = Decoder(
-            self.shape, self.embedding, copy.deepcopy(list(self.layers)), self.norm, self.angles, self.weights
-        )
+        return self._twin(copy.deepcopy(list(self.layers)))
+
+    def mapped(self, make: Callable[[Linear], Linear]) -> Decoder:
+        """The same with `make(matrix)` for every matrix of its layers; everything else is shared with this one."""
+        return self._twin([block.mapped(make) for block in self.layers])
+
+    def _twin(self, layers: list[Block]) -> Decoder:
+        twin = Decoder(self.shape, self.embedding, layers, self.norm, self.angles, self.weights)
         twin.rotation_scale = self.rotation_scale
         return twin.eval()
 
     def memory(self) -> Memory:
-        """An empty key-value store for one sequence: float32, or bfloat16 beside dense bfloat16 weights on a GPU."""
-        dtype = torch.bfloat16 if self.weights != "dense-fp32" and self.device.type == "cuda" else torch.float32
-        s = self.shape
-        return Memory([Rows(s.kv_heads, s.head_size, dtype, self.device) for _ in self.layers])
+        """An empty memory for one sequence: float32, or bfloat16 beside dense bfloat16 weights on a GPU."""
+        on_gpu = self.device.type == "cuda"
+        dtype = torch.bfloat16 if self.weights != "dense-fp32" and on_gpu else torch.float32
+        mirrored = not on_gpu and self._takes == torch.bfloat16 and bfloat16_instructions()
+        return Memory([block.mixer.memory(dtype, self.device, mirrored) for block in self.layers])
+
+    @property
+    def _takes(self) -> torch.dtype:
+        """The type in which the layers' matrices want their inputs."""
+        for block in self.layers:
+            for linear in block.linears().values():
+                return linear.takes
+        return torch.float32
+
+    # Rotations ----------------------------------------------------------------------------------------------------
 
     def rotations_at(self, positions: Tensor) -> Tensor:
         """positions (…,) to unit rotations (…, D/2) complex."""
@@ -159,28 +173,108 @@ class Decoder(nn.Module):
         return self._rotation_table(highest)[positions]
 
     def _rotation_table(self, highest: int) -> Tensor:
-        """The rotations of the positions below at least `highest`."""
-        if self._table is None or self._table.shape[0] < highest or self._table.device != self.device:
+        """(positions, D/2) complex: the rotations of the positions below at least `highest`."""
+        table = self._rotations
+        if table is None or table.shape[0] < highest or table.device != self.device:
             n = min(max(1024, 2 * highest), max(self.shape.context, highest))
             angle = torch.arange(n, device=self.device, dtype=torch.float32)[:, None] * self.angles
-            self._table = torch.polar(torch.full_like(angle, self.rotation_scale), angle)
-        return self._table
+            table = self._rotations = torch.polar(torch.full_like(angle, self.rotation_scale), angle)
+        return table
 
-    def forward(self, batch: Batch, depth: Depth | None = None, last: int | None = None, best: int = 0) -> Tensor:
+    def _rotation(self, batch: Batch) -> Tensor:
+        firsts = [span.first for span in batch.spans]
+        if len(firsts) == 1 and firsts[0] is not None:
+            end = firsts[0] + len(batch.positions)
+            return self._rotation_table(end)[firsts[0] : end, None, :]
+        return self.rotations_at(batch.positions)[:, None, :]
+
+    # Passes -------------------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch, plan: Plan | None = None, last: int | None = None, best: int = 0) -> ForwardResult:
         """Logits (n, V) of the last n tokens of the batch, of all of them by default; memory grows by every token.
 
-        `last=0` computes no logits at all: what reading a prompt needs. `best`: see `Tables.logits`.
+        `last=0` computes no logits at all: what reading a prompt needs. `best`: see `EmbeddingAndHead.logits`.
         """
-        if self.graphs and cuda_graph.suits(self, batch, depth, last):
-            return self._replayed(batch, best)
+        if self.graphs and plan is None and last != 0 and cuda_graph.suits(list(self.layers), batch):
+            return ForwardResult(self._replayed(batch, best), float(len(self.layers)))
+        self.prepare(batch)
+        h = self.embedding.lookup(batch.tokens) if batch.embeddings is None else batch.embeddings
+        ran = plan(self, h, batch) if plan else self._every_layer(h, batch, last == 0)
+        first = 0 if last is None else len(ran.h) - last
+        logits = self.head(ran.h[first:], best) if ran.logits is None else ran.logits[first:]
+        return ForwardResult(logits, ran.layers_run, ran.exits, self._tapped(ran.h, batch.taps))
+
+    def _every_layer(self, h: Tensor, batch: Batch, silent: bool) -> PlanResult:
+        """All layers; where nobody wants to know what the last one says, only its memory grows."""
+        count = len(self.layers)
+        if silent and not batch.taps and not any(span.watch for span in batch.spans):
+            h = self.run_layers(h, batch, 0, count - 1)
+            return PlanResult(self.run_layers(h, batch, count - 1, kv_only=True), float(count))
+        return PlanResult(self.run_layers(h, batch), float(count))
+
+    @staticmethod
+    def _tapped(h: Tensor, taps: Taps | None) -> Tensor | None:
+        if taps is None:
+            return None
+        taps.fill(h)
+        return taps.stacked()
+
+    def prepare(self, batch: Batch, few: bool = True) -> None:
+        """Fill in a batch's rotation and choose the kernel of its pass; without `few`, one that any block can run in
+        and that calls the modules themselves."""
         batch.rotation = self._rotation(batch)
-        batch.kernel = self._way(batch)
-        h = batch.kernel.begin(self, batch) if batch.kernel else self.embedding.lookup(batch.tokens)
-        if last == 0 and depth is None and not any(span.watch for span in batch.spans):
-            depth = all_but_the_last
-        h, logits = (depth or every_layer)(self, h, batch)
-        first = 0 if last is None else len(h) - last
-        return self.head(h[first:], best) if logits is None else logits[first:]
+        workspace = self._workspace(batch) if few else None
+        if workspace:
+            workspace.begin(batch)
+        batch.kernel = workspace or self._wide_kernel()
+
+    def run_layers(
+        self,
+        h: Tensor,
+        batch: Batch,
+        start: int = 0,
+        stop: int | None = None,
+        taps: Taps | None = None,
+        kv_only: bool = False,
+    ) -> Tensor:
+        """h (N, E) through the layers start … stop - 1 (to the last by default); returns (N, E).
+
+        The one way in which layers run. With `kv_only` their memory grows and h comes back as it went in. `taps`, or
+        else the batch's own, get the states after the layers that they name. A pass of a few rows changes h in place,
+        so that who wants to keep it copies it. A batch that no pass has prepared is prepared here, for any block.
+        """
+        if batch.kernel is None:
+            self.prepare(batch, few=False)
+        kernel, taps = batch.kernel, taps or batch.taps
+        assert kernel is not None
+        for i, block in enumerate(list(self.layers)[start:stop], start + 1):
+            h = kernel.layer(block, h, batch, kv_only)
+            if taps is not None and i in taps.layers:
+                taps.states[i] = h.clone()
+        return h
+
+    def head(self, h: Tensor, best: int = 0) -> Tensor:
+        """Hidden states (n, E) of any layer to logits (n, V)."""
+        return self.embedding.logits(self.norm(h), best) if len(h) else h.new_empty(0, self.shape.vocab)
+
+    # Kernels ------------------------------------------------------------------------------------------------------
+
+    def _wide_kernel(self) -> LayerKernel:
+        return CpuPrefill() if self.fast and self.device.type == "cpu" else Reference()
+
+    def _workspace(self, batch: Batch) -> DecodeWorkspace | None:
+        """The buffers for a pass of a few rows, where this is one."""
+        N = len(batch.positions)
+        short = N <= ROWS and max((s.stop - s.start for s in batch.spans), default=0) <= SHORT
+        if not self.fast or self.device.type != "cpu" or not (batch.exact or short) or not len(self.layers):
+            return None
+        if N in self._workspaces:
+            self._workspaces.move_to_end(N)
+        else:
+            self._workspaces[N] = DecodeWorkspace(self.shape, N, self._takes, self._bound)
+            if len(self._workspaces) > WORKSPACES:
+                self._workspaces.popitem(last=False)
+        return self._workspaces[N]
 
     def _replayed(self, batch: Batch, best: int) -> Tensor:
         """The pass as a step of fixed shapes, which a GPU replays as a graph."""
@@ -188,41 +282,10 @@ class Decoder(nn.Module):
         assert span.first is not None
         held = span.memory.layers[0].count
         for rows in span.memory.layers:
-            rows.extend(range(span.first, span.first + 1))
-        self._rotation_table(span.first + 1)
-        if self._step is None or self._step.stale(span.memory, best):
-            self._step = cuda_graph.Step(self, span.memory, best)
-        return self._step(batch.tokens, span.first, held)
-
-    def _rotation(self, batch: Batch) -> Tensor:
-        firsts = [span.first for span in batch.spans]
-        if len(firsts) == 1 and firsts[0] is not None:
-            end = firsts[0] + len(batch.tokens)
-            return self._rotation_table(end)[firsts[0] : end, None, :]
-        return self.rotations_at(batch.positions)[:, None, :]
-
-    def _way(self, batch: Batch) -> cpu_decode.DecodeWorkspace | None:
-        """The way of a few rows for this pass, where there is one."""
-        N = len(batch.tokens)
-        short = N <= cpu_decode.ROWS and max((s.stop - s.start for s in batch.spans), default=0) <= SHORT
-        if not self.fast or self.device.type != "cpu" or not (batch.exact or short) or not len(self.layers):
-            return None
-        if N not in self._few:
-            self._few[N] = cpu_decode.DecodeWorkspace(self, N)
-        return self._few[N]
-
-    def head(self, h: Tensor, best: int = 0) -> Tensor:
-        """Hidden states (n, E) of any layer to logits (n, V)."""
-        return self.embedding.logits(self.norm(h), best) if len(h) else h.new_empty(0, self.shape.vocab)
-
-
-SHORT = 8
-"""Rows of one sequence up to which a pass goes the way of a few rows unasked."""
-
-
-def all_but_the_last(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """Every layer, of the last of which only the keys and values are made: nobody looks at what it would say."""
-    *most, last = model.layers
-    for block in most:
-        h = block(h, batch)
-    return last(h, batch, fill=True), None
+            rows.reclaim(range(span.first, span.first + 1))
+        rotations, signature = self._rotation_table(span.first + 1), (best, self.version.count)
+        if self._graph_step is None or self._graph_step.stale(span.memory, rotations, signature):
+            self._graph_step = cuda_graph.CudaGraphStep(
+                list(self.layers), self.embedding, partial(self.head, best=best), rotations, span.memory, signature
+            )
+        return self._graph_step(batch.tokens, span.first, held)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llmlab.models.formats.int4 import Int4, int4_kernel
 from llmlab.models.formats.linear import MANY, nbytes
 from llmlab.models.formats.onednn import TOGETHER, OneDnnWeight, in_blocks, in_turn, onednn
-from llmlab.models.formats.quantized_groups import GROUP, QuantizedGroups
+from llmlab.models.formats.quantized_groups import GROUP, Matrix, as_dense
 from llmlab.models.kernels.topk import top_indices
 
 
@@ -86,9 +86,9 @@ class EmbeddingAndHead(nn.Module):
     REACHABLE = 512
     """Scored again where tokens are drawn; what lies below keeps its probability to the first look's accuracy."""
 
-    def __init__(self, embed: Tensor | QuantizedGroups, head: Tensor | QuantizedGroups | None, weights: str) -> None:
+    def __init__(self, embed: Matrix, head: Matrix | None, weights: str) -> None:
         super().__init__()
-        embed, head = (w.dense() if isinstance(w, QuantizedGroups) else w for w in (embed, head))
+        embed, head = as_dense(embed), None if head is None else as_dense(head)
         self.candidate_head: Int4 | None = None
         self.reordered: OneDnnWeight | None = None
         self._quick: Callable[[Tensor], Tensor] | None = None

@@ -14,10 +14,12 @@ from torch import Tensor
 from llmlab.errors import Refused
 from llmlab.kv.memory import Memory
 from llmlab.kv.rows import Rows
+from llmlab.kv.storage import PlainStorage
 from llmlab.models.batch import Batch, Span
 from llmlab.models.capabilities import Capability
-from llmlab.models.decoder import Depth
+from llmlab.models.decoder import Plan
 from llmlab.models.kernels.reference import attention
+from llmlab.models.result import ForwardResult
 
 NAME = "llmlab"
 ABILITIES = frozenset({Capability.MANY_ROWS, Capability.ROLLBACK, Capability.EVICTION, Capability.ATTENTION})
@@ -46,14 +48,14 @@ def _attention(
             raise Refused("This model", f"uses {odd} in its attention, which is not built", "Choose another model")
     (span,) = lab.spans
     rows = span.memory.layers[module.layer_idx]
-    rows.append(key[0], value[0], span.order(lab))
+    rows.append(torch.stack([key[0], value[0]]), span.order(lab))
     window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
     y = attention(query[0].transpose(0, 1), rows, lab.positions, span, module.layer_idx, window, scaling)
     return y.view(1, query.shape[2], query.shape[1], -1), None
 
 
 class Wrapped:
-    """A transformers causal model behind our decoder's `forward(batch, depth, last)`; one sequence at a time."""
+    """A transformers causal model behind our decoder's `forward(batch, plan, last)`; one sequence at a time."""
 
     capabilities = ABILITIES
 
@@ -83,13 +85,13 @@ class Wrapped:
         return self.hf.get_memory_footprint()
 
     def memory(self) -> Memory:
-        return Memory([Rows(heads, size, self._dtype, self.device) for heads, size in self._shapes])
+        return Memory([Rows(PlainStorage(*shape, self._dtype, self.device), self.device) for shape in self._shapes])
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, depth: Depth | None = None, last: int | None = None, best: int = 0) -> Tensor:
-        """As `Decoder.forward`, for a batch of one sequence; `depth` is refused before a run by the abilities."""
-        if depth is not None:
-            raise Refused("A wrapped model", "cannot skip layers", "Choose a model that our decoder runs")
+    def forward(self, batch: Batch, plan: Plan | None = None, last: int | None = None, best: int = 0) -> ForwardResult:
+        """As `Decoder.forward`, for a batch of one sequence; a plan is refused before a run by the capabilities."""
+        if plan is not None or batch.taps is not None:
+            raise Refused("A wrapped model", "cannot skip layers or show its states", "Choose one of our decoder's")
         out = self.hf(
             input_ids=batch.tokens[None].to(self.device),
             position_ids=batch.positions[None].to(self.device),
@@ -97,7 +99,7 @@ class Wrapped:
             lab=batch,
             **({"logits_to_keep": last or 1} if last is not None else {}),
         )
-        return out.logits[0, : 0 if last == 0 else None].float()
+        return ForwardResult(out.logits[0, : 0 if last == 0 else None].float(), float(len(self.layers)))
 
 
 class _Probe(Rows):
@@ -106,12 +108,12 @@ class _Probe(Rows):
     shape: tuple[int, int] | None = None
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(0, 0, dtype, device)
+        super().__init__(PlainStorage(0, 0, dtype, device), device)
 
-    def append(self, k: Tensor, v: Tensor, positions: Tensor | range) -> None:
-        self.shape = (k.shape[0], k.shape[2])
-        super().__init__(k.shape[0], k.shape[2], k.dtype, k.device)
-        super().append(k, v, positions)
+    def append(self, kv: Tensor, positions: Tensor | range) -> None:
+        self.shape = (kv.shape[1], kv.shape[3])
+        super().__init__(PlainStorage(*self.shape, kv.dtype, kv.device), kv.device)
+        super().append(kv, positions)
 
 
 def build(path: str, weights: str, device: str) -> Wrapped:

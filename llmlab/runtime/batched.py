@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from llmlab.kv.memory import Memory
-from llmlab.models.batch import Batch, Span
-from llmlab.models.decoder import Decoder, Taps
+from llmlab.models.decoder import Decoder
 from llmlab.models.kernels.topk import top_indices
+from llmlab.runtime.session import Session
+from llmlab.runtime.step import Lane, Work, verify
+from llmlab.runtime.tools import Tools
 
 REACHABLE = 128
 """Tokens from which one is drawn, the most likely ones."""
@@ -44,6 +46,71 @@ class Text:
         return torch.cat(self.states)
 
 
+class _Slots:
+    """Places for texts that decode together; their memories share tensors."""
+
+    def __init__(self, model: Decoder, count: int, taps: Sequence[int], seed: int, prefix: Sequence[int]) -> None:
+        self.model, self.prefix, self.tools = model, list(prefix), Tools()
+        self.random = torch.Generator().manual_seed(seed)
+        self.memories = [model.memory() for _ in range(count)]
+        Memory.pooled(self.memories)
+        self.sessions = [
+            Session(model, taps=taps, exact=False, exact_top=EXACT, memory=memory) for memory in self.memories
+        ]
+        self.texts: list[Text | None] = [None] * count
+        if prefix:
+            self._read_prefix()
+        self._marks = self.memories[0].mark()
+        for session in self.sessions:
+            self._rest(session)
+
+    def _read_prefix(self) -> None:
+        first = Session(self.model, exact=False, memory=self.memories[0])
+        for _ in first.prefill([*self.prefix, 0]):
+            pass
+        for memory in self.memories[1:]:
+            memory.copy_from(self.memories[0])
+
+    def _rest(self, session: Session) -> None:
+        """A slot without a text takes part all the same, with a token that is forgotten: a pool's pass is of all."""
+        session.memory.restore(self._marks)
+        session.memory.next_position = len(self.prefix)
+        session.begin([*self.prefix, 0], cached=len(self.prefix))
+
+    def read(self, slot: int, text: Text) -> int:
+        """Put a text into a slot and read it; its next token."""
+        self.texts[slot] = text
+        session = self.sessions[slot]
+        session.begin(text.tokens, cached=len(self.prefix))
+        (token,) = self._step([slot])
+        return token
+
+    def step(self) -> list[int]:
+        """One more token for every slot."""
+        return self._step(range(len(self.texts)))
+
+    def _step(self, slots: Sequence[int]) -> list[int]:
+        """The one step, in which the tokens of all slots are drawn together."""
+        works = [Work(Lane(self.sessions[slot], self.tools, 1)) for slot in slots]
+        logits = torch.cat([result.logits for _, result in verify(self.model, works)])
+        texts = [self.texts[slot] for slot in slots]
+        drawn = _draw(logits, [t.temperature if t else 0.0 for t in texts], self.random)
+        for slot, text, token in zip(slots, texts, drawn, strict=True):
+            if text is None:
+                self._rest(self.sessions[slot])
+            else:
+                self.sessions[slot].commit((), token)
+        return drawn
+
+    def free(self, slot: int) -> None:
+        """Let a text go; its slot keeps the prefix."""
+        text, session = self.texts[slot], self.sessions[slot]
+        if text is not None and session.taps:
+            text.states.append(session.states())
+        self.texts[slot] = None
+        self._rest(session)
+
+
 @torch.inference_mode()
 def generate_batch(
     model: Decoder,
@@ -60,72 +127,35 @@ def generate_batch(
     `taps`, the hidden states after these layers are kept. Tokens are drawn at each text's own temperature. Where every
     text begins with the same `prefix`, that is read once; its tokens then have no states.
     """
-    waiting, dice = iter(texts), torch.Generator().manual_seed(seed)
-    memories = [model.memory() for _ in range(together)]
-    Memory.pooled(memories)
-    tap = Taps(taps)
-    running: list[Text | None] = [None] * together
-    shared = [len(prefix)] * len(model.layers)
+    waiting, slots = iter(texts), _Slots(model, together, taps, seed, prefix)
     ended: list[Text] = []
 
-    def step(tokens: list[int], places: list[int], spans: list[Span], last: int) -> Tensor:
-        batch = Batch(torch.tensor(tokens), torch.tensor(places), spans)
-        return model.forward(batch, tap if taps else None, last, EXACT)
-
     def take(slot: int, token: int) -> None:
-        text = running[slot]
+        text = slots.texts[slot]
         assert text is not None
         text.tokens.append(token)
         if token in stop_tokens or len(text.answer) >= text.limit or len(text.tokens) >= model.context:
-            running[slot] = None
-            memories[slot].restore(shared)
+            slots.free(slot)
             ended.append(text)
-
-    def fill(slot: int) -> bool:
-        text = next(waiting, None)
-        if text is None:
-            return False
-        running[slot] = text
-        p, n = len(prefix), len(text.tokens)
-        logits = step(text.tokens[p:], list(range(p, n)), [Span(0, n - p, memories[slot], first=p)], 1)
-        if taps:
-            text.states.append(tap.taken())
-        take(slot, _draw(logits, [text.temperature], dice)[0])
-        return True
-
-    if prefix:
-        first, *others = memories
-        step(list(prefix), list(range(len(prefix))), [Span(0, len(prefix), first, first=0)], 0)
-        for memory in others:
-            for mine, read in zip(memory.layers, first.layers, strict=True):
-                mine.append(read.k, read.v, range(len(prefix)))
 
     more = True
     while True:
         for slot in range(together):
-            while more and running[slot] is None:
-                more = fill(slot)
+            while more and slots.texts[slot] is None:
+                text = next(waiting, None)
+                more = text is not None
+                if text is not None:
+                    take(slot, slots.read(slot, text))
         yield from ended
         ended.clear()
-        if not any(running):
+        if not any(slots.texts):
             return
-        # A slot without a text takes part all the same, with a token that is forgotten: a pool's pass is of all of it.
-        tokens = [t.tokens[-1] if t else 0 for t in running]
-        places = [len(t.tokens) - 1 if t else 0 for t in running]
-        spans = [Span(i, i + 1, memories[i], first=p) for i, p in enumerate(places)]
-        logits = step(tokens, places, spans, together)
-        seen = tap.taken() if taps else None
-        drawn = _draw(logits, [t.temperature if t else 0.0 for t in running], dice)
-        for slot, text in enumerate(running):
-            if text is None:
-                memories[slot].restore(shared)
-                continue
-            if seen is not None:
-                text.states.append(seen[slot : slot + 1])
-            take(slot, drawn[slot])
+        for slot, token in enumerate(slots.step()):
+            if slots.texts[slot] is not None:
+                take(slot, token)
 
 
-def _draw(logits: Tensor, temperatures: Sequence[float], dice: torch.Generator) -> list[int]:
+def _draw(logits: Tensor, temperatures: Sequence[float], random: torch.Generator) -> list[int]:
     """A token for each row of logits (N, V), at its own temperature from the most likely ones; the best at 0."""
     count = min(REACHABLE, logits.shape[1])
     index = top_indices(logits, count)
@@ -133,5 +163,5 @@ def _draw(logits: Tensor, temperatures: Sequence[float], dice: torch.Generator) 
     T = torch.tensor(temperatures)[:, None]
     p = torch.softmax(values / T.clamp_min(1e-3), -1)
     best = values.argmax(-1, keepdim=True)
-    picked = torch.where(T > 0, torch.multinomial(p, 1, generator=dice), best)
+    picked = torch.where(T > 0, torch.multinomial(p, 1, generator=random), best)
     return index.gather(1, picked).flatten().tolist()

@@ -1,8 +1,12 @@
-"""A model's layers in turn on calibration tokens: what goes into their matrices, and how much each turns it."""
+"""A model's layers in turn on calibration tokens: what goes into their matrices, and how much each turns it.
+
+Shapes: n calibration tokens, E width, K inputs of a matrix.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -13,67 +17,88 @@ from llmlab.models.block import Block
 from llmlab.models.decoder import Decoder
 from llmlab.models.formats.linear import Linear
 
-LINEARS = ("qkv", "out", "gate_up", "down")
 SEQUENCE = 256
 """Calibration tokens per sequence."""
 
 
-def linears(block: Block) -> Iterator[tuple[str, Linear]]:
-    for name in LINEARS:
-        yield name, getattr(block, name)
-
-
-def calibration_batches(model: Decoder, tokens: Sequence[int]) -> Callable[[], Batch]:
-    """A maker of batches that lay `tokens` end to end as sequences of `SEQUENCE`, each with a fresh memory."""
+def calibration_batch(model: Decoder, tokens: Sequence[int]) -> Batch:
+    """A batch that lays `tokens` end to end as sequences of `SEQUENCE`, each with a fresh memory."""
     n = len(tokens)
     cuts = [*range(0, n, SEQUENCE), n] if n % SEQUENCE or not n else list(range(0, n + 1, SEQUENCE))
     ids = torch.tensor(list(tokens), device=model.device)
     positions = torch.cat([torch.arange(b - a) for a, b in pairwise(cuts)]).to(model.device)
+    return Batch(ids, positions, [Span(a, b, model.memory()) for a, b in pairwise(cuts)])
 
-    def fresh() -> Batch:
-        spans = [Span(a, b, model.memory()) for a, b in pairwise(cuts)]
-        batch = Batch(ids, positions, spans)
-        batch.rotation = model.rotations_at(positions)[:, None, :]
-        return batch
 
-    return fresh
+@dataclass
+class InputStatistics:
+    """What the inputs X (n, K) of a matrix were like. `squares` (K,) is Σ x², `absmax` (K,) max |x|; `gram` (K, K) is
+    XᵀX in float32, where it was asked for."""
+
+    squares: Tensor
+    absmax: Tensor
+    gram: Tensor | None = None
+
+    @property
+    def norms(self) -> Tensor:
+        """(K,): ‖X_j‖₂ of every input j."""
+        return self.squares.sqrt()
+
+
+class InputCollector:
+    """Gathers `InputStatistics` of a layer's matrices, by name, while it is open; a `with`."""
+
+    def __init__(self, block: Block, gram: bool = False) -> None:
+        self.found: dict[str, InputStatistics] = {}
+        self._linears, self._gram = block.linears(), gram
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> dict[str, InputStatistics]:
+        for name, linear in self._linears.items():
+            self._hooks.append(linear.register_forward_pre_hook(self._seeing(name)))
+        return self.found
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _seeing(self, name: str) -> object:
+        def hook(_linear: Linear, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0].float()
+            new = InputStatistics(x.square().sum(0), x.abs().amax(0), x.t() @ x if self._gram else None)
+            if (old := self.found.get(name)) is not None:
+                gram = None if old.gram is None or new.gram is None else old.gram + new.gram
+                new = InputStatistics(old.squares + new.squares, torch.maximum(old.absmax, new.absmax), gram)
+            self.found[name] = new
+
+        return hook
 
 
 @torch.inference_mode()
-def walk_layers(model: Decoder, tokens: Sequence[int]) -> Iterator[tuple[Block, dict[str, Tensor]]]:
-    """Each layer with the norms ‖X_j‖₂ (K,) of the inputs of its matrices on the calibration tokens.
+def walk_layers(
+    model: Decoder, tokens: Sequence[int], gram: bool = False
+) -> Iterator[tuple[Block, dict[str, InputStatistics]]]:
+    """Each layer with the statistics of the inputs of its matrices on the calibration tokens.
 
-    What the caller changes in a layer is felt by the layers after it, as in Wanda and SparseGPT.
+    What the caller changes in a layer is felt by the layers after it, as in Wanda and SparseGPT. `gram`: with XᵀX, as
+    GPTQ and SparseGPT need it.
     """
-    fresh = calibration_batches(model, tokens)
-    h = model.embedding.lookup(fresh().tokens)
-    for block in model.layers:
-        squares: dict[str, Tensor] = {}
-
-        def remember(name: str, squares: dict[str, Tensor] = squares) -> Callable[..., None]:
-            def hook(_module: Linear, inputs: tuple[Tensor, ...]) -> None:
-                squares[name] = inputs[0].float().square().sum(0)
-
-            return hook
-
-        hooks = [module.register_forward_pre_hook(remember(name)) for name, module in linears(block)]
-        try:
-            block(h, fresh())
-        finally:
-            for handle in hooks:
-                handle.remove()
-        yield block, {name: s.sqrt() for name, s in squares.items()}
-        h = block(h, fresh())
+    h = model.embedding.lookup(calibration_batch(model, tokens).tokens)
+    for i, block in enumerate(model.layers):
+        with InputCollector(block, gram) as found:
+            model.run_layers(h, calibration_batch(model, tokens), i, i + 1)
+        yield block, found
+        h = model.run_layers(h, calibration_batch(model, tokens), i, i + 1)
 
 
 @torch.inference_mode()
 def layer_influence(model: Decoder, tokens: Sequence[int]) -> list[float]:
     """Per layer, how much it turns its input: 1 - mean cos(h_in, h_out) (ShortGPT, arXiv 2403.03853)."""
-    batch = calibration_batches(model, tokens)()
+    batch = calibration_batch(model, tokens)
     h = model.embedding.lookup(batch.tokens)
     scores = []
-    for block in model.layers:
-        new = block(h, batch)
+    for i in range(len(model.layers)):
+        new = model.run_layers(h, batch, i, i + 1)
         scores.append(1 - float(torch.cosine_similarity(h, new, -1).mean()))
         h = new
     return scores

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from llmlab.models.decoder import Plan
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -20,12 +22,14 @@ class Draft:
     tokens: tuple[int, ...] = ()
     parents: tuple[int, ...] = ()
     q: tuple[Tensor | None, ...] = ()
+    plan: Plan | None = None
+    """Which layers the pass that checks it goes through, where the drafter has run some of them already."""
 
     @classmethod
-    def chain(cls, tokens: Sequence[int], q: Sequence[Tensor | None] = ()) -> Draft:
+    def chain(cls, tokens: Sequence[int], q: Sequence[Tensor | None] = (), plan: Plan | None = None) -> Draft:
         """One guess after the other, without branches."""
         n = len(tokens)
-        return cls(tuple(tokens), tuple(range(-1, n - 1)), tuple(q) if len(q) else (None,) * n)
+        return cls(tuple(tokens), tuple(range(-1, n - 1)), tuple(q) if len(q) else (None,) * n, plan)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -73,6 +77,7 @@ class Draft:
             tuple(self.tokens[i] for i in kept),
             tuple(place[self.parents[i]] for i in kept),
             tuple(self.q[i] for i in kept),
+            self.plan,
         )
 
     def visible(self) -> Tensor:

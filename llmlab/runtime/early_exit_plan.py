@@ -13,9 +13,9 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
-from llmlab.models.batch import Batch, Span
+from llmlab.models.batch import Batch, Span, Taps
 from llmlab.models.decoder import Decoder
-from llmlab.runtime.session import Session
+from llmlab.models.result import PlanResult
 
 FILLS = ("later", "copy")
 ExitTest = Callable[[int, Tensor], tuple[Tensor, float] | None]
@@ -23,58 +23,51 @@ ExitTest = Callable[[int, Tensor], tuple[Tensor, float] | None]
 
 
 class EarlyExitPlan:
-    """A depth for passes of one token, which may leave after one of `layers`. `begin(batch)` makes a pass's stop."""
+    """A plan for passes of one token, which may leave after one of `layers`. `begin(batch)` makes a pass's test."""
 
-    def __init__(
-        self, session: Session, layers: Collection[int], begin: Callable[[Batch], ExitTest], fill: str
-    ) -> None:
-        self.session, self.layers, self.begin, self.fill = session, layers, begin, fill
+    def __init__(self, layers: Collection[int], begin: Callable[[Batch], ExitTest], fill: str) -> None:
+        self.layers, self.begin, self.fill = layers, begin, fill
         self.waiting: list[tuple[int, Tensor]] = []
         """After how many layers which states (n, E) wait, the oldest tokens first; older ones have come further."""
 
-    def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        self.session.layers_run = float(len(model.layers))
+    def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> PlanResult:
         return self._climb(model, h, batch, 0, self.begin(batch))
 
-    def _climb(self, model: Decoder, h: Tensor, batch: Batch, ran: int, stop: ExitTest) -> tuple[Tensor, Tensor | None]:
+    def _climb(self, model: Decoder, h: Tensor, batch: Batch, ran: int, test: ExitTest) -> PlanResult:
         """On from h (n, E), which has gone through `ran` layers; its last row is the newest token's."""
-        layers = list(model.layers)
-        while ran < len(layers):
+        count = len(model.layers)
+        while ran < count:
             if self.waiting and self.waiting[-1][0] == ran:
-                return self._together(model, torch.cat([self.waiting.pop()[1], h]), batch, ran, stop)
-            h = layers[ran](h, batch)
-            ran += 1
-            if ran in self.layers and (said := stop(ran, h[-1:])) is not None:
+                return self._together(model, torch.cat([self.waiting.pop()[1], h]), batch, ran, test)
+            stops = [layer for layer in self.layers if layer > ran] + [at for at, _ in self.waiting if at > ran]
+            stop = min([*stops, count])
+            h = model.run_layers(h, batch, ran, stop)
+            ran = stop
+            if ran in self.layers and (answer := test(ran, h[-1:])) is not None:
                 self._leave(model, h, batch, ran)
-                self.session.exits.append((ran, said[1]))
-                self.session.layers_run = float(ran)
-                return h[-1:], said[0]
-        return h[-1:], None
+                return PlanResult(h[-1:], float(ran), answer[0], ((ran, answer[1]),))
+        return PlanResult(h[-1:], float(count))
 
     def _leave(self, model: Decoder, h: Tensor, batch: Batch, ran: int) -> None:
         if self.fill == "copy":
-            for block in list(model.layers)[ran:]:
-                block(h, batch, fill=True)
+            model.run_layers(h, batch, ran, kv_only=True)
             return
         if self.waiting and self.waiting[-1][0] == ran:
             h = torch.cat([self.waiting.pop()[1], h])
         self.waiting.append((ran, h.clone()))  # a pass of a few rows changes h in place
 
-    def _together(
-        self, model: Decoder, states: Tensor, batch: Batch, ran: int, stop: ExitTest
-    ) -> tuple[Tensor, Tensor | None]:
+    def _together(self, model: Decoder, states: Tensor, batch: Batch, ran: int, test: ExitTest) -> PlanResult:
         """The rest of the way for states (n, E) of which the last is of this pass and the others have waited."""
         (span,), n = batch.spans, len(states)
         assert span.first is not None
         first = span.first + (span.stop - span.start) - n
         places = torch.arange(first, first + n, device=states.device)
         rows = Span(0, n, span.memory, None, span.patterns, None, first)
-        wide = Batch(batch.tokens[-1:].expand(n), places, [rows], batch.exact)  # which tokens they are does not matter
-        got: list[tuple[Tensor, Tensor | None]] = []
-
-        def onward(model: Decoder, h: Tensor, wide: Batch) -> tuple[Tensor, Tensor]:
-            got.append(self._climb(model, states, wide, ran, stop))
-            return h, h  # the pass around this one asks the head
-
-        model.forward(wide, onward, 1)
-        return got[0]
+        tokens = batch.tokens[-1:].expand(n)  # which tokens they are does not matter
+        taps = batch.taps and Taps(batch.taps.layers)
+        wide = Batch(tokens, places, [rows], batch.exact, taps=taps)
+        model.prepare(wide)
+        result = self._climb(model, states, wide, ran, test)
+        if batch.taps and taps:
+            batch.taps.states |= {layer: h[-1:] for layer, h in taps.states.items()}
+        return result

@@ -34,6 +34,8 @@ class Started(Event):
     """The prompt's tokens as text."""
     engine_paths: list[str] = field(default_factory=list)
     """Which paths through the engine the run takes (`experiment.engine_paths`)."""
+    auxiliary_bytes: int = 0
+    """Of `weight_bytes`, those of drafters and trained parts beside the model."""
     least_seconds: float = 0.0
     """The roofline of a pass of one token on the machine that ran this; 0 where nobody measured it."""
 

@@ -1,4 +1,4 @@
-"""The one generation loop: propose a tree, forward, accept a path, commit, emit. Plain decoding has an empty draft."""
+"""The playground's loop: read the prompt, then step after step, each told as events."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from llmlab.models.kernels.topk import argmax
 from llmlab.runtime.clock import Clock
-from llmlab.runtime.draft import Draft, Verdict
 from llmlab.runtime.events import Committed, Drafted, Event, Evicted, Exited, Finished, Prefilled, Started
-from llmlab.runtime.sampling import Sampler, SeededRandom, accept, accept_greedy
+from llmlab.runtime.prompt import Prompt
+from llmlab.runtime.sampling import Sampler, SeededRandom
+from llmlab.runtime.session import Session
 from llmlab.runtime.stack import Stack
+from llmlab.runtime.step import Lane, Work, verify
 from llmlab.runtime.tools import Tools
 
 
@@ -32,93 +33,74 @@ def generate(
 ) -> Iterator[Event]:
     """Continue `prompt` (token ids) by at most `limit` tokens; the engine knows token ids and nothing of text.
 
-    `model` already carries the stack's weight transforms (see `shelf`). `stop` is looked at once per pass.
+    `model` already carries the stack's weight transforms (see `ModelCache`). `stop` is looked at once per pass.
     `started` is a filled-in first event; without it a bare one is made. `exact`: see `Session`.
 
     Raises Refused, before anything is computed, when the stack cannot run on this model.
     """
-    stack, sampler, stop, tools = stack or Stack(), sampler or Sampler(), stop or threading.Event(), tools or Tools()
+    stack, stop, tools = stack or Stack(), stop or threading.Event(), tools or Tools()
     stack.require(model.capabilities)
+    for technique in stack:
+        technique.prepare(model, tools)
+    given = stack.compressed(Prompt(tuple(prompt)), tools)
     clock = Clock(model.device)
-    session = stack.session(model)
-    session.sampler, session.random, session.exact, session.tools = sampler, SeededRandom(seed), exact, tools
-    yield replace(started or bare_start(model, stack, prompt), t=clock())
-    drafter, acceptor = stack.one("Drafter"), stack.one("Acceptor")
-    if drafter and (taps := drafter.taps(model, tools)):
-        session.tap(taps)
+    session = stack.session(model, tools, sampler=sampler or Sampler(), random=SeededRandom(seed), exact=exact)
+    weights = tools.weight_bytes(model)
+    first = started or bare_start(model, stack, given)
+    yield replace(first, t=clock(), weight_bytes=model.nbytes + weights, auxiliary_bytes=weights)
     with ExitStack() as undo:
         for patch in stack.with_role("ForwardPatch"):
             undo.enter_context(patch.installed(session))
-        for done, evicted in session.prefill(prompt):
-            if evicted:
-                yield Evicted(clock(), *evicted)
-            else:
-                yield Prefilled(clock(), done, len(prompt) - 1, session.memory.nbytes, session.memory.rows())
+        for event in _prefill(session, given, clock):
+            yield event
             if stop.is_set():
                 yield Finished(clock(), "stopped")
                 return
-        if len(prompt) == 1:
-            yield Prefilled(clock(), 0, 0, session.memory.nbytes, session.memory.rows())
-        proposals = drafter.drafts(session, tools) if drafter else None
-        verdict: Verdict | None = None
-        produced, reason = 0, "limit"
-        while produced < limit:
-            if stop.is_set():
-                reason = "stopped"
-                break
-            if session.memory.next_position >= model.context:
-                reason = "context full"
-                break
-            start = clock()
-            draft = Draft()
-            if proposals:
-                draft = next(proposals) if verdict is None else proposals.send(verdict)
-                draft = draft.clipped(min(session.max_draft_depth(), limit - produced - 1))
-                if len(draft):
-                    drafted = clock()
-                    yield Drafted(drafted, list(draft.tokens), list(draft.parents), drafted - start)
-            logits = session.forward(draft)
-            exits = list(session.exits)
-            layers_run = session.layers_run
-            best = argmax(logits) if proposals or sampler.greedy else []
-            if acceptor and len(draft):
-                path, bonus = acceptor.accept(draft, logits, sampler, session.random, tools)
-            elif sampler.greedy:
-                path, bonus = accept_greedy(draft, best)
-            else:
-                path, bonus = accept(draft, sampler.distribution(logits), session.random)
-            tokens = [draft.tokens[i] for i in path] + [bonus]
-            for i, token in enumerate(tokens):
-                if token in stop_tokens:
-                    tokens, reason = tokens[: i + 1], "stop token"
-                    break
-            evicted = session.commit(path, bonus, draft)
-            if proposals:
-                verdict = Verdict(path, tuple(tokens), draft, tuple(best))
-            produced += len(tokens)
-            now = clock()
-            for layer, confidence in exits:
-                yield Exited(now, layer, len(session.memory.layers), confidence)
-            path = path[: len(tokens)]
-            yield Committed(
-                now,
-                tokens,
-                list(path),
-                now - start,
-                session.memory.rows(),
-                session.memory.nbytes + tools.kv_bytes(),
-                layers_run,
-            )
-            if evicted:
-                yield Evicted(now, *evicted)
-            if reason == "stop token":
-                break
-        if proposals:
-            proposals.close()
-        yield Finished(clock(), reason)
+        yield from _decode(stack.lane(session, tools, limit, stop_tokens), clock, stop)
 
 
-def bare_start(model: Any, stack: Stack, prompt: Sequence[int]) -> Started:
+def _prefill(session: Session, prompt: Prompt, clock: Clock) -> Iterator[Event]:
+    for done, evicted in session.prefill(prompt):
+        if evicted:
+            yield Evicted(clock(), *evicted)
+        else:
+            yield Prefilled(clock(), done, len(prompt) - 1, session.memory.nbytes, session.memory.rows())
+    if len(prompt) == 1:
+        yield Prefilled(clock(), 0, 0, session.memory.nbytes, session.memory.rows())
+
+
+def _decode(lane: Lane, clock: Clock, stop: threading.Event) -> Iterator[Event]:
+    session, layers, reason = lane.session, len(lane.session.memory.layers), "limit"
+    while lane.produced < lane.limit:
+        if stop.is_set():
+            reason = "stopped"
+            break
+        if lane.context_full:
+            reason = "context full"
+            break
+        start = clock()
+        draft = lane.propose()
+        if len(draft):
+            drafted = clock()
+            yield Drafted(drafted, list(draft.tokens), list(draft.parents), drafted - start)
+        ((_, result),) = verify(session.model, [Work(lane, draft)])
+        done = lane.commit(draft, result)
+        now = clock()
+        for layer, confidence in done.exits:
+            yield Exited(now, layer, layers, confidence)
+        kv_bytes = session.nbytes + lane.tools.kv_bytes()
+        path = list(done.path)
+        yield Committed(now, list(done.tokens), path, now - start, session.memory.rows(), kv_bytes, done.layers_run)
+        if done.evicted:
+            yield Evicted(now, *done.evicted)
+        if done.ended:
+            reason = "stop token"
+            break
+    lane.close()
+    yield Finished(clock(), reason)
+
+
+def bare_start(model: Any, stack: Stack, prompt: Sequence[int] | Prompt) -> Started:
     """A first event for a run that no experiment describes: tests and short scripts."""
     return Started(
         t=0.0,

@@ -1,32 +1,36 @@
 """A sequence under way: its tokens, its memory, and one pass of the model over a draft.
 
-The memory holds the keys and values of every committed token but the last ones (`unread`, at least one). A pass reads
-those and the draft's nodes together, so plain decoding is a pass with an empty draft.
+The memory holds what belongs to every committed token but the last ones (`uncached`, at least one). A pass reads those
+and the draft's nodes together, so plain decoding is a pass with an empty draft.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.errors import Refused
-from llmlab.kv.rows import Rows, Tail
-from llmlab.models.batch import Batch, Span, Visible
-from llmlab.models.decoder import Depth, Taps
+from llmlab.kv.memory import Memory
+from llmlab.kv.rows import Rows
+from llmlab.models.batch import Batch, Pattern, Span, Taps, Watch
+from llmlab.models.decoder import Plan
 from llmlab.models.embedding import EmbeddingAndHead
+from llmlab.models.result import ForwardResult
 from llmlab.runtime.draft import Draft
+from llmlab.runtime.prompt import Prompt
 from llmlab.runtime.sampling import RandomSource, Sampler, SeededRandom
-
-if TYPE_CHECKING:
-    from llmlab.runtime.tools import Tools
 
 PIECE = 512
 """Prompt tokens read in one pass, so that a stop is noticed and memory stays bounded."""
+
+Evicted = tuple[list[int], list[int]]
+"""Rows per layer before and after an eviction."""
 
 
 class Policy(Protocol):
@@ -44,78 +48,128 @@ class Policy(Protocol):
     def after_eviction(self, rows: Rows, session: Session) -> None: ...
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A sequence's part in a pass: T tokens at `positions` (T,), of which the last `last` are asked for logits."""
+
+    tokens: list[int]
+    positions: Tensor
+    last: int
+    visible: Tensor | None
+    first: int | None
+    watch: Watch | None
+    embeddings: Tensor | None = None
+
+
 class Session:
-    """One sequence on one model under one stack.
+    """One sequence on one model. Nothing here knows which technique is at work: policy, patterns and plans are handed
+    in, `stack.session` takes them from a stack."""
 
-    `model` is a Decoder or a Wrapped model. `exits` collects (layer, confidence) of the last pass where a patch ends
-    tokens early; `depth` and `reading` are what passes and the prompt go through where a patch has set them. Nothing
-    here knows which technique is at work: policy and patterns come through their doors.
-    """
-
-    def __init__(self, model: Any, policy: Policy | None = None, patterns: Sequence[Visible] = ()) -> None:
-        """`exact` may be unset afterwards: passes of several rows may then differ in their last bits from passes of
-        one, and are faster. `scoring` asks for logits that are exact down to the least likely token."""
-        self.model = model
-        self.memory = model.memory()
-        self.policy = policy
-        self.patterns = tuple(patterns)
+    def __init__(
+        self,
+        model: Any,
+        policy: Policy | None = None,
+        patterns: Sequence[Pattern] = (),
+        *,
+        plan: Plan | None = None,
+        prefill_plan: Plan | None = None,
+        taps: Sequence[int] = (),
+        sampler: Sampler | None = None,
+        random: RandomSource | None = None,
+        exact: bool = True,
+        exact_top: int | None = None,
+        memory: Memory | None = None,
+    ) -> None:
+        """`model` is a Decoder or a Wrapped model. `plan` says which layers a pass goes through, `prefill_plan` those
+        of the prompt; None for all. `taps`: after which layers, counted from 1, hidden states are kept for `states`.
+        Without `exact`, passes of several rows may differ in their last bits from passes of one, and are faster.
+        `exact_top` of the highest logits must be exact, 0 for all; None: as many as the next token can reasonably be
+        chosen from. `memory`: an empty one to use, in place of a new one.
+        """
+        self.model, self.memory = model, memory or model.memory()
+        self.policy, self.patterns = policy, tuple(patterns)
+        self.plan, self.prefill_plan, self.taps = plan, prefill_plan, tuple(taps)
+        self.sampler, self.random = sampler or Sampler(), random or SeededRandom(0)
+        self.exact = exact
+        if exact_top is None:
+            exact_top = EmbeddingAndHead.CANDIDATES if self.sampler.greedy else EmbeddingAndHead.REACHABLE
+        self.exact_top = exact_top
         self.tokens: list[int] = []
         self.uncached = 0
-        self.depth: Depth | None = None
-        self.prefill_plan: Depth | None = None
-        self.tools: Tools | None = None
-        self.sampler = Sampler()
-        self.random: RandomSource = SeededRandom(0)
-        self.exact = True
-        self.scoring = False
-        self.exits: list[tuple[int, float]] = []
-        self.layers_run = float(len(self.memory.layers))
-        self._held: list[int] = self.memory.rows()
+        self._embeddings: Tensor | None = None
+        self.speculating = False
+        self._draft_limit: int | None = None
+        self._marks: list[int] = self.memory.mark()
         self._seen: dict[int, list[Tensor]] = {}
-        self._taps: Taps | None = None
+        self._pass_states: Tensor | None = None
         self._states: list[Tensor] = []
 
-    def tap(self, layers: Sequence[int]) -> None:
-        """Keep the hidden states that stand after these layers (counted from 1), for `states`; before any pass."""
-        self._taps = Taps(layers)
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its memory and of the hidden states that nobody has taken yet."""
+        waiting = [*self._states, *([] if self._pass_states is None else [self._pass_states])]
+        return self.memory.nbytes + sum(t.nbytes for t in waiting)
 
     def states(self) -> Tensor:
-        """(n, taps, E): what the taps saw of the tokens committed and computed since the last call, oldest first."""
-        assert self._taps is not None
+        """(n, taps, E): the tapped states of the tokens committed and computed since the last call, oldest first."""
         taken, self._states = self._states, []
-        return torch.cat(taken) if taken else torch.empty(0, len(self._taps.layers), self.model.shape.width)
+        return torch.cat(taken) if taken else torch.empty(0, len(self.taps), self.model.shape.width)
 
-    # Reading ---------------------------------------------------------------------------------------------------
+    # The prompt -----------------------------------------------------------------------------------------------------
 
-    def prefill(self, prompt: Sequence[int]) -> Iterator[tuple[int, tuple[list[int], list[int]] | None]]:
-        """Take the prompt in, all but its last token, in pieces.
-
-        Yields how many tokens have been read after each piece, and once more, with the rows per layer before and after,
-        where that made the policy evict.
+    def begin(self, prompt: Sequence[int] | Prompt, cached: int = 0) -> None:
+        """Take a prompt on, of which the memory holds the first `cached` tokens.
 
         Raises Refused for an empty prompt and for one longer than the model's context.
         """
-        if not prompt:
+        given = prompt if isinstance(prompt, Prompt) else Prompt(tuple(prompt))
+        if not len(given):
             raise Refused("The prompt", "is empty, so there is nothing to continue", "Write something")
-        if len(prompt) > self.model.context:
+        if len(given) > self.model.context:
             raise Refused(
                 "The prompt",
-                f"has {len(prompt)} tokens and this model reads at most {self.model.context}",
+                f"has {len(given)} tokens and this model reads at most {self.model.context}",
                 "Shorten it or choose a model with a longer context",
             )
-        self.tokens, done = list(prompt), 0
-        while done < len(prompt) - 1:
-            n = min(PIECE, len(prompt) - 1 - done)
-            if self.policy and self.policy.during_prompt:
-                n = min(n, self.max_draft_depth() + 1)
-            self._forward(prompt[done : done + n], None, 0, observed=True)
-            if self._taps:
-                self._states.append(self._taps.taken())
-            done += n
+        self.tokens, self._embeddings = list(given.ids), given.embeddings
+        self.uncached = len(self.tokens) - cached
+
+    @property
+    def unread(self) -> int:
+        """Tokens of the prompt still to be read: all but the last, which goes through with the first new token."""
+        return self.uncached - 1
+
+    def prefill_piece(self, most: int = PIECE) -> Piece:
+        """The next at most `most` tokens of the prompt, as far as the policy lets them in before it evicts."""
+        at, n = len(self.tokens) - self.uncached, min(most, self.unread)
+        if self.policy and self.policy.during_prompt:
+            n = min(n, self._depth_to_eviction() + 1)
+        return self._piece(self.tokens[at : at + n], None, 0, None, observed=True)
+
+    def prefilled(self, piece: Piece, result: ForwardResult) -> Evicted | None:
+        """After a pass over a piece of the prompt: what the policy evicted, if it did."""
+        if result.states is not None:
+            self._states.append(result.states)
+        self.memory.settle(len(piece.tokens))
+        self.uncached -= len(piece.tokens)
+        return self._evict(prompt_over=self.unread == 0)
+
+    def prefill(self, prompt: Sequence[int] | Prompt) -> Iterator[tuple[int, Evicted | None]]:
+        """Take the prompt in, all but its last token, in pieces. Raises Refused as `begin` does.
+
+        Yields how many tokens have been read after each piece, and once more, with the rows per layer before and after,
+        where that made the policy evict.
+        """
+        self.begin(prompt)
+        done = 0
+        while self.unread:
+            piece = self.prefill_piece()
+            (result,) = forward_pieces(self.model, [self], [piece], self.prefill_plan)
+            done += len(piece.tokens)
+            evicted = self.prefilled(piece, result)
             yield done, None
-            if evicted := self._evict(prompt_over=done == len(prompt) - 1):
+            if evicted:
                 yield done, evicted
-        self.uncached = 1
 
     def sync_to(self, tokens: Sequence[int]) -> None:
         """Make this session's tokens equal `tokens`, keeping what it has computed of their common prefix."""
@@ -124,123 +178,130 @@ class Session:
             if a != b:
                 break
             same += 1
-        held = min(same, len(tokens) - 1, self.memory.longest)
-        self.memory.restore([held] * len(self.memory.layers))
-        self.memory.next_position = held
+        held = self.memory.rewind(min(same, len(tokens) - 1, self.memory.next_position))
         self.tokens = list(tokens)
         self.uncached = len(tokens) - held
         while self.uncached > PIECE:
             at = len(tokens) - self.uncached
-            self._forward(tokens[at : at + PIECE], None, 0)
-            self.uncached -= PIECE
+            piece = self._piece(tokens[at : at + PIECE], None, 0, None)
+            self.prefilled(piece, forward_pieces(self.model, [self], [piece], None)[0])
 
-    # Passes ----------------------------------------------------------------------------------------------------
+    # Passes ---------------------------------------------------------------------------------------------------------
 
-    def forward(self, draft: Draft | None = None, depth: Depth | None = None) -> Tensor:
-        """Logits (1 + nodes, V): what follows the last committed token, and what follows each of the draft's nodes."""
-        draft = draft or Draft()
-        unread = self.tokens[len(self.tokens) - self.uncached :]
+    def decode_piece(self, draft: Draft) -> Piece:
+        """What a pass over the uncached tokens and a draft reads; marks where the memory is now."""
+        tokens = self.tokens[len(self.tokens) - self.uncached :]
         visible, offsets = None, None
         if not draft.is_chain:
             T = self.uncached + len(draft)
             visible = torch.ones(T, T, dtype=torch.bool).tril()
             visible[self.uncached - 1 :, self.uncached - 1 :] = draft.visible()
             offsets = list(range(self.uncached)) + [self.uncached - 1 + d for d in draft.depths()]
-        self._held = self.memory.rows()
+        self._marks = self.memory.mark()
         self._seen = {}
-        return self._forward([*unread, *draft.tokens], visible, 1 + len(draft), offsets, depth)
+        return self._piece([*tokens, *draft.tokens], visible, 1 + len(draft), offsets)
 
-    @property
-    def _best(self) -> int:
-        """How many of the highest logits must be exact: those that the next token can reasonably be chosen from."""
-        if self.scoring:
-            return 0
-        return EmbeddingAndHead.CANDIDATES if self.sampler.greedy else EmbeddingAndHead.REACHABLE
+    def forward(self, draft: Draft | None = None, plan: Plan | None = None) -> ForwardResult:
+        """Logits (1 + nodes, V): what follows the last committed token, and what follows each of the draft's nodes.
 
-    @torch.inference_mode()
-    def _forward(
+        The pass goes through the layers as `plan` says, else the draft's own plan, else the session's.
+        """
+        draft = draft or Draft()
+        piece = self.decode_piece(draft)
+        (result,) = forward_pieces(self.model, [self], [piece], plan or draft.plan or self.plan)
+        self.passed(result)
+        return result
+
+    def passed(self, result: ForwardResult) -> None:
+        """After a pass over a decode piece: its states wait for the commit."""
+        self._pass_states = result.states
+
+    def _piece(
         self,
         tokens: Sequence[int],
         visible: Tensor | None,
         last: int,
-        offsets: list[int] | None = None,
-        depth: Depth | None = None,
+        offsets: list[int] | None,
         observed: bool = False,
-    ) -> Tensor:
-        T = len(tokens)
-        device = self.model.device
-        start = self.memory.next_position
-        first = start if offsets is None else None
+    ) -> Piece:
+        T, start = len(tokens), self.memory.next_position
         positions = torch.arange(start, start + T) if offsets is None else torch.tensor(offsets) + start
         watch = None
-        if self.policy and self.policy.observes:
+        if self.policy and self.policy.observes and not self.speculating:
             watch = self._observe_now if observed else self._hold_back
-        span = Span(0, T, self.memory, visible, self.patterns, watch, first)
-        batch = Batch(torch.tensor(tokens, device=device), positions.to(device), [span], self.exact and last > 0)
-        if last == 0:
-            self.memory.next_position += T
-            return self.model.forward(batch, self.prefill_plan or self._taps, 0)
-        self.exits = []
-        return self.model.forward(batch, depth or self.depth or self._taps, last, self._best)
+        soft = None
+        if self._embeddings is not None:
+            at = len(self.tokens) - self.uncached
+            soft = self._soft(tokens, at)
+        return Piece(list(tokens), positions, last, visible, start if offsets is None else None, watch, soft)
+
+    def _soft(self, tokens: Sequence[int], at: int) -> Tensor:
+        """(T, E): the prompt's own embeddings for its tokens from place `at` on, the model's for what follows."""
+        assert self._embeddings is not None
+        given = self._embeddings[at : at + len(tokens)]
+        rest = torch.tensor(list(tokens[len(given) :]), dtype=torch.long, device=self.model.device)
+        return torch.cat([given, self.model.embedding.lookup(rest)])
 
     def _observe_now(self, layer: int, attention: Tensor) -> None:
+        assert self.policy is not None
         self.policy.observe(self.memory.layers[layer], attention)
 
     def _hold_back(self, layer: int, attention: Tensor) -> None:
         # A rejected token must not count as having looked, so the policy sees the weights only at the commit.
         self._seen.setdefault(layer, []).append(attention)
 
-    def commit(self, path: Sequence[int], bonus: int, draft: Draft | None = None) -> tuple[list[int], list[int]] | None:
+    def commit(self, path: Sequence[int], bonus: int, draft: Draft | None = None) -> Evicted | None:
         """Keep the accepted nodes' rows, drop the others', add the tokens. Returns (before, after) rows if evicted."""
         draft = draft or Draft()
         u = self.uncached
         kept = list(range(u)) + [u + i for i in path]
         with torch.inference_mode():
-            inner = kept != list(range(len(kept)))
-            dropped = len(kept) < u + len(draft)  # where nothing is, every layer has what it should
-            for layer, held in zip(self.memory.layers, self._held, strict=True) if dropped else ():
-                if layer.count == held:  # the pass left this layer out
-                    continue
-                held = layer.count - u - len(draft)  # rows that earlier passes had left out may have been made up for
-                if inner:
-                    layer.keep(Tail(held, held + torch.tensor(kept), self.memory.next_position))
-                else:
-                    layer.keep(range(held + len(kept)))
+            held = self._marks
+            self.memory.commit(held, u + len(draft), kept)
             for index, pieces in self._seen.items():
+                assert self.policy is not None
                 # A long draft is looked at in pieces, of which only the last sees every row.
                 S = pieces[-1].shape[2]
                 attention = torch.cat([F.pad(piece, (0, S - piece.shape[2])) for piece in pieces], 1)
-                columns = torch.cat([torch.arange(self._held[index]), self._held[index] + torch.tensor(kept)])
+                columns = torch.cat([torch.arange(held[index]), held[index] + torch.tensor(kept)])
                 columns = columns.to(attention.device)
                 self.policy.observe(self.memory.layers[index], attention[:, kept].index_select(2, columns))
             self._seen = {}
-            if self._taps:
-                self._states.append(self._taps.taken()[kept])
-            self.memory.next_position += len(kept)
+            if self._pass_states is not None:
+                self._states.append(self._pass_states[kept])
+                self._pass_states = None
             self.tokens += [draft.tokens[i] for i in path] + [bonus]
             self.uncached = 1
             return self._evict(prompt_over=True)
 
-    # Eviction --------------------------------------------------------------------------------------------------
+    # Eviction -------------------------------------------------------------------------------------------------------
 
     def max_draft_depth(self) -> int:
         """How deep a draft may go: never across the line at which rows are evicted, nor past the model's context."""
-        free = self.model.context - self.memory.next_position - 1
-        if not self.policy:
-            return max(0, free)
-        budget, every = self.policy.budget_and_slack()
-        return max(0, min(free, budget + every - self.memory.longest - 1))
+        free = self._depth_to_eviction()
+        return free if self._draft_limit is None else min(free, self._draft_limit)
 
-    def _evict(self, prompt_over: bool) -> tuple[list[int], list[int]] | None:
+    def _depth_to_eviction(self) -> int:
+        free = self.model.context - self.memory.next_position - 1
+        if self.policy:
+            budget, slack = self.policy.budget_and_slack()
+            free = min(free, budget + slack - self.memory.longest - 1)
+        return max(0, free)
+
+    def limit_drafts(self, most: int | None) -> None:
+        """Let the next drafts be at most `most` deep, because others share the pass; None: as deep as they may."""
+        self._draft_limit = most
+
+    def _evict(self, prompt_over: bool) -> Evicted | None:
         if not self.policy or (not prompt_over and not self.policy.during_prompt):
             return None
-        budget, every = self.policy.budget_and_slack()
-        if self.memory.longest < budget + every:
+        budget, slack = self.policy.budget_and_slack()
+        if self.memory.longest < budget + slack:
             return None
         before = self.memory.rows()
         with torch.inference_mode():
             for rows in self.memory.layers:
-                if rows.count >= budget + every:
+                if rows.count >= budget + slack:
                     rows.keep(self.policy.keep(rows))
                     self.policy.after_eviction(rows, self)
         return before, self.memory.rows()
@@ -253,28 +314,26 @@ class Session:
         rows.reposition(new, torch.polar(torch.ones_like(turn), turn))
         self.memory.next_position = rows.count
 
-    @contextmanager
-    def with_plan(self, depth: Depth | None) -> Iterator[None]:
-        """Inside, passes go through the layers as `depth` says; None: through them all."""
-        self.depth = depth
-        try:
-            yield
-        finally:
-            self.depth = None
-
-    # Trying out ------------------------------------------------------------------------------------------------
+    # Trying out -----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def speculative_scope(self) -> Iterator[Session]:
-        """Decode ahead inside, with `forward` and `push`; on leaving, tokens and memory are what they were."""
-        rows, position, tokens, unread = self.memory.rows(), self.memory.next_position, list(self.tokens), self.uncached
+        """Decode ahead inside, with `forward` and `append_token`; on leaving, tokens and memory are what they were."""
+        marks, position, tokens, uncached = (
+            self.memory.mark(),
+            self.memory.next_position,
+            list(self.tokens),
+            self.uncached,
+        )
         policy, self.policy = self.policy, None
+        self.speculating = True
         try:
             yield self
         finally:
-            self.policy = policy
-            self.memory.restore(rows)
-            self.memory.next_position, self.tokens, self.uncached = position, tokens, unread
+            self.policy, self.speculating = policy, False
+            self.memory.restore(marks)
+            self.memory.next_position, self.tokens, self.uncached = position, tokens, uncached
+            self._pass_states = None
 
     def sample_draft(self, logits: Tensor) -> tuple[int, Tensor | None, float]:
         """A draft token from logits (V,), as the run samples: (token, its q or None when certain, its probability)."""
@@ -290,3 +349,44 @@ class Session:
         self.memory.next_position += self.uncached
         self.tokens.append(token)
         self.uncached = 1
+
+
+@torch.inference_mode()
+def forward_pieces(
+    model: Any, sessions: Sequence[Session], pieces: Sequence[Piece], plan: Plan | None
+) -> list[ForwardResult]:
+    """One pass over the pieces of several sequences; what each is told.
+
+    Those that ask for no logits must come first, and all must want the same taps. With a plan there is one sequence.
+    """
+    asked = sum(piece.last for piece in pieces)
+    taps = sessions[0].taps if not sessions[0].speculating else ()
+    spans, starts, at = [], [], 0
+    for session, piece in zip(sessions, pieces, strict=True):
+        starts.append(at)
+        at += len(piece.tokens)
+        spans.append(Span(starts[-1], at, session.memory, piece.visible, session.patterns, piece.watch, piece.first))
+    tokens = torch.tensor([t for piece in pieces for t in piece.tokens], device=model.device)
+    positions = torch.cat([piece.positions for piece in pieces]) if len(pieces) > 1 else pieces[0].positions
+    exact = all(session.exact for session in sessions) and asked > 0
+    batch = Batch(tokens, positions.to(model.device), spans, exact, _soft(model, pieces), Taps(taps) if taps else None)
+    result = model.forward(batch, plan, asked, sessions[0].exact_top if asked else 0)
+    if len(pieces) == 1:
+        return [result]
+    out, row = [], 0
+    for piece, start in zip(pieces, starts, strict=True):
+        states = None if result.states is None else result.states[start : start + len(piece.tokens)]
+        out.append(ForwardResult(result.logits[row : row + piece.last], result.layers_run, (), states))
+        row += piece.last
+    return out
+
+
+def _soft(model: Any, pieces: Sequence[Piece]) -> Tensor | None:
+    """(N, E): the embeddings of a pass, where one of its pieces brings its own."""
+    if all(piece.embeddings is None for piece in pieces):
+        return None
+    parts = []
+    for piece in pieces:
+        own = torch.tensor(piece.tokens, device=model.device)
+        parts.append(model.embedding.lookup(own) if piece.embeddings is None else piece.embeddings)
+    return torch.cat(parts)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
 from llmlab.errors import Refusal, Refused
 from llmlab.models.capabilities import Capability
-from llmlab.runtime.roles import ROLES
+from llmlab.runtime.prompt import Prompt
+from llmlab.runtime.roles import (
+    ROLES,
+    Acceptor,
+    AttentionPattern,
+    CachePolicy,
+    Drafter,
+    LayerPlan,
+    PromptCompressor,
+)
 from llmlab.runtime.session import Session
+from llmlab.runtime.step import Lane
 from llmlab.runtime.technique import Technique, make, registry
+from llmlab.runtime.tools import Tools
 
 LONGEST = 4096
 """Characters of a stack's text or link that are read; longer ones are refused before they are parsed."""
@@ -56,23 +67,44 @@ class Stack:
     def __repr__(self) -> str:
         return f"Stack({' '.join(self.arguments()) or 'plain'})"
 
-    def with_role(self, door: str) -> tuple[Technique, ...]:
-        """The members that open `door`, in order."""
-        return tuple(t for t in self.techniques if t.role == door)
+    def with_role(self, role: str) -> tuple[Technique, ...]:
+        """The members that play `role`, in order."""
+        return tuple(t for t in self.techniques if t.role == role)
 
-    def one(self, door: str) -> Technique | None:
-        """The member that opens a door with room for one, or None."""
-        found = self.with_role(door)
+    def one(self, role: str) -> Technique | None:
+        """The member that plays a role with room for one, or None."""
+        found = self.with_role(role)
         return found[0] if found else None
 
-    def without(self, *doors: str) -> Stack:
-        return Stack(t for t in self.techniques if t.role not in doors)
+    def without(self, *roles: str) -> Stack:
+        return Stack(t for t in self.techniques if t.role not in roles)
 
-    def session(self, model: Any) -> Session:
-        """A new sequence on `model` under this stack's cache policy and attention patterns."""
-        policy = self.one("CachePolicy")
-        patterns = [t.visible for t in self.with_role("AttentionPattern")]  # type: ignore[attr-defined]
-        return Session(model, policy, patterns)  # type: ignore[arg-type]
+    def session(self, model: Any, tools: Tools | None = None, **settings: Any) -> Session:
+        """A new sequence on `model` under this stack: its policy, patterns, plan of layers, and what its drafter taps.
+
+        `settings` go to `Session`.
+        """
+        tools = tools or Tools()
+        plan, drafter, policy = self.one("LayerPlan"), self.one("Drafter"), self.one("CachePolicy")
+        if isinstance(plan, LayerPlan):
+            settings["plan" if plan.phase == "decode" else "prefill_plan"] = plan.plan(model, tools)
+        if isinstance(drafter, Drafter):
+            settings["taps"] = drafter.taps(model, tools)
+        patterns = [t for t in self.techniques if isinstance(t, AttentionPattern)]
+        return Session(model, policy if isinstance(policy, CachePolicy) else None, patterns, **settings)
+
+    def lane(self, session: Session, tools: Tools, limit: int, stop_tokens: Collection[int] = ()) -> Lane:
+        """A sequence that decodes with this stack's drafter and acceptor."""
+        drafter, acceptor = self.one("Drafter"), self.one("Acceptor")
+        drafts = drafter.drafts(session, tools) if isinstance(drafter, Drafter) else None
+        return Lane(session, tools, limit, stop_tokens, drafts, acceptor if isinstance(acceptor, Acceptor) else None)
+
+    def compressed(self, prompt: Prompt, tools: Tools) -> Prompt:
+        """The prompt after all compressors, in order."""
+        for technique in self.techniques:
+            if isinstance(technique, PromptCompressor):
+                prompt = technique.compress(prompt, tools)
+        return prompt
 
     def lossless(self) -> bool:
         """Whether the whole stack promises the same tokens as no stack at all (greedy, float32)."""
@@ -92,8 +124,8 @@ class Stack:
                     why = f"does the same job as {holder[technique.role]}: {technique.job}"
                     found.append(Refusal(technique.title, why, "Switch one of them off"))
                 holder.setdefault(technique.role, technique.title)
-            if technique.beside and not self.with_role(technique.beside.role):
-                why = f"works beside a technique for {technique.beside.job}, and the stack has none"
+            if technique.requires and not self.with_role(technique.requires.role):
+                why = f"works beside a technique for {technique.requires.job}, and the stack has none"
                 found.append(Refusal(technique.title, why, "Switch one on"))
             for need in sorted(technique.required(), key=lambda a: a.name):
                 if need not in abilities:

@@ -25,8 +25,8 @@ class Technique(Configurable):
     """Knobs with which it shows on a tiny model: a lossy one changes the text, a drafter drafts as much as it can."""
     main_knob: ClassVar[str] = ""
     """The number that trades its quality or its work for cost: what a sweep turns. Empty where it has no number."""
-    beside: ClassVar[type[Technique] | None] = None
-    """The door that another member of the stack must open for this one to have something to do."""
+    requires: ClassVar[type[Technique] | None] = None
+    """The role that another member of the stack must play for this one to have something to do."""
 
     role: ClassVar[str] = ""
     slot: ClassVar[Literal["one", "chain"]] = "chain"

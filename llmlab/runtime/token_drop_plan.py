@@ -1,4 +1,4 @@
-"""Fewer tokens in deeper layers: a depth that lets tokens go on the way, and what decides who may go.
+"""Fewer tokens in deeper layers: a plan that lets tokens go on the way, and what decides who may go.
 
 A layer has rows of its own, so that a token may be in the memory of the first layers and not of the later ones. Works
 on the prompt of a run and on sentences that are classified. The first and the last token of a sequence always stay: the
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from llmlab.models.batch import Batch, Span
 from llmlab.models.decoder import Decoder
+from llmlab.models.result import PlanResult
 
 Fate = Literal["discard", "pass", "fuse"]
 """What becomes of a token that leaves: nothing; it waits and joins the last layer; it melts into one with its like."""
@@ -89,7 +90,7 @@ class AtLeast:
 
 @dataclass
 class TokenDropPlan:
-    """A depth in which, after some layers, `at[layer]` decides which tokens go on; see `Fate` for the others.
+    """A plan in which, after some layers, `at[layer]` decides which tokens go on; see `Fate` for the others.
 
     Afterwards `counts` holds how many tokens of each sequence every layer had, `states` the last tokens' states
     (sequences, E) after every layer, and `kept` who was kept: per layer, the positions of each sequence.
@@ -106,22 +107,26 @@ class TokenDropPlan:
     looks: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     """Per layer with a selector, for each sequence the states that it saw and whom it kept, where `remember` is set."""
 
-    def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> PlanResult:
         self.counts, self.states, self.kept, self.looks = [], [], {}, {}
-        if batch.kernel is not None:  # its buffers have one place for every token
-            h, batch = h.clone(), replace(batch, kernel=None)
-        whole, lengths = batch, [s.stop - s.start for s in batch.spans]
+        taps = batch.taps
+        # The buffers of a pass of a few rows have one place for every token, so that pass is prepared anew.
+        batch = replace(batch, kernel=None, taps=None)
+        whole, lengths, count = batch, [s.stop - s.start for s in batch.spans], len(model.layers)
         here = torch.arange(len(h), device=h.device)  # where in `whole` those stand that are still there
+        latest = h.clone()  # (N, E): of every token the state that it has come to
         waiting: Tensor | None = None
-        layers = list(model.layers)
-        for ran, block in enumerate(layers, 1):
-            final = ran == len(layers)
+        for ran in range(1, count + 1):
+            final = ran == count
             if final and waiting is not None:
                 waiting[here] = h
-                h, batch = waiting, whole
+                h, batch, here = waiting, whole, torch.arange(len(waiting), device=h.device)
             select = None if final else self.at.get(ran)
             watched = [AttentionTap(span) for span in batch.spans] if getattr(select, "watches", False) else []
-            h = block(h, batch, fill=final and not self.answer)
+            h = model.run_layers(h, batch, ran - 1, ran, kv_only=final and not self.answer)
+            latest = latest.index_copy(0, here, h)
+            if taps and ran in taps.layers:
+                taps.states[ran] = latest
             self.counts.append([span.stop - span.start for span in batch.spans])
             self.states.append(h[[span.stop - 1 for span in batch.spans]].float())
             if select is None:
@@ -134,7 +139,7 @@ class TokenDropPlan:
                 worth = torch.cat([last for _, last in attention]) if self.fate == "fuse" else None
                 h, batch, here = _remaining(h, batch, here, keep, worth)
             self.kept[ran] = [batch.positions[s.start : s.stop].cpu() for s in batch.spans]
-        return h, None
+        return PlanResult(h, float(count))
 
     def _chosen(
         self,
@@ -203,8 +208,7 @@ def _remaining(
         n = int(keep[span.start : span.stop].sum())
         spans.append(replace(span, start=at, stop=at + n, first=None))
         at += n
-    rotation = batch.rotation[keep]
-    return h[keep], Batch(batch.tokens[keep], batch.positions[keep], spans, False, rotation), here[keep]
+    return h[keep], batch.select(keep, spans), here[keep]
 
 
 def places(layers: int, first: int, times: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -11,7 +11,10 @@ from llmlab.assets import ASSETS
 from llmlab.errors import Refused
 from llmlab.kv.memory import Memory
 from llmlab.models.auxiliary import store
+from llmlab.models.bytes import nbytes
 from llmlab.models.cached import cached_on
+
+T = TypeVar("T")
 
 
 class Tools:
@@ -25,13 +28,14 @@ class Tools:
         parts: Callable[[str, Any, str], dict[str, Tensor]] = store.load,
     ) -> None:
         """`partner(name)` returns a model by catalogue id, or "int4" etc. for the running model in that format.
-        `parts` finds trained parts, as `trained.load` does."""
+        `parts` finds trained parts, as `store.load` does."""
         self.tokenizer = tokenizer
         self._partner = partner
         self._calibration = calibration
         self._parts = parts
-        self.memories: list[Memory] = []
+        self._memories: list[Memory] = []
         self._partners: dict[str, Any] = {}
+        self._held: list[Any] = []
 
     def partner(self, name: str) -> Any:
         """A second model that shares the vocabulary. Raises Refused where there is none."""
@@ -55,14 +59,25 @@ class Tools:
 
         Raises Refused, in the name of `who`, where none was trained.
         """
-        return cached_on(model, ("part", kind), lambda: make(model, self._parts(kind, model, who)))
+        return self.hold(cached_on(model, ("part", kind), lambda: make(model, self._parts(kind, model, who))))
+
+    # Counting -----------------------------------------------------------------------------------------------------
+
+    def hold(self, part: T) -> T:
+        """Count what the run uses beside its model: a trained part, heads, whatever holds tensors."""
+        if not any(part is held for held in self._held):
+            self._held.append(part)
+        return part
+
+    def remember(self, memory: Memory) -> Memory:
+        """Count a memory that a drafter keeps beside the run's own."""
+        self._memories.append(memory)
+        return memory
+
+    def weight_bytes(self, model: Any) -> int:
+        """Bytes of the weights that partners and parts hold beside `model`, each tensor once."""
+        return nbytes(*self._partners.values(), *self._held, beside=[model])
 
     def kv_bytes(self) -> int:
         """Bytes that drafters hold beside the run's own memory."""
-        return sum(memory.nbytes for memory in self.memories)
-
-    def influence(self, model: Any) -> list[float]:
-        """Per layer, how much it turns its input on the calibration text; measured once per model."""
-        from llmlab.runtime.calibration import layer_influence
-
-        return cached_on(model, "influence", lambda: layer_influence(model, self.calibration(512)))
+        return sum(memory.nbytes for memory in self._memories)

@@ -180,7 +180,7 @@ class Sweep(Study):
         abilities = subject.lab.model_cache.capabilities(subject.settings.model)
         for name in chosen:
             for turned, value, technique in self.settings_of(name):
-                helpers = [make("draft-model")] if technique.beside else []  # a rule of acceptance needs drafts
+                helpers = [make("draft-model")] if technique.requires else []  # a rule of acceptance needs drafts
                 stack = Stack([technique, *helpers])
                 refusals = stack.refusals(abilities, subject.settings.model)
                 if refusals and self.technique != "all":

@@ -7,7 +7,9 @@ layer. Shapes: B texts, T tokens, E width, H heads, KV key-value heads, D head s
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmlab.kv.memory import Memory
+from llmlab.kv.rows import Rows
+from llmlab.kv.storage import FunctionalStorage
+from llmlab.models.batch import Batch, Span
+from llmlab.models.block import Block
 from llmlab.models.decoder import Decoder
+from llmlab.models.feed_forward.gated import GatedFeedForward
+from llmlab.models.formats.trainable import Trainable
 from llmlab.models.loading.progress import Report
+from llmlab.models.mixers.attention import Attention
+from llmlab.models.norm import Norm
 from llmlab.training.corpus import Sequence
-from llmlab.training.parts import Plan, Texts, padded, train
+from llmlab.training.parts import Plan, Texts, train
 
 DEPTH = 3
 """Guesses in a row that the layer is trained for."""
@@ -32,81 +43,85 @@ FADE = 0.8
 
 
 class Layer(nn.Module):
-    """The layer with trainable weights, in the names and the order of rows that `FeatureDrafter` reads."""
+    """The layer with trainable weights: a `Block` as the model's own, before which states and tokens are joined."""
 
     def __init__(self, model: Decoder, taps: tuple[int, ...]) -> None:
         super().__init__()
-        self.shape = s = model.shape
-        E, last = s.width, model.layers[-1]
+        shape = replace(model.shape, layers=1, window=(None,))
+        E, eps = shape.width, shape.eps
+        last = model.layers[-1]
+        matrices = {name: Trainable(linear.dense()) for name, linear in last.linears().items()}
 
-        def weight(value: Tensor) -> nn.Parameter:
-            return nn.Parameter(value.detach().float().cpu().clone())
+        def norm(weight: Tensor) -> Norm:
+            return Norm(weight.detach().float().cpu().clone(), eps, trainable=True)
 
-        self.norm_taps = weight(torch.ones(len(taps), E))
-        self.norm_state, self.norm_token, self.norm_out = (weight(torch.ones(E)) for _ in range(3))
-        noise = torch.Generator().manual_seed(0)
-        fuse = torch.randn(E, len(taps), E, generator=noise) * 0.02 / math.sqrt(len(taps))
+        random = torch.Generator().manual_seed(0)
+        fuse = torch.randn(E, len(taps), E, generator=random) * 0.02 / math.sqrt(len(taps))
         fuse[:, -1] += torch.eye(E)  # the last tap goes through unchanged at first
-        join = torch.randn(E, 2, E, generator=noise) * 0.02
+        join = torch.randn(E, 2, E, generator=random) * 0.02
         join[:, 0] += torch.eye(E)
-        self.fuse, self.join = weight(fuse.flatten(1)), weight(join.flatten(1))
-        self.norm_attention, self.norm_feed = weight(last.norm_attention.weight), weight(last.norm_feed.weight)
-        self.qkv, self.out = weight(last.qkv.dense()), weight(last.out.dense())
-        self.gate_up, self.down = weight(last.gate_up.dense()), weight(last.down.dense())
-        self.register_buffer("angles", model.angles.cpu(), persistent=False)
+        self.fuse, self.join = Trainable(fuse.flatten(1)), Trainable(join.flatten(1))
+        self.norm_taps = nn.Parameter(torch.ones(len(taps), E))
+        self.norm_state, self.norm_token, self.norm_out = (norm(torch.ones(E)) for _ in range(3))
+        self.block = Block(
+            0,
+            norm(last.norm_mixer.weight),
+            Attention(shape, None, matrices["qkv"], matrices["out"]),
+            norm(last.norm_feed.weight),
+            GatedFeedForward(matrices["gate_up"], matrices["down"]),
+        )
+        # In a list, because what it shares with the model is no part of the layer.
+        self._decoders = [
+            Decoder(shape, model.embedding, [self.block], self.norm_out, model.angles.cpu(), "dense-fp32")
+        ]
+        self._decoders[0].fast = False
 
-    def _norm(self, x: Tensor, w: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), w.shape[-1:], None, self.shape.eps) * w
+    def tensors(self) -> dict[str, Tensor]:
+        """Its weights in the names that `FeatureDrafter` reads."""
+        linears = {"fuse": self.fuse, "join": self.join, **self.block.linears()}
+        norms = {"attention": self.block.norm_mixer, "feed": self.block.norm_feed}
+        norms |= {"state": self.norm_state, "token": self.norm_token, "out": self.norm_out}
+        found = {"norm_taps": self.norm_taps, **{f"norm_{name}": n.weight for name, n in norms.items()}}
+        return {name: t.detach() for name, t in (found | {n: m.dense() for n, m in linears.items()}).items()}
+
+    def memories(self, count: int) -> list[Memory]:
+        """Empty memories for `count` texts, through which gradients flow."""
+        s = self._decoders[0].shape
+        cpu = torch.device("cpu")
+        return [
+            Memory([Rows(FunctionalStorage(s.kv_heads, s.head_size, torch.float32, cpu), cpu)]) for _ in range(count)
+        ]
 
     def fused(self, states: Tensor) -> Tensor:
-        """(B, T, taps, E) to (B, T, E)."""
-        return F.linear(self._norm(states, self.norm_taps).flatten(2), self.fuse)
+        """(N, taps, E) to (N, E)."""
+        x = F.rms_norm(states.float(), states.shape[-1:], None, self.norm_out.eps) * self.norm_taps
+        return self.fuse(x.flatten(1))
 
-    def forward(self, g: Tensor, tokens: Tensor, before: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """g and the embeddings of the following tokens (B, T, E) to the output (B, T, E).
+    def forward(self, g: Tensor, tokens: Tensor, lengths: list[int], memories: list[Memory], j: int) -> Tensor:
+        """Guess j: g and the embeddings of the following tokens (N, E), texts end to end, to the output (N, E).
 
-        `before` holds the keys and values (B, H, T, D) of the earlier guesses' passes, the first made from the model's
-        own states; those of this pass are added. Guess j of row t sees the model's states up to row t - j and, of the
-        guesses on the way to it, rows t - j + 1 to t.
+        A text's memory holds the keys and values of its passes for earlier guesses, each of all of its rows. Guess j of
+        row t sees those of the first pass, made from the model's own states, up to row t - j and, of the guesses on the
+        way to it, row t - j + i of pass i.
         """
-        s = self.shape
-        B, T, _ = g.shape
-        H, KV, D = s.heads, s.kv_heads, s.head_size
-        x = F.linear(torch.cat([self._norm(g, self.norm_state), self._norm(tokens, self.norm_token)], -1), self.join)
-        qkv = F.linear(self._norm(x, self.norm_attention), self.qkv).float().view(B, T, H + 2 * KV, D).transpose(1, 2)
-        angle = torch.arange(T)[:, None] * self.angles
-        q, k = (_turned(part, angle) for part in (qkv[:, :H], qkv[:, H : H + KV]))
-        k, v = (part.repeat_interleave(H // KV, 1) for part in (k, qkv[:, H + KV :]))
-        before.append((k, v))
-        j, q = len(before) - 1, q / math.sqrt(D)
-        past = torch.ones(T, T, dtype=torch.bool).tril(-j)
-        first_k, first_v = before[0]
-        scores = (q @ first_k.transpose(-1, -2)).masked_fill(~past, -1e9)
-        own = [(q * _later(ki, j - i)).sum(-1, keepdim=True) for i, (ki, _) in enumerate(before) if i]
-        w = torch.softmax(torch.cat([scores, *own], -1), -1)
-        y = w[..., :T] @ first_v
-        for i, (_, vi) in enumerate(before):
-            if i:
-                y = y + w[..., T + i - 1 : T + i] * _later(vi, j - i)
-        x = x + F.linear(y.transpose(1, 2).flatten(2), self.out)
-        gate, up = F.linear(self._norm(x, self.norm_feed), self.gate_up).chunk(2, -1)
-        return x + F.linear(F.silu(gate) * up, self.down)
+        spans, at = [], 0
+        for T, memory in zip(lengths, memories, strict=True):
+            spans.append(Span(at, at + T, memory, _seen(T, j)))
+            at += T
+        positions = torch.cat([torch.arange(T) for T in lengths])
+        x = self.join(torch.cat([self.norm_state(g), self.norm_token(tokens)], -1))
+        batch = Batch(torch.zeros(at, dtype=torch.long), positions, spans)
+        return self._decoders[0].run_layers(x, batch)
 
-    def say(self, h: Tensor, head: Tensor) -> Tensor:
+    def logits(self, h: Tensor, head: Tensor) -> Tensor:
         """(n, E) to the shortlist's logits (n, S)."""
-        return F.linear(self._norm(h, self.norm_out), head)
+        return F.linear(self.norm_out(h), head)
 
 
-def _turned(x: Tensor, angle: Tensor) -> Tensor:
-    """x (B, heads, T, D) turned in pairs by angle (T, D/2), as `decoder` does."""
-    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = angle.cos(), angle.sin()
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
-
-
-def _later(x: Tensor, by: int) -> Tensor:
-    """x (B, H, T, D) with row t - by at row t, zeros before it."""
-    return x if by == 0 else F.pad(x, (0, 0, by, 0))[:, :, : x.shape[2]]
+def _seen(T: int, j: int) -> Tensor:
+    """(T, (j + 1) T) bool: what guess j of each row sees of the passes 0 … j over T rows."""
+    own = [torch.eye(T, dtype=torch.bool).roll(-(j - i), 1).tril() for i in range(1, j + 1)]
+    return torch.cat([torch.ones(T, T, dtype=torch.bool).tril(-j), *own], 1)
 
 
 class Trainer:
@@ -126,26 +141,34 @@ class Trainer:
 
     def guesses(self, batch: list[Sequence]) -> list[tuple[Tensor, Tensor]]:
         """Per guess: the layer's logits (n, S) and the model's own distribution over the shortlist (n, S)."""
-        states = padded([s.states for s in batch if s.states is not None]).float()  # (B, T, taps, E)
-        B, T = states.shape[:2]
+        texts = [s for s in batch if s.states is not None]
+        lengths = [len(s.states) for s in texts]
+        states = torch.cat([s.states for s in texts]).float()  # (N, taps, E)
+        starts = [0, *itertools.accumulate(lengths)]
         with torch.no_grad():
-            tokens = padded([s.following for s in batch])
-            e = self.embed(tokens.flatten().to(self.device)).float().cpu().view(B, T, -1)
+            following = torch.cat([s.following for s in texts])
+            e = self.embed(following.to(self.device)).float().cpu()
             # Row t guesses what the model's state of row t + 1 says, which the last row of a text has not got.
-            rows = [(i, t) for i, s in enumerate(batch) for t in range(max(0, s.prompt - 2), len(s.tokens) - 1)]
+            rows = [
+                a + t
+                for a, s in zip(starts, texts, strict=False)
+                for t in range(max(0, s.prompt - 2), len(s.tokens) - 1)
+            ]
             at = torch.tensor(rows)
-            said = F.rms_norm(states[at[:, 0], at[:, 1] + 1, -1], self.norm.shape, self.norm, self.network.shape.eps)
+            last = F.rms_norm(states[at + 1, -1], self.norm.shape, self.norm, self.network.norm_out.eps)
             with torch.autocast("cpu", torch.bfloat16):
-                p = torch.softmax(F.linear(said, self.head), -1)
-        out, before = [], []
+                p = torch.softmax(F.linear(last, self.head), -1)
+        out, memories = [], self.network.memories(len(texts))
         g = self.network.fused(states)
         if torch.is_grad_enabled():
             g = g + NOISE * g.detach().std() * (2 * torch.rand_like(g) - 1)
-        for _ in range(self.depth):
-            h = self.network(g, e, before)
-            rows_of = h[at[:, 0], at[:, 1]]
-            out.append((self.network.say(rows_of, self.head).float(), p))
-            g = F.pad(h, (0, 0, 1, 0))[:, :T]  # the layer's output at row t - 1 stands for the model's state of row t
+        first = torch.zeros(len(states), dtype=torch.bool)
+        first[starts[:-1]] = True
+        for j in range(self.depth):
+            h = self.network(g, e, lengths, memories, j)
+            out.append((self.network.logits(h[at], self.head).float(), p))
+            # The layer's output at row t - 1 stands for the model's state of row t.
+            g = h.roll(1, 0).masked_fill(first[:, None], 0.0)
         return out
 
     def loss(self, batch: list[Sequence]) -> tuple[Tensor, dict[str, float]]:
@@ -194,6 +217,6 @@ def run(
     result = train(
         trainer.network, trainer.loss, texts, plan, trainer.measure, work / "eagle.pt", report, seconds, trainer.pace
     )
-    part = {k: v.detach().bfloat16() for k, v in trainer.network.state_dict().items()}
+    part = {k: v.bfloat16() for k, v in trainer.network.tensors().items()}
     part |= {"taps": torch.tensor(trainer.taps), "shortlist": trainer.shortlist.to(torch.int32)}
     return part, {"words": len(trainer.shortlist), "covered": round(trainer.covered, 4), **result}

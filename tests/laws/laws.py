@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from llmlab.kv.memory import Memory
 from llmlab.kv.rows import Rows
+from llmlab.kv.storage import PlainStorage
 from llmlab.models.batch import Batch, Span
 from llmlab.models.decoder import Decoder
 from llmlab.models.formats.linear import Linear
+from llmlab.models.mixers.attention import Attention
 from llmlab.runtime.draft import Draft
 from llmlab.runtime.events import Committed, Drafted, Event, Evicted, Finished, Prefilled
 from llmlab.runtime.generate import committed_tokens, generate
@@ -43,7 +45,7 @@ def sharp(id: str) -> Technique:
 def accompanied(*techniques: Technique) -> Stack:
     """A stack of these, and of a drafter where one of them has nothing to do without it."""
     stack = Stack(techniques)
-    lacking = any(t.beside and not stack.with_role(t.beside.role) for t in techniques)
+    lacking = any(t.requires and not stack.with_role(t.requires.role) for t in techniques)
     return Stack([*techniques, sharp("prompt-lookup")]) if lacking else stack
 
 
@@ -67,7 +69,7 @@ def lossy_stacks() -> list[Stack]:
     """
     alone = [Stack([sharp(id)]) for id in lossy_ids() if registry()[id].role != "Acceptor"]
     pairs = [Stack([*a, *b]) for a, b in itertools.combinations(alone, 2)]
-    return [Stack(), *alone, *(s for s in pairs if not s.refusals(Decoder.capabilities))]
+    return [Stack(), *alone, *(s for s in pairs if not s.refusals(Attention.capabilities))]
 
 
 def ends(id: str) -> list[Technique]:
@@ -323,7 +325,7 @@ def logits(model: Any, tokens: Tokens, pieces: Iterable[int], best: int = 0) -> 
     for n in pieces:
         part = torch.tensor(tokens[at : at + n])
         batch = Batch(part, torch.arange(at, at + len(part)), [Span(0, len(part), memory)])
-        out.append(model.forward(batch, best=best))
+        out.append(model.forward(batch, best=best).logits)
         at += n
     return torch.cat(out)
 
@@ -337,7 +339,7 @@ def stepwise(model: Any, tokens: Tokens) -> Tensor:
     for i, token in enumerate(tokens):
         session.tokens[-1] = token
         wrong = Draft.chain([1, 2]) if i % 10 == 9 else Draft()
-        out.append(session.forward(wrong)[0])
+        out.append(session.forward(wrong).logits[0])
         session.commit((), token, wrong)
     return torch.stack(out)
 
@@ -395,16 +397,21 @@ def hidden_rows(model: Decoder, referee: Any, policy: Technique, tokens: Tokens)
     Returns the largest difference of the logits in units of their spread, and how many rows were dropped. Wants a
     policy that leaves positions alone.
     """
-    session = Stack([policy]).session(model)
     s = model.shape
-    session.memory = Memory([Ledgered(s.kv_heads, s.head_size, torch.float32, model.device) for _ in model.layers])
+    memory = Memory(
+        [
+            Ledgered(PlainStorage(s.kv_heads, s.head_size, torch.float32, model.device), model.device)
+            for _ in model.layers
+        ]
+    )
+    session = Stack([policy]).session(model, memory=memory)
     n, group = len(tokens), s.heads // s.kv_heads
     masks = [torch.zeros(s.kv_heads, n, n, dtype=torch.bool) for _ in model.layers]
     dropped = 0
     got = []
     list(session.prefill(tokens[:1]))
     for t in range(n):
-        got.append(session.forward()[0])
+        got.append(session.forward().logits[0])
         for mask, rows in zip(masks, session.memory.layers, strict=True):
             mask[:, t].scatter_(1, rows.stat("token").long(), True)
         if t + 1 < n:
@@ -428,7 +435,7 @@ def repositioned_rows(model: Decoder, policy: Any, tokens: Tokens) -> float:
     ]  # per layer and token: k before rotation, and v
     worst = 0.0
     for t, token in enumerate(tokens):
-        got = session.forward()[0]
+        got = session.forward().logits[0]
         slot = len(kept)
         memory = model.memory()
         for rows, old in zip(memory.layers, pure, strict=True):
@@ -436,8 +443,8 @@ def repositioned_rows(model: Decoder, policy: Any, tokens: Tokens) -> float:
                 k = torch.stack([old[i][0] for i in kept], 1)
                 turn = model.rotations_at(torch.arange(slot))
                 k = torch.view_as_real(torch.view_as_complex(k.unflatten(-1, (-1, 2))) * turn).flatten(-2)
-                rows.append(k, torch.stack([old[i][1] for i in kept], 1), torch.arange(slot))
-        want = model.forward(Batch(torch.tensor([token]), torch.tensor([slot]), [Span(0, 1, memory)]))[0]
+                rows.append(torch.stack([k, torch.stack([old[i][1] for i in kept], 1)]), torch.arange(slot))
+        want = model.forward(Batch(torch.tensor([token]), torch.tensor([slot]), [Span(0, 1, memory)])).logits[0]
         worst = max(worst, float((got - want).abs().max() / want.std()))
         for rows, old in zip(memory.layers, pure, strict=True):
             back = 1 / model.rotations_at(torch.tensor([slot]))
@@ -511,7 +518,7 @@ def tensor_bytes(*things: Any) -> int:
             waiting += thing.values()
         elif isinstance(thing, list | tuple):
             waiting += thing
-        elif isinstance(thing, Rows | Memory):
+        elif type(thing).__module__.startswith("llmlab.kv"):
             waiting += vars(thing).values()
     return sum(storages.values())
 
@@ -565,3 +572,24 @@ def books(
     if reason is None:
         wrong.append("the run does not finish")
     return wrong
+
+
+def decoders(*things: Any) -> list[Decoder]:
+    """The decoders among these things and what they hold."""
+    seen: set[int] = set()
+    out: list[Decoder] = []
+    waiting = list(things)
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, Decoder):
+            out.append(thing)
+        elif isinstance(thing, dict):
+            waiting += thing.values()
+        elif isinstance(thing, list | tuple):
+            waiting += thing
+        elif type(thing).__module__.startswith("llmlab"):
+            waiting += vars(thing).values()
+    return out

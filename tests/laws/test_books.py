@@ -20,6 +20,7 @@ from llmlab.kv.memory import Memory
 from llmlab.kv.rows import Rows
 from llmlab.measure import trace
 from llmlab.models.decoder import Decoder
+from llmlab.models.mixers.attention import Attention
 from llmlab.runtime.events import Committed, Compared, Drafted, Evicted, Failed, Finished, Prefilled, WeightsChanged
 from llmlab.runtime.generate import bare_start, generate
 from llmlab.runtime.sampling import Sampler
@@ -30,7 +31,7 @@ from tests.laws import laws
 
 STACKS = [Stack(), *(laws.alone(id) for id in registry())]
 PAIRS = [
-    s for a, b in itertools.combinations(STACKS[1:], 2) if not (s := Stack({*a, *b})).refusals(Decoder.capabilities)
+    s for a, b in itertools.combinations(STACKS[1:], 2) if not (s := Stack({*a, *b})).refusals(Attention.capabilities)
 ]
 PROMPT = tiny.prompts(1, 21)[0]
 

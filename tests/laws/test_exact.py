@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.models.decoder import Decoder
+from llmlab.models.mixers.attention import Attention
 from llmlab.runtime.generate import committed_tokens
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.technique import Technique, make
@@ -20,7 +21,7 @@ COMPOSED = [
     (lossy, laws.sharp(exact))
     for exact in laws.exact_ids()
     for lossy in laws.lossy_stacks()
-    if not Stack([*lossy, laws.sharp(exact)]).refusals(Decoder.capabilities)  # what is refused is in test_refusal.py
+    if not Stack([*lossy, laws.sharp(exact)]).refusals(Attention.capabilities)  # what is refused is in test_refusal.py
 ]
 
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmlab.kv import storage
 from llmlab.kv.memory import Memory
 from llmlab.kv.rows import Rows, Tail
+from llmlab.kv.storage import MirroredStorage
 from llmlab.models.batch import Batch, Span
 from llmlab.models.decoder import Decoder
-from llmlab.models.kernels import cpu_decode
+from llmlab.models.formats.onednn import bfloat16_instructions
 from llmlab.models.kernels.topk import argmax
 from llmlab.runtime.draft import Draft
 from llmlab.runtime.session import Session
@@ -76,7 +78,7 @@ def passes(
             guesses[i] = tokens[at + i]
             path.append(i)
         draft = Draft(tuple(guesses), draft.parents, draft.q)
-        logits = session.forward(draft)
+        logits = session.forward(draft).logits
         out += [logits[0], *(logits[1 + i] for i in path)]
         session.commit(path, tokens[at + len(path)], draft)
         at += len(path) + 1
@@ -114,52 +116,54 @@ def bitwise(model: Decoder, policy: str, drafts: list[Draft]) -> None:
 
 
 @pytest.fixture
-def shallow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A look back counts as deep from 24 rows on; the list has a number for every deep one."""
-    if not cpu_decode.bfloat16_instructions():
-        pytest.skip("this processor does not multiply bfloat16, and no look back is brief")
-    looks: list[int] = []
-    brief = Rows.brief
+def mirrored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bfloat16 mirror is read from 24 rows on; the list has a number for every time that it is."""
+    if not bfloat16_instructions():
+        pytest.skip("this processor does not multiply bfloat16, and no memory has a mirror")
+    reads: list[int] = []
+    mirror = MirroredStorage.bf16_mirror
 
-    def seen(rows: Rows, n: int) -> tuple[Tensor, Tensor]:
-        looks.append(n)
-        return brief(rows, n)
+    def seen(storage: MirroredStorage, n: int) -> tuple[Tensor, Tensor]:
+        reads.append(n)
+        return mirror(storage, n)
 
-    monkeypatch.setattr(cpu_decode, "DEEP", 24)
-    monkeypatch.setattr(Rows, "brief", seen)
-    return looks
+    monkeypatch.setattr(storage, "MIRROR_FROM", 24)
+    monkeypatch.setattr(MirroredStorage, "bf16_mirror", seen)
+    return reads
 
 
 @pytest.mark.parametrize("weights", ["dense-bf16", "int4"])
 @pytest.mark.parametrize("policy", ["", "streaming-llm"])
 @pytest.mark.parametrize("drafts", [CHAINS, TREES], ids=["chain", "tree"])
-def test_so_is_one_that_looks_far_back(shallow: list[int], weights: str, policy: str, drafts: list[Draft]) -> None:
+def test_so_is_one_that_looks_far_back(mirrored: list[int], weights: str, policy: str, drafts: list[Draft]) -> None:
     bitwise(tiny.decoder("llama", weights).private_copy(), policy, drafts)
-    assert bool(shallow) == (not policy), "a memory of 16 rows is never deep"
+    assert bool(mirrored) == (not policy), "a memory of 16 rows is never deep"
 
 
 @pytest.mark.parametrize("weights", ["dense-fp32", "dense-bf16", "int4"])
-def test_looking_far_back_in_bfloat16_is_near(shallow: list[int], weights: str) -> None:
+def test_looking_far_back_in_bfloat16_is_near(mirrored: list[int], weights: str) -> None:
     model, pieces = tiny.decoder("llama", weights).private_copy(), (10, *[1] * 30, 4, 1, 1, 6)
     got = laws.logits(model, TOKENS, pieces)
     assert kl(got, laws.logits(model.reference_copy(), TOKENS, pieces)) < 1e-3
-    assert bool(shallow) == (weights != "dense-fp32"), "float32 stays float32"
+    assert bool(mirrored) == (weights != "dense-fp32"), "float32 stays float32"
 
 
-def test_a_brief_form_follows_its_rows() -> None:
-    """Whatever happens to the rows, their brief form is theirs."""
+def test_the_mirror_follows_its_rows() -> None:
+    """Whatever happens to the rows, their bfloat16 mirror is theirs."""
     dice = torch.Generator().manual_seed(1)
-    rows = Rows(2, 8, torch.float32, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    mirror = MirroredStorage(2, 8, torch.float32, cpu)
+    rows = Rows(mirror, cpu)
 
     def some(n: int) -> Tensor:
         return torch.randn(2, 2, n, 8, generator=dice)
 
     def alike() -> bool:
-        keys, values = rows.brief(rows.count)
+        keys, values = mirror.bf16_mirror(rows.count)
         keys, values = keys[:, :, : rows.count], values[:, : rows.count]
         return torch.equal(keys, rows.k.bfloat16().transpose(1, 2)) and torch.equal(values, rows.v.bfloat16())
 
-    rows.append_both(some(70), range(70))
+    rows.append(some(70), range(70))
     before = rows.nbytes
     assert alike()
     assert rows.nbytes > before, "its bytes count"
@@ -168,7 +172,7 @@ def test_a_brief_form_follows_its_rows() -> None:
     rows.write(40, some(3))
     assert alike()
     rows.keep(range(50))
-    rows.append_both(some(200), range(50, 250))
+    rows.append(some(200), range(50, 250))
     assert alike()
     rows.keep(Tail(245, torch.tensor([246, 249]), 245))
     assert alike()
@@ -199,12 +203,12 @@ def test_rows_of_many_sequences_are_those_of_each_alone(lengths: tuple[int, ...]
     nexts = torch.tensor([i + 2 for i in range(len(lengths))])
     alone = []
     for memory, token, n in zip(memories(), nexts, lengths, strict=True):
-        alone.append(model.forward(Batch(token[None], torch.tensor([n]), [Span(0, 1, memory, first=n)]))[0])
+        alone.append(model.forward(Batch(token[None], torch.tensor([n]), [Span(0, 1, memory, first=n)])).logits[0])
     tolerance = 1e-4 if weights == "dense-fp32" else 0.05
     for pooled in (False, True):
         held = memories(pooled)
         spans = [Span(i, i + 1, m, first=n) for i, (m, n) in enumerate(zip(held, lengths, strict=True))]
-        got = model.forward(Batch(nexts, torch.tensor(lengths), spans))
+        got = model.forward(Batch(nexts, torch.tensor(lengths), spans)).logits
         assert spread(got, torch.stack(alone)) < tolerance
         assert [m.longest for m in held] == [n + 1 for n in lengths]
 
@@ -216,7 +220,7 @@ def test_prefill_and_decode_rows_mix_in_one_forward() -> None:
     first, second = model.memory(), model.memory()
     model.forward(Batch(torch.tensor(a[:-1]), torch.arange(29), [Span(0, 29, first, first=0)]), last=0)
     both = [Span(0, 1, first, first=29), Span(1, 13, second, first=0)]
-    got = model.forward(Batch(torch.tensor([a[-1], *b]), torch.tensor([29, *range(12)]), both))
+    got = model.forward(Batch(torch.tensor([a[-1], *b]), torch.tensor([29, *range(12)]), both)).logits
     want = torch.cat([laws.logits(model, a, [30])[-1:], laws.logits(model, b, [12])])
     assert spread(got, want) < 1e-4
 
@@ -224,7 +228,7 @@ def test_prefill_and_decode_rows_mix_in_one_forward() -> None:
 def test_what_a_layer_is_bound_to_follows_its_weights() -> None:
     model, tokens = tiny.decoder("llama").private_copy(), TOKENS[:6]
     before = laws.logits(model, tokens, [1] * 6)
-    model.layers[1].down.store(model.layers[1].down.dense() * 2)
+    model.layers[1].linears()["down"].store(model.layers[1].linears()["down"].dense() * 2)
     after = laws.logits(model, tokens, [1] * 6)
     assert not torch.allclose(before, after)
     assert spread(after, laws.logits(model.reference_copy(), tokens, [1] * 6)) < 1e-4
@@ -242,7 +246,7 @@ def test_the_last_layer_of_a_prompt_makes_only_keys_and_values() -> None:
     for a, b in zip(one.memory.layers, two.memory.layers, strict=True):
         assert torch.allclose(a.k, b.k, atol=1e-4)
         assert torch.allclose(a.v, b.v, atol=1e-4)
-    assert argmax(one.forward()) != []
+    assert argmax(one.forward().logits) != []
 
 
 @pytest.mark.parametrize("family", ["llama", "llama-plain", "qwen2", "qwen3", "llama-yarn"])
@@ -257,7 +261,7 @@ def test_the_step_that_a_gpu_replays_gives_the_plain_logits(family: str, weights
     for _ in range(2):
         got, want = (laws.stepwise(m, tokens) for m in (model, plain))
         assert spread(got, want) < close
-    assert model._step is not None
+    assert model._graph_step is not None
 
 
 def test_speculation_through_the_replayed_step_keeps_the_text() -> None:

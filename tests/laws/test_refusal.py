@@ -9,6 +9,7 @@ import pytest
 
 from llmlab.errors import Refusal, Refused
 from llmlab.models.decoder import Decoder
+from llmlab.models.mixers.attention import Attention
 from llmlab.models.wrapped import ABILITIES
 from llmlab.runtime.generate import generate
 from llmlab.runtime.stack import Stack
@@ -54,7 +55,7 @@ def test_every_pair_runs_or_is_refused(llama: Decoder, pair: tuple[str, str]) ->
 @pytest.mark.parametrize("technique", [t for id in registry() for t in laws.ends(id)], ids=lambda t: repr(Stack([t])))
 def test_every_end_of_every_knob_runs_or_is_refused(technique: Technique) -> None:
     stack = laws.accompanied(technique)
-    assert stack.refusals(Decoder.capabilities) == []
+    assert stack.refusals(Attention.capabilities) == []
     refusals = []
     try:
         runs(stack)
@@ -67,7 +68,7 @@ def test_every_end_of_every_knob_runs_or_is_refused(technique: Technique) -> Non
 def test_a_model_without_an_ability_is_refused_before_anything_runs(id: str) -> None:
     technique = laws.sharp(id)
     for missing in sorted(technique.required(), key=lambda a: a.name):
-        refusals = Stack([technique]).refusals(Decoder.capabilities - {missing}, "Tiny")
+        refusals = Stack([technique]).refusals(Attention.capabilities - {missing}, "Tiny")
         assert len(refusals) == 1
         assert well_said(refusals[0]) == []
         assert technique.title in str(refusals[0])
@@ -83,7 +84,7 @@ def test_what_a_wrapped_model_cannot_do_is_refused_with_a_way_out() -> None:
 
 
 def test_two_of_a_kind() -> None:
-    (refusal,) = Stack([make("h2o"), make("streaming-llm")]).refusals(Decoder.capabilities)
+    (refusal,) = Stack([make("h2o"), make("streaming-llm")]).refusals(Attention.capabilities)
     assert str(refusal).startswith("StreamingLLM does the same job as H2O, heavy hitters")
     with pytest.raises(Refused, match="twice"):
         Stack([make("h2o"), make("h2o", budget=8)])

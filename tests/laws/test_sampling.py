@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.models.families import build
+from llmlab.models.building import build
 from llmlab.runtime import generate
 from llmlab.runtime.draft import Draft
 from llmlab.runtime.generate import committed_tokens

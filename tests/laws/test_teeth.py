@@ -13,8 +13,8 @@ from torch import Tensor
 from llmlab.kv.memory import Memory
 from llmlab.kv.rows import Rows
 from llmlab.models import batch, families
+from llmlab.models.building import build
 from llmlab.models.decoder import Decoder
-from llmlab.models.families import build
 from llmlab.runtime import generate
 from llmlab.runtime.draft import Draft
 from llmlab.runtime.session import Session
@@ -181,11 +181,11 @@ def no_scaling(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_window(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(batch, "_window", lambda width: lambda q, k: q - k < 10 * width)
+    patch.setattr(batch.Window, "visible", lambda self, q, k, layer, head: q - k < 10 * self.width)
 
 
 def window_off_by_one(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(batch, "_window", lambda width: lambda q, k: q - k <= width)
+    patch.setattr(batch.Window, "visible", lambda self, q, k, layer, head: q - k <= self.width)
 
 
 def no_head_norms(patch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def keep_another_row(patch: pytest.MonkeyPatch) -> None:
     def broken(self: Rows, rows: Any) -> None:
         keep(self, rows)
         if not isinstance(rows, range):
-            self._k[:, : self.count] = self._k[:, : self.count].roll(1, 1)
+            self.k[:] = self.k.roll(1, 1)
 
     patch.setattr(Rows, "keep", broken)
 
@@ -234,17 +234,17 @@ def change_the_shared_model(patch: pytest.MonkeyPatch) -> None:
 
 
 def leave_a_hook(patch: pytest.MonkeyPatch) -> None:
-    def installed(self: EarlyExit, run: Session) -> Any:
-        run.model.layers[0].register_forward_hook(lambda *args: None)
-        return original(self, run)
+    def plan(self: EarlyExit, model: Any, tools: Any) -> Any:
+        model.layers[0].register_forward_hook(lambda *args: None)
+        return original(self, model, tools)
 
-    original = EarlyExit.installed
-    patch.setattr(EarlyExit, "installed", installed)
+    original = EarlyExit.plan
+    patch.setattr(EarlyExit, "plan", plan)
 
 
 def half_the_bytes(patch: pytest.MonkeyPatch) -> None:
     """Memory reports its keys and forgets its values."""
-    patch.setattr(Rows, "nbytes", property(lambda self: self._k.nbytes + self._positions.nbytes))
+    patch.setattr(Rows, "nbytes", property(lambda self: self.storage.nbytes // 2 + self.index.nbytes))
 
 
 def used_bytes(patch: pytest.MonkeyPatch) -> None:
@@ -262,9 +262,9 @@ def prune_at_nought(patch: pytest.MonkeyPatch) -> None:
     original = Magnitude.apply
 
     def apply(self: Magnitude, model: Any, tools: Any) -> str:
-        W = model.layers[0].out.dense()
+        W = model.layers[0].linears()["out"].dense()
         W[0, 0] = 0
-        model.layers[0].out.store(W)
+        model.layers[0].linears()["out"].store(W)
         return original(self, model, tools)
 
     patch.setattr(Magnitude, "apply", apply)

@@ -7,9 +7,11 @@ import torch
 
 from llmlab.errors import Refused
 from llmlab.models.batch import Batch, Span
+from llmlab.models.building import build
 from llmlab.models.decoder import Decoder
-from llmlab.models.families import build, interleave, ours, shape_of
+from llmlab.models.families import ours, shape_of
 from llmlab.models.formats.quantized_groups import QuantizedGroups
+from llmlab.models.rope import interleave
 from llmlab.runtime import session
 from tests import tiny
 from tests.laws import laws
@@ -69,10 +71,10 @@ def test_a_ragged_batch_equals_its_sequences_one_by_one(family: str) -> None:
             tokens += part
             positions.append(place)
             with torch.inference_mode():
-                want.append(model.forward(Batch(torch.tensor(part), place, [Span(0, n, alone[i])])))
+                want.append(model.forward(Batch(torch.tensor(part), place, [Span(0, n, alone[i])])).logits)
             at[i] += n
         with torch.inference_mode():
-            got = model.forward(Batch(torch.tensor(tokens), torch.cat(positions), spans))
+            got = model.forward(Batch(torch.tensor(tokens), torch.cat(positions), spans)).logits
         assert torch.allclose(got, torch.cat(want), atol=1e-3, rtol=1e-4)
         assert [m.rows() for m in together] == [m.rows() for m in alone]
 
@@ -88,9 +90,9 @@ def test_attention_that_is_watched_is_the_same(family: str) -> None:
         assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
 
     with torch.inference_mode():
-        plain = model.forward(Batch(torch.tensor(tokens), torch.arange(200), [Span(0, 200, model.memory())]))
+        plain = model.forward(Batch(torch.tensor(tokens), torch.arange(200), [Span(0, 200, model.memory())])).logits
         span = Span(0, 200, model.memory(), watch=watch)
-        watched = model.forward(Batch(torch.tensor(tokens), torch.arange(200), [span]))
+        watched = model.forward(Batch(torch.tensor(tokens), torch.arange(200), [span])).logits
     assert torch.allclose(plain, watched, atol=1e-3, rtol=1e-4)
     assert seen[:2] == [(0, (4, 128, 128)), (0, (4, 72, 200))]
 
@@ -101,7 +103,7 @@ def test_no_logits_where_none_are_wanted(llama: Decoder) -> None:
         with torch.inference_mode():
             out = llama.forward(
                 Batch(torch.tensor(TOKENS), torch.arange(len(TOKENS)), [Span(0, len(TOKENS), memory)]), None, last
-            )
+            ).logits
         assert memory.rows() == [len(TOKENS)] * 4
         return out
 
@@ -163,8 +165,8 @@ def test_a_checkpoint_of_codes_is_the_checkpoint_of_their_values(family: str) ->
         plain._tensors[name] = value.dense() if isinstance(value, QuantizedGroups) else value
     a, b = build(coded, "dense-fp32"), build(plain, "dense-fp32")
     assert torch.equal(laws.logits(a, TOKENS, [len(TOKENS)]), laws.logits(b, TOKENS, [len(TOKENS)]))
-    kept = build(coded, "int4").layers[0].qkv
-    close = build(plain, "dense-fp32").layers[0].qkv.dense()
+    kept = build(coded, "int4").layers[0].linears()["qkv"]
+    close = build(plain, "dense-fp32").layers[0].linears()["qkv"].dense()
     assert (kept.dense() - close).abs().max() < 0.02 * close.abs().max()
 
 

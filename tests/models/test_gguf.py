@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llmlab.errors import Refused
-from llmlab.models.families import build
+from llmlab.models.building import build
 from llmlab.models.formats.quantized_groups import GROUP, QuantizedGroups
 from llmlab.models.loading.gguf import GgufFile
 from llmlab.runtime.generate import committed_tokens, generate
@@ -45,7 +45,7 @@ def test_int4_of_a_q4_1_file_stores_the_file_s_codes(tmp_path: Path) -> None:
     file = GgufFile(tmp_path / "tiny.gguf")
     codes = file.get("model.layers.0.self_attn.o_proj.weight")
     assert isinstance(codes, QuantizedGroups)
-    stored = build(file, "int4").layers[0].out.dense()
+    stored = build(file, "int4").layers[0].linears()["out"].dense()
     d, m = (x.repeat_interleave(GROUP, 1) for x in (codes.d, codes.m))
     # The kernel takes its scales in bfloat16, so values move a little; the codes that they stand for do not.
     assert torch.equal(((stored - m) / d).round(), codes.q.float())

@@ -20,7 +20,9 @@ def test_a_token_s_operations_are_twice_its_weights_and_its_attention() -> None:
     model = tiny.decoder("llama-plain")
     s = model.shape
     weights = sum(
-        m.dense().numel() for block in model.layers for m in (block.qkv, block.out, block.gate_up, block.down)
+        m.dense().numel()
+        for block in model.layers
+        for m in (block.linears()["qkv"], block.linears()["out"], block.linears()["gate_up"], block.linears()["down"])
     )
     head = s.vocab * s.width
     assert flops_per_token(s, s.layers, 0) == 2 * (weights + head)

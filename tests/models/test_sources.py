@@ -314,7 +314,7 @@ def test_weight_bytes_are_those_of_the_model(tmp_path: Path) -> None:
     model = ModelCache().load(str(folder), "dense-fp32", "cpu").model
     memory = model.memory()
     for rows in memory.layers:
-        rows.append(torch.zeros(2, 64, 16), torch.zeros(2, 64, 16), torch.arange(64))
+        rows.append(torch.zeros(2, 2, 64, 16), torch.arange(64))
     assert fit.kv_bytes(size, 64, "int4") == sum(r.k.nbytes + r.v.nbytes for r in memory.layers)
 
 

@@ -16,7 +16,8 @@ from llmlab.errors import Refused
 from llmlab.lab.study import make_study
 from llmlab.measure.roofline import flops_per_token
 from llmlab.models.batch import Batch, Span
-from llmlab.models.decoder import Decoder, Taps
+from llmlab.models.decoder import Taps
+from llmlab.models.mixers.attention import Attention
 from llmlab.runtime import token_drop_plan
 from llmlab.runtime.token_drop_plan import AtLeast, LayerView, TokenDropPlan, Top
 from llmlab.studies import exit_rules, token_drop
@@ -418,7 +419,7 @@ class Spoken(Words):
 def subject() -> Any:
     """A study's subject with a tiny model, which no shelf has loaded."""
     return SimpleNamespace(
-        lab=SimpleNamespace(model_cache=SimpleNamespace(capabilities=lambda ref: Decoder.capabilities)),
+        lab=SimpleNamespace(model_cache=SimpleNamespace(capabilities=lambda ref: Attention.capabilities)),
         settings=SimpleNamespace(model="tiny", seed=0),
         model=tiny.decoder(),
         tokenizer=Spoken(),

@@ -17,6 +17,7 @@ from torch import Tensor
 from llmlab.errors import Refused
 from llmlab.measure import trace
 from llmlab.models.decoder import Decoder
+from llmlab.models.mixers.attention import Attention
 from llmlab.runtime.draft import Draft, Verdict
 from llmlab.runtime.events import Committed, Drafted, Finished, Prefilled
 from llmlab.runtime.generate import bare_start, committed_tokens
@@ -347,12 +348,12 @@ def test_a_verdict_tells_the_models_own_choices(llama: Decoder) -> None:
 
 @pytest.mark.parametrize("id", IDS)
 def test_without_drafts_there_is_nothing_to_accept(llama: Decoder, id: str) -> None:
-    (refusal,) = Stack([make(id)]).refusals(Decoder.capabilities)
+    (refusal,) = Stack([make(id)]).refusals(Attention.capabilities)
     assert well_said(refusal) == []
     assert str(refusal).startswith(f"{make(id).title} works beside a technique for guessing the next tokens")
     with pytest.raises(Refused, match="works beside"):
         laws.run(llama, [1, 2, 3], 2, Stack([make(id)]))
-    assert Stack([make(id), make("prompt-lookup")]).refusals(Decoder.capabilities) == []
+    assert Stack([make(id), make("prompt-lookup")]).refusals(Attention.capabilities) == []
 
 
 @pytest.mark.parametrize("id", IDS)

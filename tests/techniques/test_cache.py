@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llmlab.kv.rows import Rows
+from llmlab.kv.storage import PlainStorage
 from llmlab.models.decoder import Decoder
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.technique import make
@@ -13,9 +14,10 @@ from tests import tiny
 
 
 def rows(count: int, heads: int = 2) -> Rows:
-    made = Rows(heads, 4, torch.float32, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    made = Rows(PlainStorage(heads, 4, torch.float32, cpu), cpu)
     k = torch.arange(count).float()[None, :, None].expand(heads, -1, 4)
-    made.append(k, -k, torch.arange(count))
+    made.append(torch.stack([k, -k]), torch.arange(count))
     return made
 
 
@@ -94,7 +96,7 @@ def test_rows_keep_moves_everything_together() -> None:
     assert held.k[0, :, 0].tolist() == [3, 0]
     assert held.v[1, :, 0].tolist() == [-3, 0]
     assert held.stat("a").tolist() == [[3, 0]] * 2
-    held.append(torch.ones(2, 1, 4), torch.ones(2, 1, 4), torch.tensor([9]))
+    held.append(torch.ones(2, 2, 1, 4), torch.tensor([9]))
     assert held.positions.tolist() == [[3, 0, 9]] * 2
     assert held.stat("a").tolist() == [[3, 0, 0]] * 2, "a new row starts from nothing, whatever stood there before"
 

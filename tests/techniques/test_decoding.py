@@ -108,10 +108,8 @@ def greedy(model: Decoder, tokens: list[int], n: int) -> list[int]:
 
 
 def first_draft(technique, model: Decoder, prompt: list[int], sampler: Sampler | None = None) -> tuple[Draft, Session]:
-    session, tools = Session(model), tiny.tools()
-    session.sampler = sampler or Sampler()
-    if taps := technique.taps(model, tools):
-        session.tap(taps)
+    tools = tiny.tools()
+    session = laws.Stack([technique]).session(model, tools, sampler=sampler)
     list(session.prefill(prompt))
     return next(technique.drafts(session, tools)), session
 
@@ -171,7 +169,7 @@ def test_drafting_leaves_the_session_as_it_was(llama: Decoder) -> None:
 
 def test_self_speculation_skips_the_layers_of_least_influence(llama: Decoder) -> None:
     """Of the inner layers, 1 and 2, the one that turns its input less is left out while drafting."""
-    prompt, scores = tiny.prompts(1, 21)[0], tiny.tools().influence(llama)
+    prompt, scores = tiny.prompts(1, 21)[0], make("self-speculation")._influence(llama, tiny.tools())
     least = min((1, 2), key=scores.__getitem__)
     draft, _ = first_draft(make("self-speculation", skip=0.25, length=4, confidence=0.0), llama, prompt)
     want = {}
@@ -181,7 +179,7 @@ def test_self_speculation_skips_the_layers_of_least_influence(llama: Decoder) ->
         with session.speculative_scope() as ahead:
             text = []
             for _ in range(4):
-                text.append(int(ahead.forward(depth=skipping(frozenset({layer})))[0].argmax()))
+                text.append(int(ahead.forward(plan=skipping(frozenset({layer}))).logits[0].argmax()))
                 ahead.append_token(text[-1])
         want[layer] = text
     assert want[1] != want[2]
@@ -196,7 +194,7 @@ def test_skipping_is_running_the_other_layers(llama: Decoder) -> None:
         block.index = i
     batch = Batch(torch.tensor(tokens), torch.arange(12), [Span(0, 12, llama.memory())])
     with torch.inference_mode():
-        got = llama.forward(batch, skipping(frozenset({1})))
+        got = llama.forward(batch, skipping(frozenset({1}))).logits
     assert torch.allclose(got, laws.logits(short, tokens, [12]), atol=1e-5)
     assert batch.spans[0].memory.rows() == [12, 0, 12, 12]
 

@@ -16,8 +16,9 @@ from llmlab.errors import Refused
 from llmlab.models.auxiliary import exit_heads
 from llmlab.models.auxiliary.exit_heads import ExitHeads
 from llmlab.models.batch import Batch
-from llmlab.models.block import Block
 from llmlab.models.decoder import Decoder
+from llmlab.models.mixers.attention import Attention
+from llmlab.models.result import ForwardResult, PlanResult
 from llmlab.runtime.events import Committed, Exited
 from llmlab.runtime.session import Session
 from llmlab.runtime.stack import Stack
@@ -38,8 +39,7 @@ PROMPT = tiny.prompts(1, 21)[0]
 
 def states(model: Decoder, prompt: list[int], layers: tuple[int, ...] = (1, 2, 3, 4)) -> Tensor:
     """(layers, E): what stands after these layers at the prompt's last token, by a pass that nothing ends early."""
-    session = Session(model)
-    session.tap(layers)
+    session = Session(model, taps=layers)
     list(session.prefill(prompt))
     session.states()
     session.forward()
@@ -47,14 +47,11 @@ def states(model: Decoder, prompt: list[int], layers: tuple[int, ...] = (1, 2, 3
     return session.states()[0]
 
 
-def first_pass(model: Decoder, technique: Any, prompt: list[int] = PROMPT) -> tuple[Session, Tensor]:
-    """A session after its first pass under a patch, and that pass's logits (V,)."""
-    session = Session(model)
-    session.tools = tiny.tools()
+def first_pass(model: Decoder, technique: Any, prompt: list[int] = PROMPT) -> ForwardResult:
+    """What the first pass of a sequence says under a plan of layers."""
+    session = Stack([technique]).session(model, tiny.tools())
     list(session.prefill(prompt))
-    with technique.installed(session), torch.inference_mode():
-        logits = session.forward()[0]
-    return session, logits
+    return session.forward()
 
 
 # Early exit ---------------------------------------------------------------------------------------------------------
@@ -76,10 +73,10 @@ def by_hand(model: Decoder, prompt: list[int], limit: int, after: int) -> list[i
         token = int(model.embedding.logits(model.norm(h))[0].argmax())
         for block in model.layers[after:]:
             s = model.shape
-            qkv = block.qkv(block.norm_attention(h)).view(1, s.heads + 2 * s.kv_heads, s.head_size)
+            qkv = block.linears()["qkv"](block.norm_mixer(h)).view(1, s.heads + 2 * s.kv_heads, s.head_size)
             k, v = qkv[:, s.heads : s.heads + s.kv_heads], qkv[:, s.heads + s.kv_heads :]
             k = torch.view_as_real(torch.view_as_complex(k.unflatten(-1, (-1, 2))) * batch.rotation).flatten(-2)
-            session.memory.layers[block.index].append(k.transpose(0, 1), v.transpose(0, 1), at)
+            session.memory.layers[block.index].append(torch.stack([k, v]).transpose(1, 2), at)
         session.memory.next_position += 1
         session.tokens.append(token)
         out.append(token)
@@ -110,22 +107,22 @@ def test_every_layer_holds_a_row_of_every_token(llama: Decoder, id: str) -> None
 def test_what_waits_is_made_up_for(llama: Decoder, id: str) -> None:
     """With a text that is given, passes that go all the way must answer like the model, whoever left before them."""
     knobs = {"early-exit": {"threshold": 0.15, "first": 1, "step": 1}, "hash-exit": {"first": 1, "assign": "random"}}
-    plain, session = Session(llama), Session(llama)
-    session.tools = tiny.tools()
+    plain = Session(llama)
+    session = Stack([make(id, fill="later", **knobs[id])]).session(llama, tiny.tools())
     text = tiny.text(60, seed=3)
     list(plain.prefill(PROMPT)), list(session.prefill(PROMPT))
     ran, waited = [], 0
-    with make(id, fill="later", **knobs[id]).installed(session):
-        for token in text:
-            want, got = plain.forward()[0], session.forward()[0]
-            ran.append(int(session.layers_run))
-            rows = session.memory.rows()
-            assert rows == sorted(rows, reverse=True)
-            assert rows[: ran[-1]] == plain.memory.rows()[: ran[-1]]
-            if ran[-1] == 4:
-                assert torch.allclose(want, got, atol=1e-4)
-                waited += ran[-2:-1] != [4]
-            plain.commit((), token), session.commit((), token)
+    for token in text:
+        want, result = plain.forward().logits[0], session.forward()
+        got = result.logits[0]
+        ran.append(int(result.layers_run))
+        rows = session.memory.rows()
+        assert rows == sorted(rows, reverse=True)
+        assert rows[: ran[-1]] == plain.memory.rows()[: ran[-1]]
+        if ran[-1] == 4:
+            assert torch.allclose(want, got, atol=1e-4)
+            waited += ran[-2:-1] != [4]
+        plain.commit((), token), session.commit((), token)
     assert set(ran) == {1, 2, 3, 4}
     assert waited > 3
     for a, b in zip(plain.memory.layers, session.memory.layers, strict=True):
@@ -134,9 +131,9 @@ def test_what_waits_is_made_up_for(llama: Decoder, id: str) -> None:
 
 
 def test_what_waits_wants_no_eviction() -> None:
-    refusals = Stack([make("early-exit"), make("h2o")]).refusals(Decoder.capabilities)
+    refusals = Stack([make("early-exit"), make("h2o")]).refusals(Attention.capabilities)
     assert "which Early exit by confidence does not allow" in str(refusals[0])
-    assert not Stack([make("early-exit", fill="copy"), make("h2o")]).refusals(Decoder.capabilities)
+    assert not Stack([make("early-exit", fill="copy"), make("h2o")]).refusals(Attention.capabilities)
 
 
 def by_rule(rule: str, p: list[Tensor]) -> bool:
@@ -159,14 +156,13 @@ def test_a_token_leaves_at_the_first_layer_that_is_sure(llama: Decoder, rule: st
     technique = make("early-exit", rule=rule, threshold=0.25, patience=1, first=1, step=1)
     left = set()
     for prompt in tiny.prompts(12, 15, seed=4):
-        session, logits = first_pass(llama, technique, prompt)
+        result = first_pass(llama, technique, prompt)
         p = [torch.softmax(llama.head(h[None])[0].float(), -1) for h in states(llama, prompt)]
         want = next((i for i in range(1, 4) if by_rule(rule, p[:i])), 4)
         left.add(want)
-        assert session.layers_run == want
-        assert torch.allclose(torch.softmax(logits, -1), p[want - 1], atol=1e-4)
-        assert session.exits == ([(want, pytest.approx(float(p[want - 1].max()), abs=1e-4))] if want < 4 else [])
-        assert session.depth is None
+        assert result.layers_run == want
+        assert torch.allclose(torch.softmax(result.logits[0], -1), p[want - 1], atol=1e-4)
+        assert result.exits == (((want, pytest.approx(float(p[want - 1].max()), abs=1e-4)),) if want < 4 else ())
     assert rule in ("entropy", "speed") or len(left) > 1
 
 
@@ -273,8 +269,8 @@ def test_a_gate_lets_go_without_asking_the_head(llama: Decoder, monkeypatch: pyt
     monkeypatch.setattr(ExitHeads, "logits", lambda self, layer, h: asked.append(layer) or logits(self, layer, h))
     for bar, want in ((0.0, 2), (max(odds) + 1e-3, 4)):
         asked.clear()
-        session, _ = first_pass(llama, EarlyExit(rule="learned", head="trained", threshold=bar))
-        assert session.layers_run == want
+        result = first_pass(llama, EarlyExit(rule="learned", head="trained", threshold=bar))
+        assert result.layers_run == want
         assert asked == [2] * (want == 2)
 
 
@@ -285,11 +281,11 @@ def test_a_gate_spares_the_head(llama: Decoder, monkeypatch: pytest.MonkeyPatch)
     asked: list[int] = []
     logits = ExitHeads.logits
     monkeypatch.setattr(ExitHeads, "logits", lambda self, layer, h: asked.append(layer) or logits(self, layer, h))
-    session, _ = first_pass(llama, EarlyExit(head="trained", threshold=0.0, gate=0.5))
-    assert session.layers_run == 3
+    result = first_pass(llama, EarlyExit(head="trained", threshold=0.0, gate=0.5))
+    assert result.layers_run == 3
     assert asked == [3]
     asked.clear()
-    session, _ = first_pass(llama, EarlyExit(head="trained", threshold=0.0, gate=0.5, rule="patience", patience=1))
+    result = first_pass(llama, EarlyExit(head="trained", threshold=0.0, gate=0.5, rule="patience", patience=1))
     assert asked[:2] == [2, 3]
     rule = EarlyExit(head="trained", gate=0.5, epsilon=0.2)._set(heads, (2, 3), tiny.tools())
     p, same, _ = early_heads.answers_on_own_words(heads, tiny.tools(), (2, 3))
@@ -393,12 +389,12 @@ def test_skipping_is_running_the_other_layers(llama: Decoder) -> None:
     for t in range(8):
         chosen = technique.layers_at(t, 4)
 
-        def only(model: Decoder, h: Tensor, batch: Batch, chosen: list[int] = chosen) -> tuple[Tensor, None]:
+        def only(model: Decoder, h: Tensor, batch: Batch, chosen: list[int] = chosen) -> PlanResult:
             for i in range(4):
-                h = model.layers[i](h, batch, fill=i not in chosen)
-            return h, None
+                h = model.run_layers(h, batch, i, i + 1, kv_only=i not in chosen)
+            return PlanResult(h, 4.0)
 
-        out.append(int(session.forward(depth=only).argmax()))
+        out.append(int(session.forward(plan=only).logits.argmax()))
         session.commit((), out[-1])
     assert got == out
 
@@ -416,8 +412,7 @@ def test_routers_foretell_how_much_a_layer_turns(llama: Decoder) -> None:
         assert float(runs) / 1200 == pytest.approx(density, abs=0.01)
     assert routers.bar(1.0) == -math.inf
     assert bool((routers.said[1:-1] <= routers.bar(0.1)).all())
-    session = Session(llama)
-    session.tap((1, 2))
+    session = Session(llama, taps=(1, 2))
     list(session.prefill([*tokens[:200], 0]))
     before, after = session.states().unbind(1)
     turned = (1 - F.cosine_similarity(before, after, dim=-1)).log()
@@ -430,17 +425,17 @@ def test_a_router_decides_for_each_layer(llama: Decoder, monkeypatch: pytest.Mon
     E = llama.shape.width
     routers = skip_layer.Routers(torch.zeros(4, E), torch.tensor([0.0, 1.0, -1.0, 0.0]), torch.zeros(4, 5))
     monkeypatch.setattr(skip_layer.SkipLayer, "_routers", lambda self, model, tools: routers)
-    session, logits = first_pass(llama, make("skip-layer", density=0.75))
-    assert session.layers_run == 3
+    result = first_pass(llama, make("skip-layer", density=0.75))
+    assert result.layers_run == 3
 
-    def without(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, None]:
-        for i, block in enumerate(model.layers):
-            h = block(h, batch, fill=i == 2)
-        return h, None
+    def without(model: Decoder, h: Tensor, batch: Batch) -> PlanResult:
+        for i in range(4):
+            h = model.run_layers(h, batch, i, i + 1, kv_only=i == 2)
+        return PlanResult(h, 3.0)
 
     other = Session(llama)
     list(other.prefill(PROMPT))
-    assert torch.allclose(other.forward(depth=without)[0], logits, atol=1e-5)
+    assert torch.allclose(other.forward(plan=without).logits[0], result.logits[0], atol=1e-5)
 
 
 # LayerSkip ----------------------------------------------------------------------------------------------------------
@@ -450,13 +445,14 @@ def test_a_router_decides_for_each_layer(llama: Decoder, monkeypatch: pytest.Mon
 def rows_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
     """Per layer, how many rows each of its passes had."""
     seen: list[list[int]] = [[] for _ in range(4)]
-    forward = Block.forward
+    run_layers = Decoder.run_layers
 
-    def noted(self: Block, h: Tensor, batch: Batch, fill: bool = False) -> Tensor:
-        seen[self.index].append(len(batch.tokens))
-        return forward(self, h, batch, fill)
+    def noted(self: Decoder, h: Tensor, batch: Batch, start: int = 0, stop: int | None = None, **more: Any) -> Tensor:
+        for rows in seen[start:stop]:
+            rows.append(len(batch.tokens))
+        return run_layers(self, h, batch, start, stop, **more)
 
-    monkeypatch.setattr(Block, "forward", noted)
+    monkeypatch.setattr(Decoder, "run_layers", noted)
     return seen
 
 

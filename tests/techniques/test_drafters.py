@@ -149,8 +149,7 @@ def drawn(fate: laws.Fate, q: laws.Conditional, length: int) -> Draft:
 
 def grown(fate: laws.Fate, q: laws.Conditional, shape: tuple[int, ...], length: int) -> Draft:
     """`grow` with a model whose distributions are q."""
-    session = Session(tiny.decoder("llama"))
-    session.sampler, session.random = Sampler(1.0), fate
+    session = Session(tiny.decoder("llama"), sampler=Sampler(1.0), random=fate)
 
     def score(draft: Draft) -> Tensor:
         prefixes: list[tuple[int, ...]] = []
@@ -258,7 +257,7 @@ def test_a_grown_tree_holds_the_likeliest_children_of_every_node(llama: Decoder,
     list(session.prefill(PROMPT))
     draft = next(make(id, tree="3x2x1", length=4, confidence=0.0).drafts(session, tiny.tools()))
     assert [draft.depths().count(d) for d in (1, 2, 3, 4)] == [3, 6, 6, 6]
-    scores = tiny.tools().influence(llama)
+    scores = make("self-speculation")._influence(llama, tiny.tools())
     skipped = frozenset({min((1, 2), key=scores.__getitem__)} if id == "self-speculation" else ())
 
     def said(path: list[int]) -> Tensor:
@@ -267,7 +266,7 @@ def test_a_grown_tree_holds_the_likeliest_children_of_every_node(llama: Decoder,
             whole = [*PROMPT, *path]
             return laws.logits(tiny.decoder("llama", "int4"), whole, [1] * len(whole))[-1]
         with session.speculative_scope() as ahead:
-            return ahead.forward(Draft.chain(path), skipping(skipped))[-1]
+            return ahead.forward(Draft.chain(path), skipping(skipped)).logits[-1]
 
     paths: list[list[int]] = []
     for token, parent in zip(draft.tokens, draft.parents, strict=True):
@@ -319,7 +318,7 @@ def test_a_chain_is_a_tree_without_branches(llama: Decoder) -> None:
 
     def score(draft: Draft) -> Tensor:
         helper.sync_to(PROMPT)
-        return helper.forward(draft)
+        return helper.forward(draft).logits
 
     assert grow(session, score, (1,), 4, 0.0).tokens == straight.tokens
 

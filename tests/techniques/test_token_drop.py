@@ -19,10 +19,8 @@ PROMPT = tiny.prompts(1, 41)[0]
 
 
 def session_after(technique: TokenDrop, prompt: list[int] = PROMPT) -> Session:
-    session = Session(tiny.decoder())
-    with technique.installed(session):
-        list(session.prefill(prompt))
-    assert session.prefill_plan is None
+    session = Stack([technique]).session(tiny.decoder(), tiny.tools())
+    list(session.prefill(prompt))
     return session
 
 

@@ -11,7 +11,6 @@ from safetensors import safe_open
 from llmlab.errors import Refused
 from llmlab.models.auxiliary import store
 from llmlab.models.auxiliary.feature_drafter import FeatureDrafter
-from llmlab.models.decoder import Taps
 from llmlab.runtime.batched import Text, generate_batch
 from llmlab.runtime.draft import Draft
 from llmlab.runtime.generate import committed_tokens, generate
@@ -26,8 +25,7 @@ from tests import tiny
 
 
 def states_of(model: object, tokens: list[int], layers: tuple[int, ...]) -> torch.Tensor:
-    session = Session(model)
-    session.tap(layers)
+    session = Session(model, taps=layers)
     for _ in session.prefill([*tokens, 0]):
         pass
     return session.states()
@@ -41,19 +39,17 @@ def test_the_drafter_is_the_network_that_was_trained() -> None:
     tokens = tiny.text(14)
     states = states_of(model, tokens[:12], eagle.taps(model))
     e = model.embedding.lookup(torch.tensor(tokens[1:13]))
-    before: list[tuple[torch.Tensor, torch.Tensor]] = []
-    want = net(net.fused(states[None]), e[None], before)
+    want = net(net.fused(states), e, [12], net.memories(1), 0)
     memory = drafter.memory()
     got = drafter.forward(drafter.fused(states), tokens[1:13], memory, range(12), None)
-    assert torch.allclose(got, want[0], atol=1e-4)
+    assert torch.allclose(got, want, atol=1e-4)
     # The second guess: row 12 continues row 11's output, and sees the model's own states before it.
     again = drafter.forward(got[-1:], tokens[13:14], memory, [12], None)
     longer = torch.cat([states, states[-1:]])
-    e = model.embedding.lookup(torch.tensor(tokens[1:14]))
-    before = []
-    h = net(net.fused(longer[None]), e[None], before)
-    shifted = torch.cat([torch.zeros(1, 1, h.shape[-1]), h[:, :-1]], 1)
-    assert torch.allclose(again[0], net(shifted, e[None], before)[0, -1], atol=1e-4)
+    e, memories = model.embedding.lookup(torch.tensor(tokens[1:14])), net.memories(1)
+    h = net(net.fused(longer), e, [13], memories, 0)
+    shifted = torch.cat([torch.zeros(1, h.shape[-1]), h[:-1]])
+    assert torch.allclose(again[0], net(shifted, e, [13], memories, 1)[-1], atol=1e-4)
 
 
 @torch.no_grad()
@@ -93,8 +89,7 @@ def test_eagle_drafts_in_every_pass_and_keeps_the_text(knobs: dict[str, float]) 
 
 def test_states_follow_what_is_committed() -> None:
     model, prompt = tiny.decoder("llama"), tiny.prompts(1, 12)[0]
-    session = Session(model)
-    session.tap((2, 4))
+    session = Session(model, taps=(2, 4))
     for _ in session.prefill(prompt):
         pass
     assert session.states().shape == (len(prompt) - 1, 2, model.shape.width)
@@ -117,13 +112,12 @@ def test_texts_written_together_are_those_written_alone() -> None:
 
 
 def test_taps_keep_copies() -> None:
-    model = tiny.decoder("llama")
-    taps = Taps((1, 2, 4))
-    session = Session(model)
-    session.prefill([1, 2])
-    session.tokens, session.uncached = [1], 1
-    session.forward(depth=taps)
-    one, two, last = taps.taken()[0]
+    """A pass of a few rows changes its states in place; what has been tapped stays as it was."""
+    session = Session(tiny.decoder("llama"), taps=(1, 2, 4))
+    session.begin([1])
+    result = session.forward()
+    assert result.states is not None
+    one, two, last = result.states[0]
     assert not torch.equal(one, two)
     assert not torch.equal(two, last)
 

@@ -7,7 +7,7 @@ import torch
 
 from llmlab.errors import Refused
 from llmlab.models.decoder import Decoder
-from llmlab.runtime.calibration import layer_influence, linears, walk_layers
+from llmlab.runtime.calibration import layer_influence, walk_layers
 from llmlab.runtime.technique import make
 from llmlab.techniques.weights.sparsity import lowest
 from tests import tiny
@@ -34,7 +34,7 @@ def test_magnitude_keeps_the_large_ones_as_they_are(llama: Decoder, pattern: str
     model = llama.private_copy()
     note = make("magnitude", ratio=0.5, pattern=pattern).apply(model, tiny.tools())
     for before, after in zip(llama.layers, model.layers, strict=True):
-        for (name, a), (_, b) in zip(linears(before), linears(after), strict=True):
+        for (name, a), (_, b) in zip(before.linears().items(), after.linears().items(), strict=True):
             old, new = a.dense(), b.dense()
             assert (new == 0).float().mean() == pytest.approx(0.5), name
             assert torch.equal(new[new != 0], old[new != 0])
@@ -51,15 +51,15 @@ def test_wanda_weighs_by_what_flows_in(llama: Decoder) -> None:
     """The first matrix of the first layer: its inputs are the normalised embeddings of the calibration text."""
     model = llama.private_copy()
     make("wanda", ratio=0.5, calibration=256).apply(model, tiny.tools(calibration=CALIBRATION))
-    x = llama.layers[0].norm_attention(llama.embedding.lookup(torch.tensor(CALIBRATION[:256])))
-    score = llama.layers[0].qkv.dense().abs() * x.square().sum(0).sqrt()
-    new = model.layers[0].qkv.dense()
+    x = llama.layers[0].norm_mixer(llama.embedding.lookup(torch.tensor(CALIBRATION[:256])))
+    score = llama.layers[0].linears()["qkv"].dense().abs() * x.square().sum(0).sqrt()
+    new = model.layers[0].linears()["qkv"].dense()
     for row in (0, 17, 100):
         want = set(score[row].argsort()[:32].tolist())
         assert set((new[row] == 0).nonzero()[:, 0].tolist()) == want
     magnitude = llama.private_copy()
     make("magnitude", ratio=0.5).apply(magnitude, tiny.tools())
-    assert not torch.equal(new == 0, magnitude.layers[0].qkv.dense() == 0)
+    assert not torch.equal(new == 0, magnitude.layers[0].linears()["qkv"].dense() == 0)
 
 
 def test_wanda_calibrates_each_layer_on_the_pruned_ones_before_it(llama: Decoder) -> None:
@@ -67,20 +67,20 @@ def test_wanda_calibrates_each_layer_on_the_pruned_ones_before_it(llama: Decoder
     model = llama.private_copy()
     norms = {}
     for block, found in walk_layers(model, CALIBRATION):
-        norms[block.index] = found["qkv"]
+        norms[block.index] = found["qkv"].norms
         if block.index == 0:
-            for _, module in linears(block):
+            for _, module in block.linears().items():
                 module.store(torch.zeros_like(module.dense()))
     embedded = llama.embedding.lookup(torch.tensor(CALIBRATION))
-    untouched = model.layers[1].norm_attention(embedded).square().sum(0).sqrt()  # a layer of zeros passes its input on
+    untouched = model.layers[1].norm_mixer(embedded).square().sum(0).sqrt()  # a layer of zeros passes its input on
     assert torch.allclose(norms[1], untouched, rtol=1e-4)
 
 
 def test_a_calibration_text_is_cut_into_sequences_that_do_not_see_each_other(llama: Decoder) -> None:
     first, second = tiny.text(256, seed=1), tiny.text(44, seed=2)
-    together = [n["down"].square() for _, n in walk_layers(llama, [*first, *second])]
+    together = [n["down"].squares for _, n in walk_layers(llama, [*first, *second])]
     apart = [
-        a["down"].square() + b["down"].square()
+        a["down"].squares + b["down"].squares
         for (_, a), (_, b) in zip(walk_layers(llama, first), walk_layers(llama, second), strict=True)
     ]
     for got, want in zip(together, apart, strict=True):
@@ -92,12 +92,12 @@ def test_neuron_drop_removes_the_least_used_neurons_and_nothing_else(llama: Deco
     note = make("neuron-drop", ratio=0.3, calibration=256).apply(model, tiny.tools(calibration=CALIBRATION))
     assert note == "32 of 96 neurons removed in each of 4 layers"
     (block, norms) = next(iter(walk_layers(llama, CALIBRATION[:256])))
-    score = norms["down"] * block.down.dense().norm(dim=0)
+    score = norms["down"].norms * block.linears()["down"].dense().norm(dim=0)
     rows = score.argsort(descending=True)[:64].sort().values
     small = model.layers[0]
-    assert torch.equal(small.down.dense(), block.down.dense()[:, rows])
-    gate, up = block.gate_up.dense().chunk(2)
-    assert torch.equal(small.gate_up.dense(), torch.cat([gate[rows], up[rows]]))
+    assert torch.equal(small.linears()["down"].dense(), block.linears()["down"].dense()[:, rows])
+    gate, up = block.linears()["gate_up"].dense().chunk(2)
+    assert torch.equal(small.linears()["gate_up"].dense(), torch.cat([gate[rows], up[rows]]))
     assert llama.nbytes - model.nbytes == 4 * 32 * 3 * 64 * 4
 
 
@@ -105,20 +105,20 @@ def test_a_neuron_that_does_nothing_is_the_first_to_go(llama: Decoder) -> None:
     """Removing neurons whose column of down is zero changes no logit."""
     model = llama.private_copy()
     for block in model.layers:
-        down = block.down.dense()
+        down = block.linears()["down"].dense()
         down[:, 5:37] = 0
-        block.down.store(down)
+        block.linears()["down"].store(down)
     tokens = tiny.text(30)
     want = laws.logits(model, tokens, [30])
     make("neuron-drop", ratio=0.34).apply(model, tiny.tools())
-    assert model.layers[0].down.dense().shape == (64, 64)
+    assert model.layers[0].linears()["down"].dense().shape == (64, 64)
     assert torch.allclose(laws.logits(model, tokens, [30]), want, atol=1e-4)
 
 
 def test_influence_of_a_layer_that_passes_its_input_on_is_nought(llama: Decoder) -> None:
     model = llama.private_copy()
     block = model.layers[2]
-    for module in (block.out, block.down):
+    for module in (block.linears()["out"], block.linears()["down"]):
         module.store(torch.zeros_like(module.dense()))
     scores = layer_influence(model, CALIBRATION)
     assert scores[2] == pytest.approx(0, abs=1e-5)
@@ -128,7 +128,7 @@ def test_influence_of_a_layer_that_passes_its_input_on_is_nought(llama: Decoder)
 def test_layer_drop_removes_the_layer_of_least_influence(llama: Decoder) -> None:
     model = llama.private_copy()
     block = model.layers[2]
-    for module in (block.out, block.down):
+    for module in (block.linears()["out"], block.linears()["down"]):
         module.store(torch.zeros_like(module.dense()))
     tokens = tiny.text(30)
     want, rest = laws.logits(model, tokens, [30]), [model.layers[i] for i in (0, 1, 3)]
@@ -143,7 +143,7 @@ def test_layer_drop_removes_the_layer_of_least_influence(llama: Decoder) -> None
 def test_a_windowed_layer_keeps_its_window() -> None:
     model = tiny.decoder("qwen2-window").private_copy()
     make("layer-drop", count=1).apply(model, tiny.tools())
-    kept = {id(b): b.window for b in model.layers}
+    kept = {id(b): b.mixer.window for b in model.layers}
     assert sorted(w or 0 for w in kept.values()) in ([0, 7, 7], [0, 0, 7])
 
 

@@ -60,7 +60,7 @@ class ExitHeads:
         if part is not None:
             put = {k: v.to(model.device, torch.float32) for k, v in part.items() if v.is_floating_point()}
             at = part["layers"].tolist()
-            self.exits = {layer: Exit(put, at.index(layer), model.beside) for layer in self.layers}
+            self.exits = {layer: Exit(put, at.index(layer), model.auxiliary_format) for layer in self.layers}
 
     def _x(self, h: Tensor) -> Tensor:
         return F.rms_norm(h, (h.shape[-1],), None, self.model.shape.eps)

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from llmlab.kv.memory import Memory
 from llmlab.models.batch import Batch, Span
-from llmlab.models.block import Block, Norm
+from llmlab.models.block import Block
 from llmlab.models.decoder import Decoder
+from llmlab.models.feed_forward.gated import GatedFeedForward
 from llmlab.models.formats.linear import nbytes
 from llmlab.models.formats.registry import make_linear
+from llmlab.models.mixers.attention import Attention
+from llmlab.models.norm import Norm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,16 +38,20 @@ class FeatureDrafter:
     """
 
     def __init__(self, model: Decoder, part: Mapping[str, Tensor]) -> None:
-        weights = model.beside
+        weights = model.auxiliary_format
         put = {k: v.float().to(model.device) for k, v in part.items() if k not in ("taps", "shortlist")}
         matrix = {name: make_linear(put[name], weights) for name in MATRICES}
         self.taps = tuple(part["taps"].tolist())
         self.shortlist = part["shortlist"].long().to(model.device)
         s, eps = replace(model.shape, layers=1, window=(None,)), model.shape.eps
-        norms = (Norm(put["norm_attention"], eps), Norm(put["norm_feed"], eps))
-        block = Block(s, 0, norms, matrix["qkv"], matrix["out"], matrix["gate_up"], matrix["down"])
+        block = Block(
+            0,
+            Norm(put["norm_attention"], eps),
+            Attention(s, None, matrix["qkv"], matrix["out"]),
+            Norm(put["norm_feed"], eps),
+            GatedFeedForward(matrix["gate_up"], matrix["down"]),
+        )
         self.decoder = Decoder(s, model.embedding, [block], Norm(put["norm_out"], eps), model.angles, weights)
-        self.decoder.graphs = False
         self.fuse, self.join = matrix["fuse"], matrix["join"]
         self.norm_taps, self.norm_state, self.norm_token = put["norm_taps"], put["norm_state"], put["norm_token"]
         self.head = model.short_head(self.shortlist)
@@ -70,19 +77,14 @@ class FeatureDrafter:
 
         `places`: each row's position. `visible` (n, n) as `Span.visible`; None for a chain, whose places follow on.
         """
-        eps, out = self.decoder.shape.eps, []
-
-        def depth(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, None]:
-            token = F.rms_norm(h, h.shape[-1:], self.norm_token, eps)
-            state = F.rms_norm(states, h.shape[-1:], self.norm_state, eps)
-            out.append(model.layers[0](self.join(torch.cat([state, token], -1)), batch).clone())
-            return h, None
-
+        device, width, eps = self.decoder.device, states.shape[-1:], self.decoder.shape.eps
+        at = torch.tensor(tokens, device=device)
+        token = F.rms_norm(self.decoder.embedding.lookup(at), width, self.norm_token, eps)
+        joined = self.join(torch.cat([F.rms_norm(states, width, self.norm_state, eps), token], -1))
         span = Span(0, len(tokens), memory, visible, first=places[0] if visible is None else None)
-        device = self.decoder.device
-        batch = Batch(torch.tensor(tokens, device=device), torch.tensor(places, device=device), [span])
-        self.decoder.forward(batch, depth, 0)
-        return out[0]
+        batch = Batch(at, torch.tensor(places, device=device), [span])
+        self.decoder.prepare(batch)
+        return self.decoder.run_layers(joined, batch).clone()  # a pass of a few rows changes its states in place
 
     def logits(self, h: Tensor) -> Tensor:
         """(n, E) to (n, S) float32: which word of the shortlist comes after the next token."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmlab.models.formats.linear import Linear
 from llmlab.models.formats.nf4 import bitsandbytes_functions
-from llmlab.models.formats.quantized_groups import QuantizedGroups
+from llmlab.models.formats.quantized_groups import Matrix, as_dense
 
 
 class BnbInt8(Linear):
@@ -21,8 +21,8 @@ class BnbInt8(Linear):
 
     buffers_held = ("q", "scale")
 
-    def _set(self, weight: Tensor | QuantizedGroups) -> None:
-        dense = weight.dense() if isinstance(weight, QuantizedGroups) else weight
+    def _set(self, weight: Matrix) -> None:
+        dense = as_dense(weight)
         self.outputs = len(dense)
         lib = bitsandbytes_functions("bnb-int8")
         self.q, self.scale, _ = lib.int8_vectorwise_quant(dense.half().contiguous())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmlab.models.formats.linear import Linear
 from llmlab.models.formats.onednn import OneDnnWeight, in_blocks, onednn, onednn_linear
-from llmlab.models.formats.quantized_groups import QuantizedGroups
+from llmlab.models.formats.quantized_groups import Matrix, as_dense
 
 
 class Dense(Linear):
@@ -20,12 +20,12 @@ class Dense(Linear):
     buffers_held = ("weight",)
     reordered: OneDnnWeight | None = None
 
-    def __init__(self, weight: Tensor | QuantizedGroups, dtype: torch.dtype, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Matrix, dtype: torch.dtype, bias: Tensor | None = None) -> None:
         self.takes = dtype
         super().__init__(weight, bias)
 
-    def _set(self, weight: Tensor | QuantizedGroups) -> None:
-        weight = (weight.dense() if isinstance(weight, QuantizedGroups) else weight).to(self.takes).contiguous()
+    def _set(self, weight: Matrix) -> None:
+        weight = as_dense(weight).to(self.takes).contiguous()
         self.outputs = len(weight)
         self.reordered = OneDnnWeight(weight) if weight.device.type == "cpu" and onednn(self.takes) else None
         self.weight = None if self.reordered else weight
@@ -45,7 +45,7 @@ class Dense(Linear):
     def dense(self) -> Tensor:
         return (self.weight if self.reordered is None else self.reordered.dense()).float()
 
-    def keep_copy(self, parts: int = 1, source: Tensor | QuantizedGroups | None = None) -> None:
+    def keep_copy(self, parts: int = 1, source: Matrix | None = None) -> None:
         """Nothing: a dense matrix needs no dense copy."""
 
     @property

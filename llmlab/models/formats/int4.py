@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.models.formats.linear import Linear
-from llmlab.models.formats.quantized_groups import GROUP, QuantizedGroups
+from llmlab.models.formats.quantized_groups import GROUP, Matrix, QuantizedGroups, as_dense
 
 
 class Int4(Linear):
@@ -23,8 +23,9 @@ class Int4(Linear):
 
     buffers_held = ("packed", "scales")
 
-    def _set(self, weight: Tensor | QuantizedGroups) -> None:
-        codes = weight if isinstance(weight, QuantizedGroups) else QuantizedGroups.of(weight.float())
+    def _set(self, weight: Matrix) -> None:
+        fits = isinstance(weight, QuantizedGroups) and (weight.bits, weight.group) == (4, GROUP)
+        codes = weight if fits else QuantizedGroups.of(as_dense(weight).float())
         self.shape = codes.q.shape
         self.outputs = self.shape[0]
         # w = d·q + m, while the kernels compute scale·(q - 8) + zero.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.models.formats.linear import Linear
-from llmlab.models.formats.quantized_groups import QuantizedGroups
+from llmlab.models.formats.quantized_groups import Matrix, as_dense
 
 
 class Int8(Linear):
@@ -18,8 +18,8 @@ class Int8(Linear):
 
     buffers_held = ("q", "scale")
 
-    def _set(self, weight: Tensor | QuantizedGroups) -> None:
-        dense = weight.dense() if isinstance(weight, QuantizedGroups) else weight.float()
+    def _set(self, weight: Matrix) -> None:
+        dense = as_dense(weight).float()
         self.outputs = len(dense)
         scale = (dense.abs().amax(1) / 127).clamp_min(1e-12).bfloat16()
         self.q = (dense / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)

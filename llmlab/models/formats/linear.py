@@ -8,19 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from llmlab.models.formats.onednn import OneDnnWeight, onednn
-from llmlab.models.formats.quantized_groups import QuantizedGroups
+from llmlab.models.formats.quantized_groups import Matrix, as_dense
+from llmlab.models.version import Version
 
 MANY = 12
 """Rows from which a product with the dense copy of a packed matrix beats the packed product, measured with int4."""
 
 
-# The formats --------------------------------------------------------------------------------------------------------
-
-
 class Linear(nn.Module):
     """The interface. `bias` (M,) is added in float32; `takes` is the type in which the product wants its inputs.
 
-    `copy` is a second, dense form of a packed matrix for products of many rows, kept only where somebody asked for it.
+    `version` counts changes, for what is bound to the tensors; the matrices of a model share one. `copy` is a second,
+    dense form of a packed matrix for products of many rows, kept only where somebody asked for it.
     """
 
     takes: torch.dtype = torch.bfloat16
@@ -28,11 +27,10 @@ class Linear(nn.Module):
     """M."""
     buffers_held: tuple[str, ...] = ()
     """The names of the buffers that `_set` fills."""
-    changes = 0
-    """How many matrices have been stored anew in this process: what is bound to their tensors looks here."""
 
-    def __init__(self, weight: Tensor | QuantizedGroups, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Matrix, bias: Tensor | None = None) -> None:
         super().__init__()
+        self.version = Version()
         self.register_buffer("bias", None if bias is None else bias.float())
         self.copy: tuple[OneDnnWeight, ...] = ()
         for name in self.buffers_held:
@@ -41,6 +39,11 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.many(x.to(self.takes)).float()
+        return y if self.bias is None else y + self.bias
+
+    def rowwise(self, x: Tensor) -> Tensor:
+        """As `forward`, each row to the bit what it would be alone."""
+        y = self.few()(x.to(self.takes)).float()
         return y if self.bias is None else y + self.bias
 
     def many(self, x: Tensor) -> Tensor:
@@ -58,26 +61,24 @@ class Linear(nn.Module):
 
     def store(self, dense: Tensor) -> None:
         """Replace the matrix by `dense` (M, K)."""
-        Linear.changes += 1
+        self.version.bump()
         parts = len(self.copy)
         self.copy = ()
         self._set(dense)
         if parts:
             self.keep_copy(parts)
 
-    def _set(self, weight: Tensor | QuantizedGroups) -> None:
+    def _set(self, weight: Matrix) -> None:
         raise NotImplementedError
 
-    def keep_copy(self, parts: int = 1, source: Tensor | QuantizedGroups | None = None) -> None:
+    def keep_copy(self, parts: int = 1, source: Matrix | None = None) -> None:
         """Keep the matrix in bfloat16 too, cut into `parts` of equal rows, if that is possible and of use here.
 
         `source`: what this was made from, where it is still at hand: unpacking takes longer.
         """
         if not onednn(torch.bfloat16):
             return
-        if isinstance(source, QuantizedGroups):
-            source = source.dense()
-        dense = self._bfloat16() if source is None else source.bfloat16()
+        dense = self._bfloat16() if source is None else as_dense(source).bfloat16()
         self.copy = tuple(OneDnnWeight(part.contiguous()) for part in dense.chunk(parts))
 
     def _bfloat16(self) -> Tensor:

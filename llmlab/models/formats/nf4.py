@@ -14,7 +14,7 @@ from torch import Tensor
 from llmlab.errors import Refused
 from llmlab.models.formats.linear import MANY, Linear
 from llmlab.models.formats.onednn import in_turn
-from llmlab.models.formats.quantized_groups import QuantizedGroups
+from llmlab.models.formats.quantized_groups import Matrix, as_dense
 
 
 def bitsandbytes_functions(weights: str) -> Any:
@@ -38,8 +38,8 @@ class Nf4(Linear):
     buffers_held = ("packed",)
     blocked = False
 
-    def _set(self, weight: Tensor | QuantizedGroups) -> None:
-        dense = weight.dense() if isinstance(weight, QuantizedGroups) else weight
+    def _set(self, weight: Matrix) -> None:
+        dense = as_dense(weight)
         self.outputs = len(dense)
         lib = bitsandbytes_functions("nf4")
         self.packed, self.state = lib.quantize_4bit(dense.bfloat16().contiguous(), blocksize=64, quant_type="nf4")

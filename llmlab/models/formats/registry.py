@@ -14,9 +14,9 @@ from llmlab.models.formats.int4 import Int4
 from llmlab.models.formats.int8 import Int8
 from llmlab.models.formats.linear import Linear
 from llmlab.models.formats.nf4 import Nf4
-from llmlab.models.formats.quantized_groups import GROUP, QuantizedGroups
+from llmlab.models.formats.quantized_groups import GROUP, Matrix
 
-FORMATS: dict[str, Callable[[Tensor | QuantizedGroups, Tensor | None], Linear]] = {
+FORMATS: dict[str, Callable[[Matrix, Tensor | None], Linear]] = {
     "dense-fp32": lambda w, b: Dense(w, torch.float32, b),
     "dense-bf16": lambda w, b: Dense(w, torch.bfloat16, b),
     "int8": Int8,
@@ -26,7 +26,7 @@ FORMATS: dict[str, Callable[[Tensor | QuantizedGroups, Tensor | None], Linear]] 
 }
 
 
-def make_linear(weight: Tensor | QuantizedGroups, weights: str, bias: Tensor | None = None) -> Linear:
+def make_linear(weight: Matrix, weights: str, bias: Tensor | None = None) -> Linear:
     """A matrix (M, K) in the format called `weights`. Refused for an unknown format or an unsuitable size."""
     if weights not in FORMATS:
         raise Refused(f"No weight format is called {weights[:20]!r};", "it is unknown", f"Choose {', '.join(FORMATS)}")

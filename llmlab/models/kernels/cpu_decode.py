@@ -1,88 +1,104 @@
-"""A layer over a few rows in few operations, for a processor."""
+"""A layer over a few rows, for a processor: the time goes into the number of operations, so there are few.
+
+The same mathematics as the block's own: buffers are made once, rotation and scale are one factor, nothing is allocated
+that can be kept. A law holds it to the reference, and below float32 each row to the bits of a pass of its own. Shapes:
+N rows, H heads, KV key-value heads, G = H / KV, D head size, E width, F inner width.
+"""
 
 from __future__ import annotations
 
 import math
-import operator
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from llmlab.kv.pool import Pool
-from llmlab.kv.rows import DEEP, Rows
-from llmlab.models.batch import Batch, Span
-from llmlab.models.formats.linear import Linear
-from llmlab.models.formats.onednn import bfloat16_instructions
+from llmlab.kv.rows import Rows
+from llmlab.models.batch import Batch, Pattern, Span, selected
+from llmlab.models.block import Block
+from llmlab.models.kernels.fused import fused_parts
+from llmlab.models.norm import Norm
+from llmlab.models.shape import Shape
+from llmlab.models.version import Version
 
 ROWS = 64
-"""Rows up to which a pass over several sequences is one of `Few`."""
-
-if TYPE_CHECKING:
-    from llmlab.models.block import Block
-    from llmlab.models.decoder import Decoder
-
+"""Rows up to which a pass over several sequences is one of a few rows."""
 
 Feed = tuple[Tensor, Tensor, Tensor, Tensor]
 """Gates and ups (N, 2F) in float32, views of the two, and their product (N, F) as the last matrix takes it."""
+Product = Callable[[Tensor], Tensor]
 
 
 @dataclass
 class BoundBlock:
-    """A layer's products, biases and norms as `Few` wants them, bound to the tensors of `changes` (`Linear.changes`).
+    """A layer's products, biases and norms, bound to their tensors: looking them up in the module costs as much as
+    multiplying by them. `first` and `second` are the norms' weights times √E."""
 
-    Looking them up in the module costs as much as multiplying by them.
-    """
-
-    changes: int
-    index: int
     first: Tensor
     second: Tensor
-    qkv: Callable[[Tensor], Tensor]
-    out: Callable[[Tensor], Tensor]
-    gate_up: Callable[[Tensor], Tensor]
-    down: Callable[[Tensor], Tensor]
+    qkv: Product
+    out: Product
+    gate_up: Product
+    down: Product
     biases: tuple[Tensor | None, ...]
-    head_norms: tuple[Any, Any] | None
+    head_norms: tuple[Norm, Norm] | None
     window: int | None
     feed: int
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        return None  # a copy of the layer binds its own tensors
+
+class BoundBlocks:
+    """The bound blocks of one model; all are bound anew once `version` says that a matrix has changed.
+
+    At most two per layer: with the products for few rows, and with those for many, whose bits depend on their number.
+    """
+
+    def __init__(self, version: Version) -> None:
+        self._version, self._count = version, version.count
+        self._bound: dict[tuple[Block, bool], BoundBlock | None] = {}
+
+    def of(self, block: Block, many: bool) -> BoundBlock | None:
+        """None for a block that this kernel has no way for."""
+        if self._count != self._version.count:
+            self._bound.clear()
+            self._count = self._version.count
+        key = block, many
+        if key not in self._bound:
+            self._bound[key] = _bind(block, many)
+        return self._bound[key]
 
 
-def bind_block(block: Block, many: bool) -> BoundBlock:
-    """What a layer's passes call. `many`: with the products for many rows, whose bits depend on their number."""
-    kept = block.bound[many]
-    if kept is None or kept.changes != Linear.changes or kept.index != block.index:
-        root = math.sqrt(block.shape.width)
-        parts = (block.qkv, block.out, block.gate_up, block.down)
-        products = [p.many if many else p.few() for p in parts]
-        norms = (block.norm_attention.weight * root, block.norm_feed.weight * root)
-        biases = tuple(p.bias for p in parts)
-        head_norms = None if block.norm_q is None else (block.norm_q, block.norm_k)
-        kept = BoundBlock(
-            Linear.changes, block.index, *norms, *products, biases, head_norms, block.window, block.gate_up.outputs // 2
-        )
-        block.bound[many] = kept
-    return kept
+def _bind(block: Block, many: bool) -> BoundBlock | None:
+    parts = fused_parts(block)
+    if parts is None:
+        return None
+    mixer, feed = parts
+    root = math.sqrt(mixer.shape.width)
+    linears = (mixer.qkv, mixer.out, feed.gate_up, feed.down)
+    head_norms = None if mixer.norm_q is None or mixer.norm_k is None else (mixer.norm_q, mixer.norm_k)
+    return BoundBlock(
+        block.norm_mixer.weight * root,
+        block.norm_feed.weight * root,
+        *(p.many if many else p.few() for p in linears),
+        tuple(p.bias for p in linears),
+        head_norms,
+        mixer.window,
+        feed.gate_up.outputs // 2,
+    )
 
 
 class DecodeWorkspace:
-    """A pass of N rows, of one sequence or of several. Made once per N and model; `begin` starts a pass.
+    """The buffers of a pass of N rows, of one sequence or of several. Made once per N and model; `begin` starts a pass.
 
     Its `x` is the residual stream (N, E), changed in place from layer to layer.
     """
 
-    def __init__(self, model: Decoder, N: int) -> None:
-        s = model.shape
+    def __init__(self, shape: Shape, N: int, takes: torch.dtype, blocks: BoundBlocks) -> None:
+        """`takes`: the type in which the model's matrices want their inputs."""
+        s = shape
         H, KV, D, E = s.heads, s.kv_heads, s.head_size, s.width
-        takes = model.layers[0].qkv.takes
-        self.deep = DEEP if takes == torch.bfloat16 and bfloat16_instructions() else sys.maxsize
-        self.shape, self.N = s, N
+        self.shape, self.N, self.blocks = s, N, blocks
         with torch.inference_mode(False):  # buffers made in inference mode could not be written to outside of it
             # An extra column holds √(E·eps), so that the norm of the row is √(Σx² + E·eps) in one operation.
             self.padded = torch.zeros(N, E + 16)
@@ -92,7 +108,7 @@ class DecodeWorkspace:
             self.qkv = torch.empty(N, H + 2 * KV, D)
             self.turn = torch.empty(N, H + KV, D // 2, dtype=torch.complex64)
             self.seen = torch.empty(N, KV, H // KV, D)
-            self.looked = torch.empty(N, H * D, dtype=takes)
+            self.mixed = torch.empty(N, H * D, dtype=takes)
         self.feeds: dict[int, Feed] = {}
         self.x = self.padded[:, :E]
         self.flat = self.qkv.view(N, -1)
@@ -104,34 +120,31 @@ class DecodeWorkspace:
         self.kv_rows = self.qkv[:, H:].view(N, 2, KV, D)
         self.a, self.a_flat = list(self.seen), self.seen.view(N, H * D)
 
-    def begin(self, model: Decoder, batch: Batch) -> Tensor:
-        """Embeddings and rotations of a pass; returns the residual stream."""
-        self.x.copy_(model.embedding.lookup(batch.tokens))
+    @property
+    def nbytes(self) -> int:
+        """Of its buffers."""
+        fixed = (self.padded, self.norm, self.scratch, self.normed, self.qkv, self.turn, self.seen, self.mixed)
+        return sum(t.nbytes for t in fixed) + sum(f[0].nbytes + f[3].nbytes for f in self.feeds.values())
+
+    def begin(self, batch: Batch) -> None:
+        """Take in what is the same for all layers of a pass."""
         self.turn.copy_(batch.rotation)
         self.turn[:, : self.shape.heads] *= 1 / math.sqrt(self.shape.head_size)
         self.many = not batch.exact
         self.paths = [_paths(span) for span in batch.spans]
         single = (s.stop - s.start == 1 and s.first is not None for s in batch.spans)
-        watched = any(s.patterns or s.watch for s in batch.spans)
+        watched = any(s.patterns or s.watch or s.bias is not None for s in batch.spans)
         self.side_by_side = self.many and all(single) and not watched
-        self.counts: list[int] = []
-        return self.x
 
-    def _pool(self, batch: Batch, b: BoundBlock) -> Pool | None:
-        """The pool whose sequences, all and in order, have a row each in this pass."""
-        if not self.side_by_side or b.window is not None:
-            return None
-        layers = [span.memory.layers[b.index] for span in batch.spans]
-        pool = layers[0].pool
-        alike = pool is not None and len(layers) == len(pool.members)
-        return pool if alike and all(map(operator.is_, layers, pool.members)) else None
-
-    def layer(self, block: Block, h: Tensor, batch: Batch, fill: bool) -> Tensor:
+    def layer(self, block: Block, h: Tensor, batch: Batch, kv_only: bool) -> Tensor:
         """As `Block.forward`; `h` comes back changed in place."""
         x, t, normed = self.x, self.scratch, self.normed
+        b = self.blocks.of(block, self.many)
+        if b is None:
+            x.copy_(block(h, batch, kv_only))
+            return x
         if h is not x:
             x.copy_(h)
-        b = bind_block(block, self.many)
         qkv_bias, out_bias, gate_bias, down_bias = b.biases
         torch.linalg.vector_norm(self.padded, 2, -1, True, out=self.norm)
         normed.copy_(torch.mul(x, b.first, out=t).div_(self.norm))
@@ -144,32 +157,10 @@ class DecodeWorkspace:
             self.qkv[:, :H] = norm_q(self.qkv[:, :H])
             self.qkv[:, H : H + KV] = norm_k(self.qkv[:, H : H + KV])
         self.turned.mul_(self.turn)
-        pool = self._pool(batch, b)
-        if pool:
-            self._look_side_by_side(pool, batch, fill)
-        for span, paths in () if pool else zip(batch.spans, self.paths, strict=True):
-            rows = span.memory.layers[b.index]
-            held = rows.count
-            single = span.stop - span.start == 1
-            if single and span.first is not None:
-                rows.append_one(self.one[span.start], span.first)
-            else:
-                kv = self.kv if span.stop - span.start == self.N else self.kv[:, :, span.start : span.stop]
-                rows.append_both(kv, span.order(batch))
-            if fill:
-                continue
-            if single and b.window is None and not span.patterns and span.watch is None:
-                if held >= self.deep:
-                    self._look_briefly(span.start, rows, held + 1)
-                    continue
-                scores = torch.bmm(self.q[span.start], rows.across.narrow(2, 0, held + 1))
-                values = rows.values.narrow(1, 0, held + 1)
-                torch.bmm(torch.softmax(scores, -1), values, out=self.a[span.start])
-            else:
-                self._look(span, rows, held, self.kv[:, :, span.start : span.stop], paths, b, batch)
-        if fill:
+        self._mix(b, block.index, batch, kv_only)
+        if kv_only:
             return x
-        t.copy_(b.out(self.looked.copy_(self.a_flat)))
+        t.copy_(b.out(self.mixed.copy_(self.a_flat)))
         if out_bias is not None:
             t.add_(out_bias)
         x.add_(t)
@@ -191,19 +182,64 @@ class DecodeWorkspace:
         self.feeds[width] = (gates, *gates.chunk(2, -1), fed)
         return self.feeds[width]
 
-    def _look(
-        self, span: Span, rows: Rows, held: int, kv: Tensor, paths: list[list[int]] | None, b: BoundBlock, batch: Batch
+    # Attention ----------------------------------------------------------------------------------------------------
+
+    def _mix(self, b: BoundBlock, index: int, batch: Batch, kv_only: bool) -> None:
+        """Append every span's rows and attend, into `seen`."""
+        pool = self._pool(batch, b, index)
+        if pool:
+            mask = pool.append_one_each(self.kv_rows.transpose(0, 1), [span.first or 0 for span in batch.spans])
+            if not kv_only:
+                KV, G, D = self.seen.shape[1:]
+                self.seen.copy_(pool.attend(self.queries.view(self.N, KV, G, D), mask))
+            return
+        for span, paths in zip(batch.spans, self.paths, strict=True):
+            rows = span.memory.layers[index]
+            held = rows.count
+            single = span.stop - span.start == 1
+            if single and span.first is not None:
+                rows.append_one(self.one[span.start], span.first)
+            else:
+                kv = self.kv if span.stop - span.start == self.N else self.kv[:, :, span.start : span.stop]
+                rows.append(kv, span.order(batch))
+            if kv_only:
+                continue
+            if single and b.window is None and not span.patterns and span.watch is None:
+                rows.storage.attend_one(self.q[span.start], held + 1, self.a[span.start])
+            else:
+                self._attend(span, rows, held, paths, b.window, index, batch)
+
+    def _pool(self, batch: Batch, b: BoundBlock, index: int) -> Pool | None:
+        """The pool whose sequences, all and in order, have a row each in this pass."""
+        if not self.side_by_side or b.window is not None:
+            return None
+        layers = [span.memory.layers[index] for span in batch.spans]
+        pool = layers[0].pool
+        return pool if isinstance(pool, Pool) and pool.holds(layers) else None
+
+    def _attend(
+        self,
+        span: Span,
+        rows: Rows,
+        held: int,
+        paths: list[list[int]] | None,
+        window: int | None,
+        index: int,
+        batch: Batch,
     ) -> None:
         """Attention of a span's rows, each over the rows before it, or over its own path of a tree.
 
         Row by row, with the very shapes that a pass of one row has: that is what makes their bits the same. A tree's
         row finds its path where sequential decoding would have put it, right behind the rows held before.
         """
-        n, across, values = span.stop - span.start, rows.across, rows.values
-        patterns = span.all_patterns(b.window)
+        n = span.stop - span.start
+        patterns = span.all_patterns(window)
         if n > 1 and self.many and span.watch is None and not patterns:
-            self._look_together(span, rows, held)
+            own = torch.ones(n, n, dtype=torch.bool).tril() if span.visible is None else span.visible
+            at = slice(span.start, span.stop)
+            self.seen[at] = rows.storage.attend_together(self.queries[at], rows.count, own)
             return
+        kv = self.kv[:, :, span.start : span.stop]
         weights = []
         there: list[int] | None = None  # the path that now lies behind the held rows, where they were moved for it
         for i in range(n):
@@ -212,67 +248,22 @@ class DecodeWorkspace:
             if path is not None and (there or list(range(n)))[: len(path)] != path:
                 rows.write(held, kv[:, :, path])
                 there = path + (there or list(range(n)))[len(path) :]
-            if self.deep < S and not patterns and span.watch is None:
-                self._look_briefly(j, rows, S)
+            if not patterns and span.watch is None:
+                rows.storage.attend_one(self.q[j], S, self.a[j])
                 continue
-            scores = torch.bmm(self.q[j], across.narrow(2, 0, S))
+            hidden = None
             if patterns:
-                hidden = _hidden(patterns, rows, held, path, batch.positions[span.start : span.stop], i)
-                scores.masked_fill_(hidden, -torch.inf)
-            w = torch.softmax(scores, -1)
-            torch.bmm(w, values.narrow(1, 0, S), out=self.a[j])
-            if span.watch is not None:
-                weights.append(w)
+                positions = batch.positions[span.start : span.stop]
+                kept = _positions(rows, held, path, positions, i)
+                hidden = _hidden(patterns, kept, positions[i], index)
+                if span.watch is None and (chosen := selected(patterns, int(positions[i]), kept, index)) is not None:
+                    rows.storage.attend_few(self.q[j], chosen, self.a[j], hidden[..., chosen])
+                    continue
+            weights.append(rows.storage.attend_hidden(self.q[j], S, self.a[j], hidden))
         if there is not None:
             rows.write(held, kv)
         if span.watch is not None:
-            span.watch(b.index, _gathered(weights, held, n, paths))
-
-    def _look_briefly(self, j: int, rows: Rows, S: int) -> None:
-        """Attention of row j over the first S rows held, all in bfloat16 but the softmax."""
-        keys, values = rows.brief(S)
-        scores = torch.bmm(self.q[j].bfloat16(), keys)
-        scores.narrow(2, S, scores.shape[2] - S).fill_(-torch.inf)
-        w = torch.softmax(scores, -1, dtype=torch.float32)
-        self.a[j].copy_(torch.bmm(w.bfloat16(), values))
-
-    def _look_side_by_side(self, pool: Pool, batch: Batch, fill: bool) -> None:
-        """Attention of the sequences of a pool, a row each: one product for them all."""
-        counts = [rows.count for rows in pool.members]
-        longest = max(counts) + 1
-        if counts != self.counts:
-            self.counts = counts
-            self.mask = None
-            if min(counts) + 1 < longest:
-                seen = torch.arange(longest) <= torch.tensor(counts)[:, None]
-                self.mask = torch.where(seen, 0.0, -torch.inf).repeat_interleave(self.shape.kv_heads, 0)[:, None]
-        for rows, span in zip(pool.members, batch.spans, strict=True):
-            rows.extend(range(span.first, span.first + 1))
-        kv = pool.kv
-        if self.mask is None:
-            kv[:, :, :, longest - 1] = self.kv_rows.transpose(0, 1)
-        else:
-            kv[:, torch.arange(self.N), :, torch.tensor(counts)] = self.kv_rows
-        if fill:
-            return
-        keys, values = kv[:, :, :, :longest].flatten(1, 2)
-        N, (KV, G, D) = self.N, self.seen.shape[1:]
-        scores = torch.bmm(self.queries.reshape(N * KV, G, D), keys.transpose(1, 2))
-        if self.mask is not None:
-            scores.add_(self.mask)
-        self.seen.copy_(torch.bmm(torch.softmax(scores, -1), values).view(N, KV, G, D))
-
-    def _look_together(self, span: Span, rows: Rows, held: int) -> None:
-        """The same in one product for all rows of a span: quicker, and not to the bit what rows get alone."""
-        n, S, G = span.stop - span.start, rows.count, self.shape.heads // self.shape.kv_heads
-        KV, D = self.shape.kv_heads, self.shape.head_size
-        q = self.queries[span.start : span.stop].view(n, KV, G, D).permute(1, 2, 0, 3).reshape(KV, G * n, D)
-        scores = torch.bmm(q, rows.across.narrow(2, 0, S)).view(KV, G, n, S)
-        own = torch.ones(n, n, dtype=torch.bool).tril() if span.visible is None else span.visible
-        scores[..., held:].masked_fill_(~own, -torch.inf)
-        w = torch.softmax(scores, -1).view(KV, G * n, S)
-        y = torch.bmm(w, rows.v).view(KV, G, n, D).permute(2, 0, 1, 3)
-        self.seen[span.start : span.stop] = y
+            span.watch(index, _gathered(weights, held, n, paths))
 
 
 def _paths(span: Span) -> list[list[int]] | None:
@@ -280,17 +271,19 @@ def _paths(span: Span) -> list[list[int]] | None:
     return None if span.visible is None else [row.nonzero().flatten().tolist() for row in span.visible]
 
 
-def _hidden(
-    patterns: tuple[Any, ...], rows: Rows, held: int, path: list[int] | None, positions: Tensor, i: int
-) -> Tensor:
-    """(KV, 1, S) bool: what row i of a span must not see of the rows before it."""
+def _positions(rows: Rows, held: int, path: list[int] | None, positions: Tensor, i: int) -> Tensor:
+    """(KV, S): where the rows stand that row i of a span finds before it, itself last."""
     if path is None:
-        kept = rows.positions[:, : held + i + 1]
-    else:
-        kept = torch.cat([rows.positions[:, :held], positions[path].expand(rows.positions.shape[0], -1)], 1)
+        return rows.positions[:, : held + i + 1]
+    return torch.cat([rows.positions[:, :held], positions[path].expand(rows.heads, -1)], 1)
+
+
+def _hidden(patterns: tuple[Pattern, ...], kept: Tensor, position: Tensor, layer: int) -> Tensor:
+    """(KV, 1, S) bool: what a query must not see of the rows at the positions `kept` (KV, S)."""
+    head = torch.arange(len(kept))[:, None, None]
     seen = torch.ones(1, dtype=torch.bool)
     for pattern in patterns:
-        seen = seen & pattern(positions[i].view(1, 1, 1), kept[:, None, :])
+        seen = seen & pattern.visible(position.view(1, 1, 1), kept[:, None, :], layer, head)
     return ~seen
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmlab.errors import Refused
-from llmlab.kv.rows import DEEP
+from llmlab.kv.storage import MIRROR_FROM
 from llmlab.models.formats.registry import FORMATS
 
 BITS = {"dense-fp32": 32.0, "dense-bf16": 16.0, "int8": 8.1, "int4": 5.0, "nf4": 4.5, "bnb-int8": 8.1}
@@ -83,7 +83,7 @@ def copy_bytes(size: Size, weights: str) -> int:
 
 def kv_bytes(size: Size, rows: int, weights: str) -> int:
     """Bytes of float32 keys and values for `rows` tokens, and of their brief form where there are many."""
-    return size.layers * size.row * rows * (6 if rows > DEEP and weights != "dense-fp32" else 4)
+    return size.layers * size.row * rows * (6 if rows > MIRROR_FROM and weights != "dense-fp32" else 4)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from llmlab.errors import Refused
-from llmlab.models.formats.quantized_groups import GROUP, QuantizedGroups
+from llmlab.models.formats.quantized_groups import GROUP, Matrix, QuantizedGroups, pick_rows
 
 AGAIN = "Fetch the file again or choose another"
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -159,7 +158,7 @@ class GgufFile:
     def names(self) -> Iterable[str]:
         return self._names
 
-    def get(self, name: str) -> Tensor | QuantizedGroups:
+    def get(self, name: str) -> Matrix:
         """Raises Refused for a tensor that is missing or of a kind that cannot be unpacked."""
         from gguf import GGMLQuantizationType as Kind
         from gguf import dequantize
@@ -168,7 +167,7 @@ class GgufFile:
             raise Refused(f"The tensor {name}", f"is missing from {self.path.name}", AGAIN)
         t = self._tensors[self._names[name]]
         if t.tensor_type in (Kind.Q4_1, Kind.Q4_0):
-            value: Tensor | QuantizedGroups = _codes(t.data, t.tensor_type == Kind.Q4_1)
+            value: Matrix = _codes(t.data, t.tensor_type == Kind.Q4_1)
         else:
             try:
                 shape = tuple(int(n) for n in reversed(t.shape))
@@ -194,10 +193,8 @@ def _codes(blocks: np.ndarray, minimum: bool) -> QuantizedGroups:
     return QuantizedGroups(q, d.contiguous(), (scales[..., 1] if minimum else -8 * d).contiguous())
 
 
-def _halves(weight: Tensor | QuantizedGroups, heads: int) -> Tensor | QuantizedGroups:
+def _halves(weight: Matrix, heads: int) -> Matrix:
     """Undo the order in which llama files keep the rows of q and k: pairs (x₀, y₀, x₁, …) back to halves (x₀…, y₀…)."""
     rows = weight.shape[0]
     order = torch.arange(rows).view(heads, rows // heads // 2, 2).transpose(1, 2).reshape(-1)
-    if isinstance(weight, QuantizedGroups):
-        return QuantizedGroups(weight.q[order], weight.d[order], weight.m[order])
-    return weight[order]
+    return pick_rows(weight, order)

@@ -55,13 +55,13 @@ class DraftModel(Drafter):
 
     def drafts(self, session: Session, tools: Tools) -> Generator[Draft, Verdict, None]:
         helper = Session(tools.partner(self.model))
-        tools.memories.append(helper.memory)
+        tools.remember(helper.memory)
         shape = branches(self.tree, self.title)
         pace = AdaptiveLength(self.length, row_cost(session.model) + helper.model.nbytes / session.model.nbytes)
 
         def score(draft: Draft) -> Tensor:
             helper.sync_to(session.tokens)  # takes the nodes of the level before back
-            return helper.forward(draft)
+            return helper.forward(draft).logits
 
         while True:
             k = min(pace.length() if self.adapt else self.length, session.max_draft_depth())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmlab.errors import Refused
-from llmlab.models.decoder import Depth
+from llmlab.models.decoder import Plan
 from llmlab.runtime.draft import Draft
 from llmlab.runtime.session import Session
 
@@ -92,7 +92,7 @@ def branches(text: str, who: str) -> tuple[int, ...]:
 # Guesses written by a model -------------------------------------------------------------------------------------
 
 
-def chain(session: Session, ahead: Session, length: int, confidence: float, depth: Depth | None = None) -> Draft:
+def chain(session: Session, ahead: Session, length: int, confidence: float, plan: Plan | None = None) -> Draft:
     """`length` guesses one after the other, each from a pass of `ahead`, which is left standing after them.
 
     Under greedy decoding the draft ends before the first guess less likely than `confidence`.
@@ -100,7 +100,7 @@ def chain(session: Session, ahead: Session, length: int, confidence: float, dept
     tokens: list[int] = []
     q: list[Tensor | None] = []
     while len(tokens) < length:
-        token, law, sure = session.sample_draft(ahead.forward(depth=depth)[0])
+        token, law, sure = session.sample_draft(ahead.forward(plan=plan).logits[0])
         if session.sampler.greedy and sure < confidence:
             break
         tokens.append(token)

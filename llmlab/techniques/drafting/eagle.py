@@ -60,8 +60,7 @@ class Eagle(Drafter):
 
     def drafts(self, session: Session, tools: Tools) -> Generator[Draft, Verdict, None]:
         net = tools.part(self.part, session.model, self.title, FeatureDrafter)
-        memory = net.memory()
-        tools.memories.append(memory)
+        memory = tools.remember(net.memory())
         held = 0  # rows of tokens that the model has committed
         while True:
             memory.restore([held])

@@ -11,7 +11,8 @@ from llmlab.errors import Refused
 from llmlab.models.auxiliary.exit_heads import HEADS, ExitHeads
 from llmlab.models.batch import Batch
 from llmlab.models.capabilities import Capability
-from llmlab.models.decoder import Decoder, Depth
+from llmlab.models.decoder import Decoder, Plan
+from llmlab.models.result import PlanResult
 from llmlab.runtime.configurable import knob
 from llmlab.runtime.draft import Draft, Verdict
 from llmlab.runtime.roles import Drafter
@@ -20,35 +21,32 @@ from llmlab.runtime.tools import Tools
 from llmlab.techniques.early_exit.heads import exit_heads, sample_draft
 
 
-def lower(layer: int, kept: list[Tensor]) -> Depth:
-    """The first `layer` layers, whose output (N, E) is kept; it says nothing."""
+def lower(layer: int) -> Plan:
+    """The first `layer` layers, whose output (N, E) stands for logits that nobody asks for."""
 
-    def depth(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        for block in list(model.layers)[:layer]:
-            h = block(h, batch)
-        kept.append(h.clone())  # a pass of a few rows changes h in place
-        return h, h
+    def plan(model: Decoder, h: Tensor, batch: Batch) -> PlanResult:
+        h = model.run_layers(h, batch, 0, layer).clone()  # a pass of a few rows changes h in place
+        return PlanResult(h, float(layer), h)
 
-    return depth
+    return plan
 
 
-def upper(layer: int, states: Tensor) -> Depth:
+def upper(layer: int, states: Tensor) -> Plan:
     """The layers above `layer`, from states (n, E) that are at hand for the rows of this pass.
 
     The rows of the layers below are as the drafting passes wrote them: taken back, but still in their buffers.
     """
 
-    def depth(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def plan(model: Decoder, h: Tensor, batch: Batch) -> PlanResult:
         (span,) = batch.spans
-        layers = list(model.layers)
-        for block in layers[:layer]:
-            span.memory.layers[block.index].extend(span.order(batch))
+        for rows in span.memory.layers[:layer]:
+            rows.reclaim(span.order(batch))
         h = states[: len(batch.tokens)]
-        for block in layers[layer:]:
-            h = block(h, batch)
-        return h, None
+        if batch.taps:
+            batch.taps.states |= {at: h for at in batch.taps.layers if at <= layer}
+        return PlanResult(model.run_layers(h, batch, layer), float(len(model.layers)))
 
-    return depth
+    return plan
 
 
 @dataclass(frozen=True)
@@ -98,23 +96,21 @@ class LayerSkip(Drafter):
     def drafts(self, session: Session, tools: Tools) -> Generator[Draft, Verdict, None]:
         heads, layer = self._exit(session.model, tools)
         watched = session.policy is not None and session.policy.observes
-        with session.with_plan(None):
-            while True:
-                k, kept = min(self.length, session.max_draft_depth()), list[Tensor]()
-                tokens: list[int] = []
-                q = []
-                with session.speculative_scope() as ahead:
-                    # One row more than is drafted goes through the lower layers: the last guess's own.
-                    while True:
-                        ahead.forward(depth=lower(layer, kept))
-                        state = kept[-1][-1:]
-                        if len(tokens) == k or float(heads.odds(layer, state)) < self.gate:
-                            break
-                        token, qi, sure = sample_draft(heads, layer, state, session)
-                        if sure < self.confidence and session.sampler.greedy:
-                            break
-                        tokens.append(token)
-                        q.append(qi)
-                        ahead.append_token(token)
-                session.depth = None if watched else upper(layer, torch.cat(kept))
-                yield Draft.chain(tokens, q)
+        while True:
+            k, kept = min(self.length, session.max_draft_depth()), list[Tensor]()
+            tokens: list[int] = []
+            q: list[Tensor | None] = []
+            with session.speculative_scope() as ahead:
+                # One row more than is drafted goes through the lower layers: the last guess's own.
+                while True:
+                    kept.append(ahead.forward(plan=lower(layer)).logits)
+                    state = kept[-1][-1:]
+                    if len(tokens) == k or float(heads.odds(layer, state)) < self.gate:
+                        break
+                    token, qi, sure = sample_draft(heads, layer, state, session)
+                    if sure < self.confidence and session.sampler.greedy:
+                        break
+                    tokens.append(token)
+                    q.append(qi)
+                    ahead.append_token(token)
+            yield Draft.chain(tokens, q, None if watched else upper(layer, torch.cat(kept)))

@@ -7,8 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from llmlab.models.batch import Batch
+from llmlab.models.cached import cached_on
 from llmlab.models.capabilities import Capability
-from llmlab.models.decoder import Decoder, Depth
+from llmlab.models.decoder import Decoder, Plan
+from llmlab.models.result import PlanResult
+from llmlab.runtime.calibration import layer_influence
 from llmlab.runtime.configurable import knob
 from llmlab.runtime.draft import Draft, Verdict
 from llmlab.runtime.roles import Drafter
@@ -18,16 +21,18 @@ from llmlab.techniques.drafting.draft_length import AdaptiveLength, row_cost
 from llmlab.techniques.drafting.draft_tree import branches, chain, grow
 
 
-def skipping(skipped: frozenset[int]) -> Depth:
+def skipping(skipped: frozenset[int]) -> Plan:
     """The layers without those in `skipped`; these get no keys and values."""
 
-    def depth(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        for block in model.layers:
-            if block.index not in skipped:
-                h = block(h, batch)
-        return h, None
+    def plan(model: Decoder, h: Tensor, batch: Batch) -> PlanResult:
+        start, count = 0, len(model.layers)
+        for stop in [*sorted(skipped), count]:
+            if start < stop:
+                h = model.run_layers(h, batch, start, stop)
+            start = stop + 1
+        return PlanResult(h, float(count - len(skipped)))
 
-    return depth
+    return plan
 
 
 @dataclass(frozen=True)
@@ -65,24 +70,28 @@ class SelfSpeculation(Drafter):
         branches(self.tree, self.title)
 
     def prepare(self, model: Any, tools: Tools) -> None:
-        tools.influence(model)
+        self._influence(model, tools)
+
+    def _influence(self, model: Decoder, tools: Tools) -> list[float]:
+        """Per layer, how much it turns its input on the calibration text; measured once per model."""
+        return cached_on(model, "influence", lambda: layer_influence(model, tools.calibration(512)))
 
     def drafts(self, session: Session, tools: Tools) -> Generator[Draft, Verdict, None]:
-        influence = tools.influence(session.model)
+        influence = self._influence(session.model, tools)
         order = sorted(range(1, len(influence) - 1), key=influence.__getitem__)
-        depth = skipping(frozenset(order[: round(self.skip * len(influence))]))
+        plan = skipping(frozenset(order[: round(self.skip * len(influence))]))
         shape = branches(self.tree, self.title)
         pace = AdaptiveLength(self.length, row_cost(session.model) + 1 - self.skip)
 
         def score(draft: Draft) -> Tensor:
             with session.speculative_scope() as ahead:
-                return ahead.forward(draft, depth)
+                return ahead.forward(draft, plan).logits
 
         while True:
             k = min(pace.length() if self.adapt else self.length, session.max_draft_depth())
             if shape == (1,):
                 with session.speculative_scope() as ahead:
-                    draft = chain(session, ahead, k, self.confidence, depth)
+                    draft = chain(session, ahead, k, self.confidence, plan)
             else:
                 draft = grow(session, score, shape, k, self.confidence)
             pace.learn((yield draft))

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +11,10 @@ from llmlab.models.auxiliary.exit_heads import HEADS, ExitHeads
 from llmlab.models.batch import Batch
 from llmlab.models.cached import cached_on
 from llmlab.models.capabilities import Capability
-from llmlab.models.decoder import Decoder, Depth
+from llmlab.models.decoder import Decoder, Plan
 from llmlab.runtime.configurable import knob
 from llmlab.runtime.early_exit_plan import FILLS, EarlyExitPlan, ExitTest
-from llmlab.runtime.roles import ForwardPatch
-from llmlab.runtime.session import Session
+from llmlab.runtime.roles import LayerPlan
 from llmlab.runtime.tools import Tools
 from llmlab.techniques.early_exit import rules, thresholds
 from llmlab.techniques.early_exit.heads import WORDS, answers_on_own_words, exit_heads
@@ -27,7 +24,7 @@ RULES = ("probability", "margin", "entropy", "speed", "patience", "consistency",
 
 
 @dataclass(frozen=True)
-class EarlyExit(ForwardPatch):
+class EarlyExit(LayerPlan):
     """Early exit by confidence.
 
     Idea: Where a rule finds the head of a middle layer sure enough, its word is the token; the rest is skipped.
@@ -39,7 +36,7 @@ class EarlyExit(ForwardPatch):
 
     covers = ("branchynet", "deebert", "fastbert", "pabee", "cats", ARXIV + "2207.07061", ARXIV + "2310.05424")
     needs = frozenset({Capability.LAYERS})
-    disables = ForwardPatch.disables | {Capability.MANY_ROWS}
+    disables = frozenset({Capability.MANY_ROWS})
     claim = "Stops at a middle layer when the model is already sure."
     claim_zh = "模型已有把握时在中间层停下。"
     noop_settings = {"threshold": 1.0}
@@ -94,27 +91,24 @@ class EarlyExit(ForwardPatch):
         """The odds below which a trained exit's head is not asked; rules that remember its answers want them all."""
         return self.gate if self.rule in RULES[:4] else 0.0
 
-    @contextmanager
-    def installed(self, session: Session) -> Iterator[None]:
-        depth: Depth | None = None
-        if self.threshold < 1:
-            heads, asked, rule = self._ready(session.model, session.tools)
+    def plan(self, model: Decoder, tools: Tools) -> Plan | None:
+        if self.threshold == 1:
+            return None
+        heads, asked, rule = self._ready(model, tools)
 
-            def begin(batch: Batch) -> ExitTest:
-                said: list[Tensor] = []
+        def begin(batch: Batch) -> ExitTest:
+            answers: list[Tensor] = []
 
-                def stop(ran: int, h: Tensor) -> tuple[Tensor, float] | None:
-                    odds = heads.odds(ran, h)
-                    if odds < self._gate():
-                        return None
-                    logits = None if self.rule == "learned" else heads.logits(ran, h)
-                    said.append(odds[:, None] if logits is None else torch.softmax(logits, -1))
-                    if not rule.leaves(torch.stack(said)):
-                        return None
-                    return heads.spread(heads.logits(ran, h) if logits is None else logits), float(said[-1].amax())
+            def test(ran: int, h: Tensor) -> tuple[Tensor, float] | None:
+                odds = heads.odds(ran, h)
+                if odds < self._gate():
+                    return None
+                logits = None if self.rule == "learned" else heads.logits(ran, h)
+                answers.append(odds[:, None] if logits is None else torch.softmax(logits, -1))
+                if not rule.leaves(torch.stack(answers)):
+                    return None
+                return heads.spread(heads.logits(ran, h) if logits is None else logits), float(answers[-1].amax())
 
-                return stop
+            return test
 
-            depth = EarlyExitPlan(session, asked, begin, self.fill)
-        with session.with_plan(depth):
-            yield
+        return EarlyExitPlan(asked, begin, self.fill)

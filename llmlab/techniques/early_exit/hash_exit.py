@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +11,10 @@ from llmlab.models.auxiliary.exit_heads import HEADS, ExitHeads
 from llmlab.models.batch import Batch, Span
 from llmlab.models.cached import cached_on
 from llmlab.models.capabilities import Capability
-from llmlab.models.decoder import Decoder
+from llmlab.models.decoder import Decoder, Plan
 from llmlab.runtime.configurable import knob
 from llmlab.runtime.early_exit_plan import FILLS, EarlyExitPlan, ExitTest
-from llmlab.runtime.roles import ForwardPatch
-from llmlab.runtime.session import Session
+from llmlab.runtime.roles import LayerPlan
 from llmlab.runtime.tools import Tools
 from llmlab.techniques.early_exit import hash_tables
 from llmlab.techniques.early_exit.heads import exit_heads
@@ -34,12 +31,12 @@ def answers(model: Decoder, tokens: list[int]) -> Tensor:
     said = []
     for piece in torch.tensor(tokens, device=model.device).split(256):
         batch = Batch(piece, torch.arange(len(piece), device=model.device), [Span(0, len(piece), model.memory())])
-        said.append(model.forward(batch).argmax(-1))
+        said.append(model.forward(batch).logits.argmax(-1))
     return torch.cat(said).cpu()
 
 
 @dataclass(frozen=True)
-class HashExit(ForwardPatch):
+class HashExit(LayerPlan):
     """Hash exit.
 
     Idea: How hard a token is to continue is itself hard to learn. So every word has its layer, and goes no further.
@@ -52,7 +49,7 @@ class HashExit(ForwardPatch):
 
     covers = ("hashee",)
     needs = frozenset({Capability.LAYERS})
-    disables = ForwardPatch.disables | {Capability.MANY_ROWS}
+    disables = frozenset({Capability.MANY_ROWS})
     claim = "Every word has its own exit layer, fixed beforehand."
     claim_zh = "每个词都有事先固定的退出层。"
     noop_settings = {"first": 128}
@@ -74,7 +71,7 @@ class HashExit(ForwardPatch):
 
     def _ready(self, model: Decoder, tools: Tools | None) -> tuple[ExitHeads | None, hash_tables.Hash]:
         """The heads at the exits, and the table; no heads where nothing exits."""
-        count = len(model.layers)
+        tools, count = tools or Tools(), len(model.layers)
         first = self.first or (1 if self.head == "trained" else count * 7 // 8)
         layers = range(first, count, self.step)
         if not layers:
@@ -83,7 +80,7 @@ class HashExit(ForwardPatch):
         places = (*(layer for layer in heads.layers if first <= layer < count), count)
         if len(places) == 1:
             raise Refused(self.title, f"finds no trained exit from layer {first} on", "Give a smaller number as first")
-        return heads, cached_on(model, (self, places), lambda: self._table(model, tools or Tools(), places))
+        return heads, tools.hold(cached_on(model, (self, places), lambda: self._table(model, tools, places)))
 
     def _table(self, model: Decoder, tools: Tools, places: tuple[int, ...]) -> hash_tables.Hash:
         V = model.shape.vocab
@@ -101,20 +98,20 @@ class HashExit(ForwardPatch):
         classes[often] = torch.arange(len(often))
         return hash_tables.information_hash(torch.tensor(text), classes[said], V, places)
 
-    @contextmanager
-    def installed(self, session: Session) -> Iterator[None]:
-        heads, table = self._ready(session.model, session.tools)
+    def plan(self, model: Decoder, tools: Tools) -> Plan | None:
+        heads, table = self._ready(model, tools)
+        if heads is None:
+            return None
 
         def begin(batch: Batch) -> ExitTest:
             leaves = int(table.at(batch.tokens[-1:].cpu()))
 
-            def stop(ran: int, h: Tensor) -> tuple[Tensor, float] | None:
+            def test(ran: int, h: Tensor) -> tuple[Tensor, float] | None:
                 if ran != leaves:
                     return None
                 logits = heads.logits(ran, h)
                 return heads.spread(logits), float(torch.softmax(logits, -1).amax())
 
-            return stop
+            return test
 
-        with session.with_plan(EarlyExitPlan(session, heads.layers if heads else (), begin, self.fill)):
-            yield
+        return EarlyExitPlan(heads.layers, begin, self.fill)

@@ -41,9 +41,8 @@ def exit_heads(
         return tools.part(
             "exits", model, who, lambda m, part: ExitHeads(m, part["layers"].tolist(), part["shortlist"], part)
         )
-    return cached_on(
-        model, ("lens", tuple(layers), words), lambda: ExitHeads(model, layers, shortlist(model, words, tools))
-    )
+    make = lambda: ExitHeads(model, layers, shortlist(model, words, tools))  # noqa: E731
+    return tools.hold(cached_on(model, ("lens", tuple(layers), words), make))
 
 
 def sample_draft(heads: ExitHeads, layer: int, h: Tensor, session: Session) -> tuple[int, Tensor | None, float]:
@@ -69,12 +68,11 @@ def own_words(model: Decoder, tools: Tools, layers: tuple[int, ...]) -> tuple[Te
         given = torch.tensor(tools.calibration(TEXTS * GIVEN)).split(GIVEN)
         states, said = [], []
         for piece in given:
-            session = Session(model)
-            session.tap(layers)
+            session = Session(model, taps=layers)
             for _ in session.prefill(piece.tolist()):
                 session.states()
             for _ in range(WRITTEN):
-                token = int(session.forward().argmax())
+                token = int(session.forward().logits.argmax())
                 session.commit((), token)
                 said.append(token)
             states.append(session.states()[-WRITTEN:])

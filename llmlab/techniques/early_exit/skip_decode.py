@@ -1,21 +1,21 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import itertools
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from llmlab.models.batch import Batch
 from llmlab.models.capabilities import Capability
-from llmlab.models.decoder import Decoder
+from llmlab.models.decoder import Decoder, Plan
+from llmlab.models.result import PlanResult
 from llmlab.runtime.configurable import knob
-from llmlab.runtime.roles import ForwardPatch
-from llmlab.runtime.session import Session
+from llmlab.runtime.roles import LayerPlan
+from llmlab.runtime.tools import Tools
 
 
 @dataclass(frozen=True)
-class SkipDecode(ForwardPatch):
+class SkipDecode(LayerPlan):
     """SkipDecode.
 
     Idea: The first words of an answer are the hardest, so depth falls with position, the same for every sequence of a
@@ -31,7 +31,7 @@ class SkipDecode(ForwardPatch):
 
     covers = ("skipdecode",)
     needs = frozenset({Capability.LAYERS})
-    disables = ForwardPatch.disables | {Capability.MANY_ROWS}
+    disables = frozenset({Capability.MANY_ROWS})
     claim = "Later tokens run fewer layers, by position alone."
     claim_zh = "越靠后的词元运行的层越少，只看位置。"
     noop_settings = {"least": 128, "most": 0}
@@ -51,19 +51,15 @@ class SkipDecode(ForwardPatch):
         low = min(self.warmup, d)
         return [*range(low), *range(count - (d - low), count)]
 
-    @contextmanager
-    def installed(self, session: Session) -> Iterator[None]:
-        start: int | None = None
+    def plan(self, model: Decoder, tools: Tools) -> Plan:
+        passes = itertools.count()
 
-        def depth(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-            nonlocal start
-            start = len(session.tokens) if start is None else start
-            layers = list(model.layers)
-            chosen = self.layers_at(len(session.tokens) - start, len(layers))
-            for i in chosen:
-                h = layers[i](h, batch)
-            session.layers_run = float(len(chosen))
-            return h, None
+        def plan(model: Decoder, h: Tensor, batch: Batch) -> PlanResult:
+            count = len(model.layers)
+            chosen = self.layers_at(next(passes), count)
+            low = next((i for i, layer in enumerate(chosen) if i != layer), len(chosen))
+            h = model.run_layers(h, batch, 0, low)
+            h = model.run_layers(h, batch, count - len(chosen) + low) if low < len(chosen) else h
+            return PlanResult(h, float(len(chosen)))
 
-        with session.with_plan(depth):
-            yield
+        return plan

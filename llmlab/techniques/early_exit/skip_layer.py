@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +10,11 @@ from torch import Tensor
 from llmlab.models.batch import Batch
 from llmlab.models.cached import cached_on
 from llmlab.models.capabilities import Capability
-from llmlab.models.decoder import Decoder
-from llmlab.runtime.calibration import calibration_batches
+from llmlab.models.decoder import Decoder, Plan
+from llmlab.models.result import PlanResult
+from llmlab.runtime.calibration import calibration_batch
 from llmlab.runtime.configurable import knob
-from llmlab.runtime.roles import ForwardPatch
-from llmlab.runtime.session import Session
+from llmlab.runtime.roles import LayerPlan
 from llmlab.runtime.tools import Tools
 
 CALIBRATION = 4096
@@ -42,11 +40,11 @@ class Routers:
 def fitted(model: Decoder, tokens: list[int]) -> Routers:
     """Routers that foretell from what goes into a layer how much it will turn it, ln (1 − cos): a ridge regression for
     each layer of the unchanged model."""
-    fresh = calibration_batches(model, tokens)
-    h = model.embedding.lookup(fresh().tokens)
+    batch = calibration_batch(model, tokens)
+    h = model.embedding.lookup(batch.tokens)
     weights, bias, said = [], [], []
-    for block in model.layers:
-        out = block(h, fresh())
+    for i in range(len(model.layers)):
+        out = model.run_layers(h, batch, i, i + 1)
         x = F.rms_norm(h, (h.shape[-1],), None, model.shape.eps)
         y = (1 - F.cosine_similarity(h.double(), out.double(), dim=-1)).clamp_min(1e-9).log().float()
         middle, level = x.mean(0), y.mean()
@@ -60,7 +58,7 @@ def fitted(model: Decoder, tokens: list[int]) -> Routers:
 
 
 @dataclass(frozen=True)
-class SkipLayer(ForwardPatch):
+class SkipLayer(LayerPlan):
     """SkipLayer.
 
     Idea: Not every token needs every layer, and the ones it can do without need not be the last ones. Before each layer
@@ -77,7 +75,7 @@ class SkipLayer(ForwardPatch):
 
     covers = ("skiplayer",)
     needs = frozenset({Capability.LAYERS})
-    disables = ForwardPatch.disables | {Capability.MANY_ROWS}
+    disables = frozenset({Capability.MANY_ROWS})
     claim = "A small router before each layer lets tokens pass it by."
     claim_zh = "每层前的小路由器让词元绕过该层。"
     noop_settings = {"density": 1.0}
@@ -90,24 +88,24 @@ class SkipLayer(ForwardPatch):
         self._routers(model, tools)
 
     def _routers(self, model: Decoder, tools: Tools | None) -> Routers:
-        return cached_on(model, "routers", lambda: fitted(model, (tools or Tools()).calibration(CALIBRATION)))
+        tools = tools or Tools()
+        return tools.hold(cached_on(model, "routers", lambda: fitted(model, tools.calibration(CALIBRATION))))
 
-    @contextmanager
-    def installed(self, session: Session) -> Iterator[None]:
-        routers = self._routers(session.model, session.tools) if self.density < 1 else None
-        bar = routers.bar(self.density) if routers else -torch.inf
+    def plan(self, model: Decoder, tools: Tools) -> Plan | None:
+        if self.density == 1:
+            return None
+        routers = self._routers(model, tools)
+        bar = routers.bar(self.density)
 
-        def depth(model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-            layers, ran = list(model.layers), 0
-            for i, block in enumerate(layers):
-                runs = routers is None or i in (0, len(layers) - 1)
+        def plan(model: Decoder, h: Tensor, batch: Batch) -> PlanResult:
+            count, ran = len(model.layers), 0
+            for i in range(count):
+                runs = i in (0, count - 1)
                 if not runs:
                     x = F.rms_norm(h[-1], (h.shape[-1],), None, model.shape.eps)
                     runs = bool(x @ routers.weights[i] + routers.bias[i] > bar)
-                h = block(h, batch, fill=not runs)
+                h = model.run_layers(h, batch, i, i + 1, kv_only=not runs)
                 ran += runs
-            session.layers_run = float(ran)
-            return h, None
+            return PlanResult(h, float(ran))
 
-        with session.with_plan(depth):
-            yield
+        return plan

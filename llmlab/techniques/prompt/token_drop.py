@@ -1,19 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from llmlab.errors import Refused
 from llmlab.models.capabilities import Capability
+from llmlab.models.decoder import Plan
 from llmlab.runtime.configurable import knob
-from llmlab.runtime.roles import ForwardPatch
-from llmlab.runtime.session import Session
+from llmlab.runtime.roles import LayerPlan
 from llmlab.runtime.token_drop_plan import TokenDropPlan, Top, places
+from llmlab.runtime.tools import Tools
 
 
 @dataclass(frozen=True)
-class TokenDrop(ForwardPatch):
+class TokenDrop(LayerPlan):
     """Token dropping.
 
     Idea: Deep in the model most words of a prompt have said what they had to say. While the prompt is read, those that
@@ -34,7 +34,8 @@ class TokenDrop(ForwardPatch):
 
     covers = ("https://arxiv.org/abs/2407.14057",)
     needs = frozenset({Capability.LAYERS, Capability.ATTENTION})
-    disables = ForwardPatch.disables | {Capability.ROTARY}
+    disables = frozenset({Capability.ROTARY})
+    phase = "prefill"
     claim = "Lets a prompt's unattended words leave before the deeper layers."
     claim_zh = "让提示中没人注意的词在进入深层之前离开。"
     noop_settings = {"ratio": 0.0}
@@ -46,18 +47,12 @@ class TokenDrop(ForwardPatch):
     times: int = knob(3, 1, 16, "how often tokens are dropped, evenly up to the last layer")
     score: str = knob("last", choices=("last", "received", "mean", "random"), help="whose attention counts, or chance")
 
-    @contextmanager
-    def installed(self, session: Session) -> Iterator[None]:
-        count = len(session.model.layers)
+    def plan(self, model: Any, tools: Tools) -> Plan | None:
+        count = len(model.layers)
         first = self.first or max(1, count // 3)
         if self.ratio and first >= count:
             raise Refused(self.title, f"would drop nothing: it waits for layer {first} of {count}", "Lower first")
-        if self.ratio:
-            chosen = Top(1 - self.ratio, self.score)  # type: ignore[arg-type]
-            session.prefill_plan = TokenDropPlan(
-                {layer: chosen for layer in places(count, first, self.times)}, answer=False
-            )
-        try:
-            yield
-        finally:
-            session.prefill_plan = None
+        if not self.ratio:
+            return None
+        chosen = Top(1 - self.ratio, self.score)  # type: ignore[arg-type]
+        return TokenDropPlan({layer: chosen for layer in places(count, first, self.times)}, answer=False)

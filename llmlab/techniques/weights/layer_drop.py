@@ -45,7 +45,5 @@ class LayerDrop(WeightTransform):
         scores = layer_influence(model, tools.calibration(self.calibration))
         gone = set(sorted(range(total), key=scores.__getitem__)[: self.count])
         model.layers = nn.ModuleList(block for i, block in enumerate(model.layers) if i not in gone)
-        for i, block in enumerate(model.layers):
-            block.index = i
         named = ", ".join(str(i) for i in sorted(gone))
         return f"{self.count} of {total} layers removed ({named})" if gone else "no layer removed"

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmlab.models.capabilities import Capability
-from llmlab.runtime.calibration import linears
 from llmlab.runtime.configurable import knob
 from llmlab.runtime.roles import WeightTransform
 from llmlab.runtime.tools import Tools
@@ -38,8 +37,8 @@ class Magnitude(WeightTransform):
 
     def apply(self, model: Any, tools: Tools) -> str:
         for block in model.layers:
-            for _, module in linears(block):
-                W = module.dense()
-                module.store(W.masked_fill(lowest(W.abs(), self.ratio, self.pattern), 0))
+            for name, linear in block.linears().items():
+                W = linear.dense()
+                block.store(name, W.masked_fill(lowest(W.abs(), self.ratio, self.pattern), 0))
         none, total = zeros(model)
         return f"{none / total:.0%} of {total / 1e6:.1f} million weights are zero; the matrices are stored dense"

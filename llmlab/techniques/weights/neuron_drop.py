@@ -41,12 +41,13 @@ class NeuronDrop(WeightTransform):
     calibration: int = knob(1024, 64, 8192, "calibration tokens", advanced=True)
 
     def apply(self, model: Any, tools: Tools) -> str:
-        for block, norms in walk_layers(model, tools.calibration(self.calibration)):
-            down, gate_up = block.down.dense(), block.gate_up.dense()  # (E, F), (2F, E)
+        for block, inputs in walk_layers(model, tools.calibration(self.calibration)):
+            linears = block.linears()
+            down, gate_up = linears["down"].dense(), linears["gate_up"].dense()  # (E, F), (2F, E)
             F = down.shape[1]
             kept = max(MULTIPLE, round(F * (1 - self.ratio) / MULTIPLE) * MULTIPLE) if self.ratio else F
-            score = norms["down"] * down.norm(dim=0)
+            score = inputs["down"].norms * down.norm(dim=0)
             rows = score.topk(min(kept, F)).indices.sort().values
-            block.down.store(down[:, rows].contiguous())
-            block.gate_up.store(gate_up[torch.cat([rows, F + rows])])
+            block.store("down", down[:, rows].contiguous())
+            block.store("gate_up", gate_up[torch.cat([rows, F + rows])])
         return f"{F - len(rows)} of {F} neurons removed in each of {len(model.layers)} layers"

@@ -1,4 +1,4 @@
-"""What the pruning techniques share: which weights a score and a pattern remove, and layer-by-layer calibration."""
+"""What the pruning techniques share: which weights a score and a pattern remove."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from llmlab.models.decoder import Decoder
-from llmlab.runtime.calibration import linears
 
 PATTERNS = ("unstructured", "2:4", "4:8")
 
@@ -27,7 +26,7 @@ def zeros(model: Decoder) -> tuple[int, int]:
     """How many weights of the layers' matrices are exactly zero as stored, and how many there are."""
     none = total = 0
     for block in model.layers:
-        for _, module in linears(block):
+        for module in block.linears().values():
             W = module.dense()
             none, total = none + int((W == 0).sum()), total + W.numel()
     return none, total

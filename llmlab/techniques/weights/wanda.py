@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmlab.models.capabilities import Capability
-from llmlab.runtime.calibration import linears, walk_layers
+from llmlab.runtime.calibration import walk_layers
 from llmlab.runtime.configurable import knob
 from llmlab.runtime.roles import WeightTransform
 from llmlab.runtime.tools import Tools
@@ -40,10 +40,10 @@ class Wanda(WeightTransform):
     calibration: int = knob(1024, 64, 8192, "calibration tokens", advanced=True)
 
     def apply(self, model: Any, tools: Tools) -> str:
-        for block, norms in walk_layers(model, tools.calibration(self.calibration)):
-            for name, module in linears(block):
-                W = module.dense()
-                scores = W.abs() * norms[name]
-                module.store(W.masked_fill(lowest(scores, self.ratio, self.pattern), 0))
+        for block, inputs in walk_layers(model, tools.calibration(self.calibration)):
+            for name, linear in block.linears().items():
+                W = linear.dense()
+                scores = W.abs() * inputs[name].norms
+                block.store(name, W.masked_fill(lowest(scores, self.ratio, self.pattern), 0))
         none, total = zeros(model)
         return f"{none / total:.0%} of {total / 1e6:.1f} million weights are zero; the matrices are stored dense"
