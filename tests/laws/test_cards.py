@@ -25,7 +25,7 @@ from llmlab.runtime.technique import Technique, make, registry
 from llmlab.ui import links
 from llmlab.ui.cards import STUDIES_ZH
 from llmlab.ui.i18n import catalogue
-from llmlab.ui.studies import BENCHES
+from llmlab.ui.studies.picker import BENCHES
 from tests.laws import laws
 
 SURVEY = Path(__file__).parents[2] / "assets" / "survey.json"

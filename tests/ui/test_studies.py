@@ -11,7 +11,7 @@ import pytest
 
 from llmlab.lab.queue import StudyRun
 from llmlab.lab.study import make_study
-from llmlab.ui import figures
+from llmlab.ui.figures import study as figures
 from llmlab.ui.findings import cell, claims_html, table
 from tests.ui.conftest import PANEL, Site
 from tests.ui.test_browser import state, until
