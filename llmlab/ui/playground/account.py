@@ -18,6 +18,7 @@ from llmlab.ui.figures import run as run_figures
 from llmlab.ui.i18n import word
 from llmlab.ui.playground.layout import Account
 from llmlab.ui.run_summary import lane_name, run_summary
+from llmlab.ui.tables import table
 
 PASSES = ("r_lane", "r_round", "r_t", "r_ms", "r_drafted", "r_accepted", "r_tokens", "r_text", "r_rows", "r_layers")
 """Headings of the table of passes."""
@@ -32,7 +33,7 @@ def account(
     return {
         tabs.summary: run_summary(events, lang),
         **{p: gr.update(value=f, visible=f is not None) for p, f in zip(tabs.plots, drawn, strict=True)},
-        tabs.passes: {"headers": [word(k, lang) for k in PASSES], "data": passes_table(events, lang)},
+        tabs.passes: table([word(k, lang) for k in PASSES], passes_table(events, lang)),
         tabs.quality: quality_table(trace.quality(events), lang),
         tabs.query: links.to_query(settings),
         tabs.command: links.command_line(settings, compare),

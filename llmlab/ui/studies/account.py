@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -16,6 +16,7 @@ from llmlab.ui.findings import cell, claims_html
 from llmlab.ui.gradio_events import refusal_html
 from llmlab.ui.i18n import both_words, word
 from llmlab.ui.studies.layout import MOST_FIGURES, Findings, none_yet
+from llmlab.ui.tables import table
 
 
 def no_findings(places: Findings) -> dict[Any, Any]:
@@ -39,17 +40,9 @@ def findings(places: Findings, exports: Exports, job: StudyRun, lang: str) -> di
 
 
 def table_update(found: Mapping[str, Any]) -> Any:
-    """The rows under their headings, each column as wide as it needs."""
+    """The update that shows the rows under their headings."""
     rows = [[_number_or_text(row.get(name)) for name in found["columns"]] for row in found["rows"]]
-    headings = list(found["columns"].values())
-    widths = [_width(heading, [row[i] for row in rows]) for i, heading in enumerate(headings)]
-    return gr.update(value={"headers": headings, "data": rows}, column_widths=widths, visible=True)
-
-
-def _width(heading: str, values: Sequence[Any]) -> int:
-    """Pixels for a column: for its longest value and for the longest word of its heading, within reason."""
-    longest = max([len(str(v)) for v in values] + [len(w) for w in heading.split()], default=0)
-    return min(320, max(70, 28 + 9 * longest))
+    return table(list(found["columns"].values()), rows)
 
 
 def _number_or_text(value: Any) -> Any:
