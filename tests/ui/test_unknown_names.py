@@ -21,19 +21,19 @@ from tests.ui.conftest import Site
 
 def test_an_unknown_recording_is_refused() -> None:
     assert samples.recording("lookup")["file"] == "lookup.jsonl"
-    with pytest.raises(Refused, match="No recorded run is called 'lokup'.*lookup, draft"):
+    with pytest.raises(Refused, match=r"No recorded run is called 'lokup'.*lookup, draft"):
         samples.recording("lokup")
 
 
 def test_a_setting_without_a_control_is_refused() -> None:
-    with pytest.raises(Refused, match="The setting 'temprature' has no control.*temperature"):
+    with pytest.raises(Refused, match=r"The setting 'temprature' has no control.*temperature"):
         setting_control("temprature", lambda key: key)
 
 
 def test_a_chart_of_an_unknown_kind_is_refused() -> None:
     spec = {"title": "Pie", "x": "a", "y": "b", "group": "", "ideal": "", "kind": "pie"}
     found = {"columns": {"a": "A", "b": "B"}, "rows": [{"a": 1, "b": 2}]}
-    with pytest.raises(Refused, match="'pie'.*line, bar, points, front"):
+    with pytest.raises(Refused, match=r"'pie'.*line, bar, points, front"):
         chart(found, spec, "en")
 
 
