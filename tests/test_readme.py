@@ -39,7 +39,13 @@ def test_the_example_technique_works_as_it_stands() -> None:
         both = laws.run(model, prompt, 40, Stack([policy, make("prompt-lookup")]))
         assert laws.committed_tokens(both) == laws.committed_tokens(events)
         idle = laws.run(model, prompt, 40, Stack([module.RecentOnly(**policy.noop_settings)]))
-        assert laws.committed_tokens(idle) == laws.committed_tokens(laws.run(model, prompt, 40, Stack()))
+        plain = laws.run(model, prompt, 40, Stack())
+        assert laws.committed_tokens(idle) == laws.committed_tokens(plain)
+        biting = laws.run(model, prompt, 40, Stack([module.RecentOnly(**policy.biting_settings)]))
+        assert laws.committed_tokens(biting) != laws.committed_tokens(plain)
+        assert policy.main_knob in {k.name for k in policy.knobs()}
+        assert policy.claim
+        assert policy.claim_zh
     finally:
         del sys.modules[name]
 
