@@ -13,7 +13,7 @@ from llmlab.measure import trace
 from llmlab.runtime.configurable import LABELS, card
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.technique import make
-from llmlab.ui.page import RUNS, examples, recordings
+from llmlab.ui.playground.samples import RUNS, examples, recordings
 from tests import tiny
 from tests.laws import laws
 

@@ -35,7 +35,10 @@ def _plain() -> Stack:
 
 @dataclass(frozen=True)
 class Settings(Configurable):
-    """Everything that determines a run."""
+    """The run.
+
+    Everything that determines it. `chat` None: as a chat where the model has a chat template.
+    """
 
     model: str = knob("smollm2-135m", help="catalogue id, Hub id, local folder or GGUF file", short="m")
     prompt: str = knob("", help="what the model answers or continues", short="p")

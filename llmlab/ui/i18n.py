@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 
-@cache
+@cache  # one value
 def catalogue() -> dict[str, dict[str, str]]:
     """Every word by language and key; both languages hold the same keys."""
     return json.loads(Path(__file__).with_name("i18n.json").read_text(encoding="utf-8"))
@@ -32,5 +32,6 @@ def both(en: str, zh: str) -> str:
     return f'<span class="en">{escape(en)}</span><span class="zh">{escape(zh)}</span>'
 
 
-def both_words(key: str) -> str:
-    return both(word(key, "en"), word(key, "zh-CN"))
+def both_words(key: str, **values: Any) -> str:
+    """The text called `key` in both languages, as `both` makes it."""
+    return both(word(key, "en", **values), word(key, "zh-CN", **values))

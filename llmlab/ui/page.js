@@ -46,12 +46,12 @@
     const wanted = text.trim().toLowerCase().split(/\s+/).filter(Boolean);
     const rules = [];
     const families = {};
-    for (const [name, { door, words: own }] of Object.entries(techniques)) {
+    for (const [name, { door: role, words: own }] of Object.entries(techniques)) {
       const hit = wanted.every((w) => own.includes(w));
-      families[door] ||= hit;
+      families[role] ||= hit;
       if (!hit) rules.push(`#controls label:has(input:is([value="${name}"], [name="${name}"])) { display: none !important; }`);
     }
-    for (const door in families) if (!families[door]) rules.push(`#family-${door} { display: none !important; }`);
+    for (const role in families) if (!families[role]) rules.push(`#family-${role} { display: none !important; }`);
     let sheet = document.querySelector("#found");
     if (!sheet) document.head.append((sheet = Object.assign(document.createElement("style"), { id: "found" })));
     sheet.textContent = wanted.length ? rules.join("\n") : "";

@@ -1,9 +1,14 @@
-"""What happened in a run, in words: a fold over its events that also says when a technique did not pay, and why."""
+"""What happened in a run, in words: a fold over its events that also says when a technique did not pay, and why.
+
+The account is a list of rules, each a condition on the run's facts and the phrase of `i18n.json` that is told where it
+holds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from llmlab.lab.records import record
 from llmlab.measure.quality import first_difference
@@ -11,14 +16,13 @@ from llmlab.measure.trace import lanes
 from llmlab.models.loading.fit import gigabytes
 from llmlab.runtime.events import Event, Failed, Finished, Started, WeightsChanged
 from llmlab.runtime.stack import Stack
-from llmlab.ui.i18n import word
+from llmlab.ui.i18n import catalogue, word
 
-WAYS = ("bitwise", "fast", "copies", "no-bf16", "wrapped")
-"""Ways of the engine that the account can name."""
-PLACES = 6
-"""Places of a draft whose acceptance is told one by one."""
+POSITIONS = 6
+"""Draft positions whose acceptance is told one by one."""
 PAYS = 1.02
 """Times the baseline's speed below which a technique is said not to pay; two equal runs differ by about this much."""
+LANES = ("baseline", "stack")
 
 
 def plain_text(text: str) -> str:
@@ -26,132 +30,219 @@ def plain_text(text: str) -> str:
     return "".join("\\" + c if c in r"\`*_{}[]()<>#+-.!|~$&" else c for c in text.replace("\n", " "))
 
 
+def lane_name(lane: str, lang: str) -> str:
+    """What a lane is called; a stranger's trace may call its lanes anything."""
+    return word(lane, lang) if lane in LANES else lane[:40]
+
+
+class Facts:
+    """What the rules look at: one lane of a trace and, for the techniques' lane, its baseline."""
+
+    def __init__(self, events: Sequence[Event], baseline: Sequence[Event] | None, lang: str) -> None:
+        self.events, self.lang = events, lang
+        self.record = record(events)
+        self.m: dict[str, Any] = self.record["metrics"]
+        self.started = next(e for e in events if isinstance(e, Started))
+        self.stack = Stack.from_json(self.started.stack)
+        self.base = record(baseline) if baseline is not None and len(self.stack) else None
+        self.b: dict[str, Any] = self.base["metrics"] if self.base else {}
+
+    @cached_property
+    def acceptor(self) -> Any:
+        return self.stack.one("Acceptor")
+
+    @cached_property
+    def has_drafter(self) -> bool:
+        return self.stack.one("Drafter") is not None
+
+    @cached_property
+    def has_policy(self) -> bool:
+        return self.stack.one("CachePolicy") is not None
+
+    @cached_property
+    def whole(self) -> int:
+        """Tokens of prompt and text."""
+        return self.m["prompt_tokens"] + self.m["new_tokens"]
+
+    @cached_property
+    def speed_ratio(self) -> float | None:
+        """Decoding speed over the baseline's; None where one of them decoded nothing, or without a baseline."""
+        mine, theirs = self.m["decode_tokens_per_second"], self.b.get("decode_tokens_per_second")
+        return mine / theirs if mine and theirs else None
+
+    @cached_property
+    def pass_ratio(self) -> float | None:
+        """Time of a median pass over the baseline's."""
+        mine, theirs = self.m["seconds_per_pass_median"], self.b.get("seconds_per_pass_median")
+        return mine / theirs if mine and theirs else None
+
+    @cached_property
+    def difference(self) -> int | None:
+        """The first token that differs from the baseline's, counted from 0."""
+        return first_difference(self.base["token_ids"], self.record["token_ids"]) if self.base else None
+
+    @cached_property
+    def temperature(self) -> float:
+        return self.started.settings.get("temperature") or 0.0
+
+    @cached_property
+    def margin(self) -> float | None:
+        """Nats between the baseline's two best tokens where a greedy run first differs."""
+        margin = (self.record["quality"] or {}).get("margin")
+        told = self.difference is not None and not self.temperature and isinstance(margin, int | float)
+        return margin if told else None
+
+    @cached_property
+    def did_not_pay(self) -> bool:
+        return self.speed_ratio is not None and self.speed_ratio < PAYS and self.pass_ratio is not None
+
+
+def _nothing(f: Facts) -> dict[str, Any]:
+    return {}
+
+
+class Rule(NamedTuple):
+    """A phrase, when it is told, and what its placeholders hold."""
+
+    phrase: str
+    holds: Callable[[Facts], Any]
+    values: Callable[[Facts], dict[str, Any]] = _nothing
+
+
+def _names(techniques: Sequence[Any]) -> str:
+    return " + ".join(t.title for t in techniques)
+
+
+def _speeds(f: Facts) -> dict[str, Any]:
+    return {
+        "names": _names(f.stack.techniques),
+        "tokens": f.m["new_tokens"],
+        "passes": f.m["passes"],
+        "per": f"{f.m['tokens_per_pass']:.2f}",
+        "speed": f"{f.m['decode_tokens_per_second']:.1f}",
+        "ttft": f"{f.m['ttft_seconds'] or 0:.2f}",
+    }
+
+
+def _by_position(f: Facts) -> list[str]:
+    """The acceptance rate at each draft position."""
+    return [f"{d}: {kept / drafts:.0%}" for d, drafts, kept in f.m["accepted_by_depth"][:POSITIONS]]
+
+
+HEAD = (
+    Rule("s_stack", lambda f: len(f.stack), _speeds),
+    Rule("s_plain", lambda f: not len(f.stack), _speeds),
+    Rule(
+        "s_from",
+        lambda f: True,
+        lambda f: {"weights": plain_text(f.started.weights), "device": plain_text(f.started.device)},
+    ),
+)
+BODY = (
+    Rule(
+        "s_drafts",
+        lambda f: f.has_drafter and f.m["drafted"],
+        lambda f: {"accepted": f.m["accepted"], "drafted": f.m["drafted"], "rate": f"{f.m['acceptance_rate']:.0%}"},
+    ),
+    Rule(
+        "s_by_depth",
+        lambda f: f.has_drafter and f.m["drafted"] and len(_by_position(f)) > 1,
+        lambda f: {"rates": ", ".join(_by_position(f))},
+    ),
+    Rule("s_no_drafts", lambda f: f.has_drafter and not f.m["drafted"]),
+    Rule(
+        "s_acceptor",
+        lambda f: f.acceptor and f.m["drafted"] and not f.acceptor.lossless(),
+        lambda f: {"name": f.acceptor.title},
+    ),
+    Rule(
+        "s_evicted",
+        lambda f: f.has_policy and f.m["evicted_rows"],
+        lambda f: {"rows": f.m["evicted_rows"], "held": f.m["kv_rows_peak"], "whole": f.whole},
+    ),
+    Rule("s_not_evicted", lambda f: f.has_policy and not f.m["evicted_rows"], lambda f: {"whole": f.whole}),
+    Rule(
+        "s_layers",
+        lambda f: f.m["layers_run_mean"] is not None and f.m["layers_run_mean"] < f.started.layers - 0.005,
+        lambda f: {"mean": f"{f.m['layers_run_mean']:.1f}", "layers": f.started.layers},
+    ),
+    Rule(
+        "s_roofline",
+        lambda f: f.started.least_seconds and f.m["seconds_per_pass_median"] and not f.has_drafter,
+        lambda f: {
+            "bound": f"{1000 * f.started.least_seconds:.1f}",
+            "median": f"{1000 * f.m['seconds_per_pass_median']:.1f}",
+        },
+    ),
+    Rule("s_simulated", lambda f: f.stack.simulated(), lambda f: {"names": _names(f.stack.simulated())}),
+)
+COMPARISON = (
+    Rule("s_faster", lambda f: True, lambda f: {"ratio": f"{f.speed_ratio:.2f}"}),
+    Rule("s_same", lambda f: f.difference is None),
+    Rule("s_differs", lambda f: f.difference is not None, lambda f: {"at": f.difference}),
+    Rule("s_margin", lambda f: f.margin is not None, lambda f: {"margin": f"{f.margin:.3f}"}),
+    Rule("s_sampled", lambda f: f.difference is not None and f.temperature, lambda f: {"t": f.temperature}),
+    Rule(
+        "s_lossless_differs",
+        lambda f: (
+            f.difference is not None and not f.temperature and f.stack.lossless() and f.started.weights != "dense-fp32"
+        ),
+        lambda f: {"weights": plain_text(f.started.weights)},
+    ),
+    Rule("s_not_paid", lambda f: f.did_not_pay, lambda f: {"why": next(_told(WHY_NOT, f))}),
+)
+"""Told of a run that has a baseline to be compared with."""
+WHY_NOT = (
+    Rule("w_no_draft", lambda f: f.has_drafter and not f.m["drafted"]),
+    Rule(
+        "w_wide",
+        lambda f: f.m["tokens_per_pass"] > 1.005,
+        lambda f: {"time": f"{f.pass_ratio:.2f}", "per": f"{f.m['tokens_per_pass']:.2f}"},
+    ),
+    Rule("w_same", lambda f: True, lambda f: {"time": f"{f.pass_ratio:.2f}"}),
+)
+"""Why a technique did not pay: the first that holds."""
+
+
+def _told(rules: Sequence[Rule], f: Facts) -> Iterator[str]:
+    """The phrases of the rules that hold."""
+    return (word(r.phrase, f.lang, **r.values(f)) for r in rules if r.holds(f))
+
+
+def _paths(f: Facts) -> Iterator[str]:
+    """How the engine ran it; a path of a later version, which has no phrase here, by its own name."""
+    for path in f.started.engine_paths:
+        known = f"s_path_{path}" in catalogue()["en"]
+        yield word(f"s_path_{path}", f.lang) if known else word("s_path", f.lang, name=plain_text(str(path)[:40]))
+
+
+def _changes(f: Facts) -> Iterator[str]:
+    """What each transform made of the weights."""
+    for e in f.events:
+        if isinstance(e, WeightsChanged):
+            sizes = {"before": gigabytes(e.before_bytes), "after": gigabytes(e.after_bytes)}
+            yield word("s_weights", f.lang, name=plain_text(e.technique), note=plain_text(e.note), **sizes)
+
+
+def _ends(f: Facts) -> Iterator[str]:
+    """What ended the run before its time."""
+    for e in f.events:
+        if isinstance(e, Finished) and e.reason == "stopped":
+            yield word("s_stopped", f.lang)
+        if isinstance(e, Failed):
+            yield word("s_failed", f.lang, message=plain_text(e.message))
+
+
 def run_summary(events: Sequence[Event], lang: str) -> str:
-    """The account of a trace, as Markdown."""
+    """The account of a trace, as Markdown: one heading per lane and one line per rule that holds."""
     runs = lanes(events)
     if not runs:
         return word("no_run", lang)
-    base = runs.get("baseline")
-    told = [_run(name, run, base if name != "baseline" else None, lang) for name, run in runs.items()]
-    return "\n\n".join(told)
-
-
-def _run(name: str, events: Sequence[Event], base: Sequence[Event] | None, lang: str) -> str:
-    value = record(events)
-    m, started = value["metrics"], next(e for e in events if isinstance(e, Started))
-    stack = Stack.from_json(started.stack)
-    facts = {
-        "tokens": m["new_tokens"],
-        "passes": m["passes"],
-        "per": f"{m['tokens_per_pass']:.2f}",
-        "speed": f"{m['decode_tokens_per_second']:.1f}",
-        "ttft": f"{m['ttft_seconds'] or 0:.2f}",
-    }
-    lines = []
-    if len(stack):
-        lines.append(word("s_stack", lang, names=" + ".join(t.title for t in stack), **facts))
-    else:
-        lines.append(word("s_plain", lang, **facts))
-    lines.append(word("s_from", lang, weights=started.weights, device=plain_text(started.device)))
-    lines += [word(f"s_path_{way}", lang) for way in started.engine_paths if way in WAYS]
-    for e in events:
-        if isinstance(e, WeightsChanged):
-            sizes = {"before": gigabytes(e.before_bytes), "after": gigabytes(e.after_bytes)}
-            lines.append(word("s_weights", lang, name=plain_text(e.technique), note=plain_text(e.note), **sizes))
-    if stack.one("Drafter"):
-        if m["drafted"]:
-            rate = f"{m['acceptance_rate']:.0%}"
-            lines.append(word("s_drafts", lang, accepted=m["accepted"], drafted=m["drafted"], rate=rate))
-            places = [f"{d}: {kept / drafts:.0%}" for d, drafts, kept in m["accepted_by_depth"][:PLACES]]
-            if len(places) > 1:
-                lines.append(word("s_by_depth", lang, rates=", ".join(places)))
-        else:
-            lines.append(word("s_no_drafts", lang))
-    acceptor = stack.one("Acceptor")
-    if acceptor and m["drafted"] and not acceptor.lossless():
-        lines.append(word("s_acceptor", lang, name=acceptor.title))
-    if stack.one("CachePolicy"):
-        whole = m["prompt_tokens"] + m["new_tokens"]
-        if m["evicted_rows"]:
-            held = m["kv_rows_peak"]
-            lines.append(word("s_evicted", lang, rows=m["evicted_rows"], held=held, whole=whole))
-        else:
-            lines.append(word("s_not_evicted", lang, whole=whole))
-    if m["layers_run_mean"] is not None and m["layers_run_mean"] < started.layers - 0.005:
-        lines.append(word("s_layers", lang, mean=f"{m['layers_run_mean']:.1f}", layers=started.layers))
-    if started.least_seconds and m["seconds_per_pass_median"] and not stack.one("Drafter"):
-        bound = {"bound": f"{1000 * started.least_seconds:.1f}", "median": f"{1000 * m['seconds_per_pass_median']:.1f}"}
-        lines.append(word("s_roofline", lang, **bound))
-    if stack.simulated():
-        lines.append(word("s_simulated", lang, names=", ".join(t.title for t in stack.simulated())))
-    if base and len(stack):
-        lines += _against(value, started, stack, base, lang)
-    for e in events:
-        if isinstance(e, Finished) and e.reason == "stopped":
-            lines.append(word("s_stopped", lang))
-        if isinstance(e, Failed):
-            lines.append(word("s_failed", lang, message=plain_text(e.message)))
-    title = word(name if name in ("baseline", "stack") else "stack", lang)
-    return f"### {title[:1].upper()}{title[1:]}\n\n" + "\n".join(f"- {line}" for line in lines)
-
-
-def _against(
-    value: dict[str, Any],
-    started: Started,
-    stack: Stack,
-    base: Sequence[Event],
-    lang: str,
-) -> list[str]:
-    """How the run compares with its baseline: speed, text, and why it was no faster where it was not."""
-    other = record(base)
-    m, b = value["metrics"], other["metrics"]
-    if not b["decode_tokens_per_second"] or not m["decode_tokens_per_second"]:
-        return []
-    ratio = m["decode_tokens_per_second"] / b["decode_tokens_per_second"]
-    lines = [word("s_faster", lang, ratio=f"{ratio:.2f}")]
-    ids, theirs = value["token_ids"], other["token_ids"]
-    at = first_difference(theirs, ids)
-    sampled = bool(started.settings.get("temperature"))
-    lines.append(word("s_same", lang) if at is None else word("s_differs", lang, at=at))
-    margin = (value["quality"] or {}).get("margin")
-    if at is not None and not sampled and isinstance(margin, int | float):
-        lines[-1] += " " + word("s_margin", lang, margin=f"{margin:.3f}")
-    if at is not None:
-        if sampled:
-            lines.append(word("s_sampled", lang, t=started.settings["temperature"]))
-        elif stack.lossless() and started.weights != "dense-fp32":
-            lines.append(word("s_lossless_differs", lang, weights=started.weights))
-    if ratio < PAYS and m["seconds_per_pass_median"] and b["seconds_per_pass_median"]:
-        time, per = m["seconds_per_pass_median"] / b["seconds_per_pass_median"], m["tokens_per_pass"]
-        if stack.one("Drafter") and not m["drafted"]:
-            why = word("w_no_draft", lang)
-        elif per > 1.005:
-            why = word("w_wide", lang, time=f"{time:.2f}", per=f"{per:.2f}")
-        else:
-            why = word("w_same", lang, time=f"{time:.2f}")
-        lines.append(word("s_not_paid", lang, why=why))
-    return lines
-
-
-def quality_table(quality: dict[str, Any] | None, lang: str) -> str:
-    """The cost in quality as a Markdown table with the meaning of each figure."""
-    if not quality:
-        return word("q_none", lang)
-    show = {
-        "identical": lambda v: word("yes" if v else "no", lang),
-        "first_difference": lambda v: "—" if v is None else str(int(v)),
-        "margin": lambda v: "—" if v is None else f"{v:.3f}",
-        "kl_mean": lambda v: f"{v:.2g}",
-        "top1_agreement": lambda v: f"{v:.1%}",
-        "perplexity_ratio": lambda v: "—" if v is None else f"{v:.3f}",
-    }
-    short = {"first_difference": "q_first", "kl_mean": "q_kl", "top1_agreement": "q_top1", "perplexity_ratio": "q_ppl"}
-    rows = [f"| {word('q_question', lang)} | {word('q_answer', lang)} | {word('q_meaning', lang)} |", "|---|---|---|"]
-    for name, say in show.items():
-        key = short.get(name, f"q_{name}")
-        try:
-            answer = say(quality.get(name))
-        except (TypeError, ValueError):  # a stranger's trace may hold anything
-            answer = "—"
-        rows.append(f"| {word(key, lang)} | {answer} | {word(key + '_m', lang)} |")
-    return "\n".join(rows)
+    parts = []
+    for lane, run in runs.items():
+        f = Facts(run, runs.get("baseline") if lane != "baseline" else None, lang)
+        compared = _told(COMPARISON, f) if f.speed_ratio is not None else ()
+        lines = [*_told(HEAD, f), *_paths(f), *_changes(f), *_told(BODY, f), *compared, *_ends(f)]
+        title = lane_name(lane, lang) if lane in LANES else plain_text(lane_name(lane, lang))
+        parts.append(f"### {title[:1].upper()}{title[1:]}\n\n" + "\n".join(f"- {line}" for line in lines))
+    return "\n\n".join(parts)

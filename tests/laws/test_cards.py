@@ -26,7 +26,7 @@ from llmlab.runtime.technique import Technique, make, registry
 from llmlab.studies.sweep import values_of
 from llmlab.ui import links
 from llmlab.ui.i18n import catalogue
-from llmlab.ui.studies import BENCHES
+from llmlab.ui.studies.picker import BENCHES
 from tests.laws import laws
 
 SURVEY = Path(__file__).parents[2] / "assets" / "survey.json"

@@ -26,7 +26,7 @@ from llmlab.studies.support.cascades import arithmetic, caching, cascade, proble
 from llmlab.studies.support.cascades.cascade import Level, Scorer
 from llmlab.studies.support.cascades.problems import KINDS, STYLES, corrected, equations, read
 from llmlab.studies.support.cascades.replies import Reply
-from llmlab.ui import figures
+from llmlab.ui.figures import study as figures
 from tests import made, tiny
 
 # The calculator -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 
 from llmlab.measure import trace
 from llmlab.runtime.events import Committed, Drafted, Event, Exited, Finished, Prefilled, Started
-from llmlab.ui.page import RUNS, recordings
+from llmlab.ui.playground.samples import RUNS, recordings
 from tests.ui.conftest import PANEL, Site
 
 pytestmark = pytest.mark.browser
@@ -89,7 +89,7 @@ def test_run_streams_tokens_and_leaves_an_account(visit: Any, site: Site) -> Non
     shown = page.locator("#figures .js-plotly-plot").count()
     assert shown >= 4
     assert page.locator('#figures [data-title*="Download plot as a PNG"]').count() == shown
-    page.get_by_role("tab", name="Rounds").click()
+    page.get_by_role("tab", name="Passes").click()
     page.wait_for_selector("#rounds-table:has-text('Drafted')")
     page.get_by_role("tab", name="Reproduce").click()
     page.wait_for_selector("#command")
@@ -113,7 +113,7 @@ def test_a_b_shows_both_and_measures_quality(visit: Any, site: Site) -> None:
     page.click("#ab")
     d = until(page, "d.state == 'done'")
     assert d["tokensBaseline"] == d["tokensStack"] == "24"
-    page.wait_for_selector("#story:has-text('the same as the baseline')")
+    page.wait_for_selector("#story:has-text('identical to the baseline')")
     page.get_by_role("tab", name="Quality").click()
     page.wait_for_selector("#quality-table:has-text('KL divergence')")
 
@@ -345,7 +345,7 @@ def test_hostile_text_is_only_text(visit: Any, site: Site) -> None:
     show.click()
     assert "${7*7}" in page.inner_text(PANEL)
     assert "onerror" in page.inner_text(PANEL)
-    for tab in ("Rounds", "Reproduce"):
+    for tab in ("Passes", "Reproduce"):
         page.get_by_role("tab", name=tab).click()
         page.wait_for_timeout(500)
     assert page.evaluate("window.pwned") is None

@@ -16,9 +16,10 @@ from gradio_client import Client
 from llmlab.models.loading.catalog import MODELS
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.technique import registry
-from llmlab.ui import page as page_module
+from llmlab.ui import machine
 from llmlab.ui.i18n import catalogue
-from llmlab.ui.page import Page, fit_html
+from llmlab.ui.machine import fit_html
+from llmlab.ui.page import Page
 from tests.ui.conftest import Site
 
 
@@ -79,7 +80,7 @@ def test_without_network_and_model_the_page_says_what_is_missing(
 
 
 def test_a_model_that_does_not_fit_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_module, "free_memory", lambda device="cpu": int(1.5e9))
+    monkeypatch.setattr(machine, "free_memory", lambda device="cpu": int(1.5e9))
     shown = fit_html(MODELS["qwen2.5-0.5b"], "dense-fp32", 512)
     assert "needs 2.0 GB for its weights" in shown
     assert "int4 weights" in shown
@@ -102,14 +103,14 @@ def test_the_short_way_past_the_queue_is_closed(site: Site) -> None:
 def test_the_form_reads_what_it_writes(site: Site) -> None:
     page = Page(site.engine)
     page.build()
-    form = page.form
+    playground = page.playground
     stacks = [[n] for n in registry()] + [["prompt-lookup", "h2o", "neuron-drop", "layer-drop"]]
     for names in stacks:
-        settings = form.read(values(site, temperature=0.5, seed=3))
+        settings = playground.read(values(site, temperature=0.5, seed=3))
         settings = replace(settings, stack=Stack.from_arguments(names))
-        written = form.write(settings)
-        shown = [written.get(c, old) for c, old in zip(form.inputs, values(site), strict=True)]
-        assert form.read(shown) == settings
+        written = playground.write(settings)
+        shown = [written.get(c, old) for c, old in zip(playground.form.inputs, values(site), strict=True)]
+        assert playground.read(shown) == settings
 
 
 def test_every_technique_has_one_control_per_knob(site: Site) -> None:
@@ -118,8 +119,9 @@ def test_every_technique_has_one_control_per_knob(site: Site) -> None:
     for name, technique in registry().items():
         for k in technique.knobs():
             assert f"{name}.{k.name}" in page.form.fields
-        family = next(f for f in page.form.families if f.role == technique.role)
-        assert name in family.boxes
+        family = next(f for f in page.playground.techniques.families if f.role == technique.role)
+        assert name in family.members
+        assert name in page.form.boxes
 
 
 def test_both_languages_hold_the_same_words() -> None:

@@ -12,7 +12,7 @@ import pytest
 from llmlab.lab.findings import cell, table
 from llmlab.lab.queue import StudyRun
 from llmlab.lab.study import make_study
-from llmlab.ui import figures
+from llmlab.ui.figures import study as figures
 from llmlab.ui.findings import claims_html
 from tests.ui.conftest import PANEL, Site
 from tests.ui.test_browser import state, until

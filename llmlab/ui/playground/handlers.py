@@ -1,0 +1,194 @@
+"""What a click in the playground does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from llmlab.errors import Refused
+from llmlab.lab.queue import Engine
+from llmlab.lab.settings import Settings
+from llmlab.measure import trace
+from llmlab.models.loading import catalog
+from llmlab.runtime.events import Event, Started
+from llmlab.ui import links
+from llmlab.ui.exports import Exports
+from llmlab.ui.gradio_events import SMALL, STREAM, Refusals, language_of, owner_of, refusal_html, write_link
+from llmlab.ui.live.panel import message, recorded
+from llmlab.ui.machine import fit_html
+from llmlab.ui.playground import samples
+from llmlab.ui.playground.account import account
+from llmlab.ui.playground.layout import View
+
+PERIOD = 0.11
+"""Seconds between messages to the live panel."""
+PROMPT_ROWS = 512
+"""KV entries that are set aside for the prompt when the page says whether a model fits."""
+
+
+def snapshot(engine: Engine, run_id: str) -> dict[str, Any] | None:
+    """All of a run so far, for a panel that has missed a message; None for a run that is gone."""
+    run = engine.find(run_id)
+    return message(run.id, 0, list(run.events), run.state, run.note, reset=True) if run else None
+
+
+class Playground:
+    """The handlers of the playground's events over an engine."""
+
+    def __init__(self, engine: Engine, exports: Exports, view: View) -> None:
+        self.engine = engine
+        self.exports = exports
+        self.view = view
+        self.form = view.controls.form
+        self.techniques = view.controls.techniques
+        self.refusals = Refusals()
+
+    # Wiring -------------------------------------------------------------------------------------------------------
+
+    @property
+    def watched(self) -> list[Any]:
+        return [*self.techniques.watched, self.view.prompt.badge, self.view.controls.fit]
+
+    @property
+    def shown(self) -> list[Any]:
+        """Everything that opening a run may change."""
+        return [*self.form.inputs, self.view.live, self.view.prompt.refusal, *self.view.account.outputs]
+
+    @property
+    def show_link(self) -> dict[str, Any]:
+        """The step that writes the run's link into its box and, while the view is open, into the address bar."""
+        return write_link(self.view.account.query, self.view.account.link, "llmlabLink")
+
+    def wire(self, copy: gr.Button) -> None:
+        """Connect every event of the view, and the button that copies its link."""
+        view, prompt, inputs = self.view, self.view.prompt, self.form.inputs
+        self._wire_run(prompt.run, "run", compare=False)
+        self._wire_run(prompt.compare, "compare", compare=True)
+        prompt.stop.click(self.halt, None, None, **SMALL)
+        for button, example in prompt.examples:
+            button.click(lambda e=example: e["prompt"], None, self.form.fields["prompt"], **SMALL)
+        for button, item in view.recordings:
+            button.click(self.player(item), None, self.shown, **SMALL).then(**self.show_link)
+        view.upload.upload(self.open_trace, view.upload, self.shown, **SMALL).then(**self.show_link)
+        copied = write_link(view.account.query, view.account.link, "llmlabCopy")
+        copy.click(self.share, inputs, view.account.query, **SMALL).then(**copied)
+        switches = [c.change for n, c in self.form.fields.items() if n not in ("prompt", "own")]
+        gr.on(switches, self.refresh, inputs, self.watched, trigger_mode="always_last", **SMALL)
+
+    def _wire_run(self, button: gr.Button, name: str, compare: bool) -> None:
+        refusal = self.view.prompt.refusal
+        button.click(lambda: "", None, refusal, **SMALL)
+        # The panel alone: Gradio makes every other output of a stream anew with each message.
+        ran = button.click(self.starter(compare), self.form.inputs, self.view.live, api_name=name, **STREAM)
+        told = ran.then(self.finish, None, [refusal, *self.view.account.outputs], **SMALL)
+        told.then(**self.show_link)
+
+    # Reading and writing the controls -----------------------------------------------------------------------------
+
+    def read(self, sent: Sequence[Any]) -> Settings:
+        """The Settings that the controls show. Raises Refused."""
+        values = self.form.values(sent)
+        return self.form.settings(values, stack=self.techniques.stack(values))
+
+    def write(self, settings: Settings) -> dict[Any, Any]:
+        """The new value of every control that has to change to show `settings`, by component."""
+        return self.form.show_settings(settings) | self.techniques.show(settings.stack)
+
+    def refresh(self, *sent: Any) -> list[Any]:
+        """What follows from a changed control: greyed switches, the badge, and whether the model fits."""
+        values = self.form.values(sent)
+        entry = None if self.form.own_model(values) else catalog.MODELS.get(values["model"])
+        abilities = self.engine.lab.model_cache.capabilities(values["model"]) if entry else None
+        rows = int(values["max_new_tokens"] or 0) + PROMPT_ROWS
+        updates, badge = self.techniques.refresh(values, abilities)
+        return [*updates, badge, fit_html(entry, values["weights"], rows) if entry else ""]
+
+    # Opening a run ------------------------------------------------------------------------------------------------
+
+    def arrive(self, parameters: Mapping[str, str], lang: str) -> dict[Any, Any]:
+        """The first view: a recorded run with its settings, or with those that the link asks for."""
+        refused: list[str] = []
+        item = samples.recordings()[0]
+        try:
+            item = samples.recording(parameters["run"]) if "run" in parameters else item
+        except Refused as e:
+            refused.append(str(e))
+        events = samples.events_of(item)
+        shown = self._replay(events, item["label"][lang], lang)
+        if set(parameters) & {*links.SHORT.values(), "t"} and "study" not in parameters:
+            try:
+                settings = links.from_query(parameters, links.settings_of(events[0]))
+                shown |= self.write(settings) | {self.view.account.query: links.to_query(settings)}
+            except Refused as e:
+                refused.append(str(e))
+        return shown | {self.view.prompt.refusal: "".join(map(refusal_html, refused))}
+
+    def player(self, item: dict[str, Any]) -> Callable[[gr.Request], dict[Any, Any]]:
+        """The handler of a recorded run's button."""
+
+        def play(request: gr.Request) -> dict[Any, Any]:
+            lang = language_of(request)
+            return self._replay(samples.events_of(item), item["label"][lang], lang)
+
+        return play
+
+    def open_trace(self, path: str, request: gr.Request) -> dict[Any, Any]:
+        """A visitor's own trace; refused in a sentence, with what is on the page left as it was."""
+        try:
+            return self._replay(trace.load(path), Path(path).name[:60], language_of(request))
+        except Refused as e:
+            return {self.view.prompt.refusal: refusal_html(str(e))}
+
+    def _replay(self, events: list[Event], name: str, lang: str) -> dict[Any, Any]:
+        """Controls, panel and account of a finished trace."""
+        settings = links.settings_of([e for e in events if isinstance(e, Started)][-1])
+        compare = len(trace.lanes(events)) > 1
+        told = account(self.view.account, self.exports, events, settings, compare, lang)
+        return self.write(settings) | {self.view.live: recorded(events, name), self.view.prompt.refusal: ""} | told
+
+    # Running ------------------------------------------------------------------------------------------------------
+
+    def starter(self, compare: bool) -> Callable[..., Iterator[dict[str, Any]]]:
+        """The handler of Run or of Run A/B."""
+
+        def start(request: gr.Request, *sent: Any) -> Iterator[dict[str, Any]]:
+            """Run, and pass the run's events on to the panel about ten times a second."""
+            owner = owner_of(request)
+            try:
+                run = self.engine.start(self.read(sent), compare, owner)
+            except Refused as e:
+                self.refusals.put(owner, str(e))
+                yield gr.skip()
+                return
+            with closing(run.tail(PERIOD)) as tail:  # a visitor who has left needs no more tokens
+                for seq, events in enumerate(tail):
+                    yield message(run.id, seq, events, run.state, run.note, reset=seq == 0)
+
+        return start
+
+    def halt(self, request: gr.Request) -> None:
+        """Stop what the visitor has running or waiting: asked to, or because the tab was closed."""
+        self.engine.stop(owner_of(request))
+
+    def finish(self, request: gr.Request) -> dict[Any, Any]:
+        """The account of the visitor's last run, whole or stopped; or why there was none."""
+        owner = owner_of(request)
+        refused = self.refusals.pop(owner)
+        if refused is not None:
+            return {self.view.prompt.refusal: refusal_html(refused)}
+        run = self.engine.latest(owner)
+        if run is None or not any(isinstance(e, Started) for e in run.events):
+            return {self.view.account.summary: gr.skip()}
+        lang = language_of(request)
+        return account(self.view.account, self.exports, list(run.events), run.settings, run.compare, lang)
+
+    def share(self, *sent: Any) -> str:
+        """The query of the link to what the controls show. Raises gr.Error with what cannot work about it."""
+        try:
+            return links.to_query(self.read(sent))
+        except Refused as e:
+            raise gr.Error(str(e), print_exception=False) from e

@@ -1,0 +1,133 @@
+"""What a click in the view of studies does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+import gradio as gr
+
+from llmlab.errors import Refused
+from llmlab.lab.queue import Engine, StudyRun
+from llmlab.lab.settings import Settings
+from llmlab.lab.study import Study, make_study
+from llmlab.ui import cards, links
+from llmlab.ui.exports import Exports
+from llmlab.ui.gradio_events import SMALL, STREAM, Refusals, language_of, owner_of, refusal_html, write_link
+from llmlab.ui.studies.account import findings, no_findings, progress_html
+from llmlab.ui.studies.layout import View
+
+PERIOD = 0.3
+"""Seconds between two looks at a study's progress."""
+
+
+class Studies:
+    """The handlers of the view's events over an engine."""
+
+    def __init__(self, engine: Engine, exports: Exports, view: View) -> None:
+        self.engine = engine
+        self.exports = exports
+        self.view = view
+        self.form = view.form
+        self.picker = view.picker
+        self.refusals = Refusals()
+
+    # Wiring -------------------------------------------------------------------------------------------------------
+
+    @property
+    def shown(self) -> list[Any]:
+        return self.view.outputs
+
+    @property
+    def show_link(self) -> dict[str, Any]:
+        """The step that writes the view's link into its box and, while the view is open, into the address bar."""
+        return write_link(self.view.query, self.view.link, "llmlabStudyLink")
+
+    def wire(self, copy: gr.Button) -> None:
+        """Connect every event of the view, and the button that copies its link."""
+        view, inputs = self.view, self.form.inputs
+        told = [view.query, view.command]
+        for radio in self.picker.lists.values():
+            chosen = radio.input(self.choose, radio, self.shown, **SMALL)
+            chosen.then(self.told, inputs, told, **SMALL).then(**self.show_link)
+        # The progress alone: Gradio makes every other output of a stream anew with each message.
+        ran = view.run.click(self.start, inputs, view.progress, api_name="study", **STREAM)
+        found = ran.then(self.finish, self.form.fields["study"], self.shown, **SMALL)
+        found.then(self.told, inputs, told, **SMALL).then(**self.show_link)
+        view.stop.click(self.halt, None, None, **SMALL)
+        copied = write_link(view.query, view.link, "llmlabCopy")
+        copy.click(self.told, inputs, told, **SMALL).then(**copied)
+
+    # Reading and writing the controls -----------------------------------------------------------------------------
+
+    def read(self, sent: Sequence[Any]) -> tuple[Study, Settings]:
+        """The study and the settings that the controls show. Raises Refused."""
+        values = self.form.values(sent)
+        return self.picker.study(values), self.form.settings(values)
+
+    def opened(self, study: Study, settings: Settings | None = None) -> dict[Any, Any]:
+        """Updates that bring a study up: its controls, its card, and no findings yet."""
+        view, cls = self.view, type(study)
+        shown = self.picker.show(study) | no_findings(view.findings)
+        shown |= {view.head: cards.study_head(cls), view.card: cards.body(cls), view.progress: ""}
+        shown[view.card_fold] = gr.update(open=True)
+        if settings is not None:
+            shown |= self.form.show_settings(settings) | self._repeat(study, settings)
+        return shown
+
+    def _repeat(self, study: Study, settings: Settings) -> dict[Any, Any]:
+        """The link and the command line that repeat a study."""
+        query, command = links.study_query(study, settings), links.study_command(study, settings)
+        return {self.view.query: query, self.view.command: command}
+
+    # Handlers -----------------------------------------------------------------------------------------------------
+
+    def arrive(self, parameters: Mapping[str, str]) -> dict[Any, Any]:
+        """What a link asks for; a link without a study leaves the view as it was drawn."""
+        if "study" not in parameters:
+            return {self.view.query: links.study_query(make_study(self.picker.first), Settings())}
+        try:
+            return self.opened(*links.study_from_query(parameters))
+        except Refused as e:
+            return {self.view.progress: refusal_html(str(e))}
+
+    def choose(self, name: str) -> dict[Any, Any]:
+        return self.opened(make_study(name))
+
+    def told(self, *sent: Any) -> dict[Any, Any]:
+        """The link and the command line of what the controls show; as they were where they show nothing that works."""
+        try:
+            return self._repeat(*self.read(sent))
+        except Refused:
+            return {self.view.query: gr.skip()}
+
+    def start(self, request: gr.Request, *sent: Any) -> Iterator[str]:
+        """Carry the study out, and say how far it is a few times a second."""
+        owner = owner_of(request)
+        try:
+            job = self.engine.study(*self.read(sent), owner)
+        except Refused as e:
+            self.refusals.put(owner, str(e))
+            yield refusal_html(str(e))
+            return
+        said = None
+        with closing(job.beats(PERIOD)) as beats:  # a visitor who has left needs no findings
+            for _ in beats:
+                if (job.state, job.note) != said:
+                    said = (job.state, job.note)
+                    yield progress_html(job)
+
+    def halt(self, request: gr.Request) -> None:
+        self.engine.stop(owner_of(request))
+
+    def finish(self, open_now: str, request: gr.Request) -> dict[Any, Any]:
+        """What the visitor's last study found; nothing changes where it was refused or stopped."""
+        owner = owner_of(request)
+        job = self.engine.latest(owner, StudyRun)
+        if self.refusals.pop(owner) is not None or job is None or job.findings is None:
+            return {self.view.findings.claims: gr.skip()}
+        # Another one may have been opened while this one ran; its findings belong under its own head.
+        shown = {} if open_now == job.study.id else self.opened(job.study, job.settings)
+        shown |= findings(self.view.findings, self.exports, job, language_of(request))
+        return shown | {self.view.card_fold: gr.update(open=False)}
