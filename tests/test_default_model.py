@@ -13,10 +13,10 @@ from llmlab.lab.experiment import Lab
 from llmlab.lab.settings import Settings
 from llmlab.measure import trace
 from llmlab.models.batch import Batch, Span
-from llmlab.models.decoder import every_layer
 from llmlab.models.embedding import EmbeddingAndHead
 from llmlab.models.kernels.topk import argmax
 from llmlab.models.loading import sources
+from llmlab.models.result import PlanResult
 from llmlab.runtime.draft import Draft
 from llmlab.runtime.events import Committed
 from llmlab.runtime.generate import committed_tokens, generate
@@ -185,7 +185,7 @@ def test_candidates_of_the_first_look_hold_the_best_token(lab: Lab) -> None:
     with torch.inference_mode():
         batch = Batch(torch.tensor(tokens), torch.arange(len(tokens)), [Span(0, len(tokens), model.memory(), first=0)])
         hidden: list[torch.Tensor] = []
-        model.forward(batch, lambda m, h, b: (hidden.append(every_layer(m, h, b)[0]) or hidden[0], None), last=1)
+        model.forward(batch, lambda m, h, b: hidden.append(m.run_layers(h, b)) or PlanResult(hidden[0], 0.0), last=1)
         h = model.norm(hidden[0])
         exact = model.embedding.logits(h)
         ranks = (

@@ -119,9 +119,7 @@ class Study(Configurable):
 @cache
 def studies() -> dict[str, type[Study]]:
     """Every study under `llmlab/studies`, by id."""
-    import llmlab.studies as root
-
-    return discover(root, Study)
+    return discover("llmlab.studies", Study)
 
 
 def make_study(name: str, /, **settings: Any) -> Study:

@@ -8,7 +8,6 @@ import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from types import ModuleType
 from typing import Any, ClassVar, Literal, TypeVar
 
 from llmlab.errors import Refused, unknown_name
@@ -208,9 +207,11 @@ def card(described: type[Configurable]) -> dict[str, str]:
 T = TypeVar("T", bound=Configurable)
 
 
-def discover(package: ModuleType, kind: type[T]) -> dict[str, type[T]]:
-    """Everything of a kind in a package, by id; found by walking its folder, so a new file is all it takes."""
+def discover(name: str, kind: type[T]) -> dict[str, type[T]]:
+    """Everything of a kind in the package called `name`, by id; found by walking its folder, so a new file is all it
+    takes. By name, because what is looked for stands above what looks."""
     found: dict[str, type[T]] = {}
+    package = importlib.import_module(name)
     for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if info.ispkg:
             continue

@@ -53,9 +53,7 @@ class Technique(Configurable):
 @cache
 def registry() -> dict[str, type[Technique]]:
     """Every technique under `llmlab/techniques`, by id."""
-    import llmlab.techniques as root
-
-    return discover(root, Technique)
+    return discover("llmlab.techniques", Technique)
 
 
 def make(name: str, /, **settings: Any) -> Technique:

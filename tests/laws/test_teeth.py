@@ -15,7 +15,7 @@ from llmlab.kv.rows import Rows
 from llmlab.models import batch, families
 from llmlab.models.building import build
 from llmlab.models.decoder import Decoder
-from llmlab.runtime import generate
+from llmlab.runtime import step
 from llmlab.runtime.draft import Draft
 from llmlab.runtime.session import Session
 from llmlab.runtime.stack import Stack
@@ -139,21 +139,21 @@ def ignore_the_line(patch: pytest.MonkeyPatch) -> None:
 
 def accept_one_too_many(patch: pytest.MonkeyPatch) -> None:
     """After the accepted path, its first child comes along too."""
-    accept = generate.accept_greedy
+    accept = step.accept_greedy
 
     def broken(draft: Draft, best: Any) -> tuple[tuple[int, ...], int]:
         path, bonus = accept(draft, best)
         more = draft.children(path[-1] if path else -1)
         return ((*path, more[0]), best[more[0] + 1]) if more else (path, bonus)
 
-    patch.setattr(generate, "accept_greedy", broken)
+    patch.setattr(step, "accept_greedy", broken)
 
 
 def accept_one_too_few(patch: pytest.MonkeyPatch) -> None:
     """The last accepted token is dropped, and the model's own answer to it kept."""
-    accept = generate.accept_greedy
+    accept = step.accept_greedy
     patch.setattr(
-        generate, "accept_greedy", lambda draft, best: (lambda path, bonus: (path[:-1], bonus))(*accept(draft, best))
+        step, "accept_greedy", lambda draft, best: (lambda path, bonus: (path[:-1], bonus))(*accept(draft, best))
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from llmlab.measure import trace
 from llmlab.runtime.events import Committed, Drafted, Event, Evicted, Exited, Failed, Finished, Prefilled, Started
 from llmlab.ui.live.panel import HERE, LivePanel, message, recorded
-from llmlab.ui.page import RUNS, recordings
+from llmlab.ui.playground.samples import RUNS, recordings
 
 pytestmark = pytest.mark.browser
 

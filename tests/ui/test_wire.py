@@ -16,7 +16,7 @@ from llmlab.runtime.events import KINDS, Committed, Event, Evicted, Failed, Fini
 from llmlab.ui.live import wire
 from llmlab.ui.live.bundle import bundle
 from llmlab.ui.live.panel import HERE, LivePanel, message, script
-from llmlab.ui.page import RUNS, recordings
+from llmlab.ui.playground.samples import RUNS, recordings
 
 MOST_BYTES = 10_000
 """Of one message: beyond, Gradio's own work on it is felt."""
