@@ -22,7 +22,9 @@ from typing import Any
 from llmlab.__main__ import say, write
 from llmlab.errors import Refused
 from llmlab.lab import benchmark
-from llmlab.models.loading import sources
+from llmlab.models.loading import locate
+from llmlab.models.loading.environment import cache_folder
+from llmlab.models.loading.tokenizers import read_tokenizer
 
 HERE = Path(__file__).parent
 WORKER = HERE / "peers" / "worker.py"
@@ -77,7 +79,7 @@ class Worker:
 
 def environment(tell: Any) -> str:
     """The Python of the peers' environment, made once; a peer that cannot be installed is named and left out."""
-    folder = sources.cache() / "peers"
+    folder = cache_folder() / "peers"
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     if not python.exists():
         tell(f"Making an environment for the peers in {folder}")
@@ -189,7 +191,7 @@ def _run(a: argparse.Namespace) -> int:
     if "growth" in cases:
         cases += [c for c in ("decode", "decode-4000") if c not in cases]
     threads = a.threads or benchmark.cores()
-    found = sources.fetch(sources.find(a.model))
+    found = locate.fetch(locate.find(a.model))
     if found.kind != "gguf" or found.path is None:
         raise Refused(
             found.name, "is no GGUF file here, and the peers read the same file", "Give a GGUF file as --model"
@@ -216,7 +218,7 @@ def _run(a: argparse.Namespace) -> int:
                 if name == OURS:
                     raise Refused("The lab's own engine", f"does not start ({e})", "Run the tests") from e
                 say(f"{name} is left out: {e}")
-        tokens = benchmark.tokens_of(sources.tokenizer(found), 4700)
+        tokens = benchmark.tokens_of(read_tokenizer(found), 4700)
         raw = _measure(cases, workers, tokens, a.rounds, bool(a.peers), rows)
         if "memory" in cases:
             workers[LEAN] = Worker(sys.executable, "llmlab.lab.benchmark:OursLean", file, threads)

@@ -299,7 +299,7 @@ def techniques(a: argparse.Namespace) -> None:
 
 def models(a: argparse.Namespace) -> None:
     from llmlab.measure.hardware import free_memory
-    from llmlab.models.loading import catalog, fit, sources
+    from llmlab.models.loading import catalog, fit, locate
 
     free = free_memory()
     rows = []
@@ -315,7 +315,7 @@ def models(a: argparse.Namespace) -> None:
                 "gated": e.gated,
                 "runs_on": e.runs_on,
                 "drafts": list(e.drafts),
-                "downloaded": sources.downloaded(e),
+                "downloaded": locate.downloaded(e),
                 "fits": fits,
             }
         )

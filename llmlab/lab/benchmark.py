@@ -202,12 +202,12 @@ class Transformers:
 
         transformers.utils.logging.disable_progress_bar()
         from llmlab.lab.model_cache import pick_device
-        from llmlab.models.loading import sources
+        from llmlab.models.loading import locate
 
         use_threads(threads)
         self.name = f"transformers {LABELS[weights]}"
         self.version = transformers.__version__
-        found = sources.fetch(sources.find(ref))
+        found = locate.fetch(locate.find(ref))
         self.device = pick_device(device)
         dtype = torch.float32 if weights == "dense-fp32" else torch.bfloat16
         at: dict[str, Any] = {"gguf_file": found.path.name} if found.kind == "gguf" else {}

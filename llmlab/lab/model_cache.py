@@ -17,10 +17,13 @@ from llmlab.models.capabilities import Capability
 from llmlab.models.decoder import Decoder
 from llmlab.models.families import build as build_decoder
 from llmlab.models.families import ours
-from llmlab.models.loading import catalog, fit, progress, sources
+from llmlab.models.loading import catalog, fit, locate, progress
 from llmlab.models.loading.catalog import FORMATS
+from llmlab.models.loading.contents import checkpoint, read_config
+from llmlab.models.loading.found import Found
 from llmlab.models.loading.loaded import Loaded, stop_tokens
 from llmlab.models.loading.progress import Report
+from llmlab.models.loading.tokenizers import read_tokenizer
 from llmlab.models.wrapped import ABILITIES as WRAPPED
 from llmlab.models.wrapped import FORMATS as WRAPPED_FORMATS
 from llmlab.runtime.session import Session
@@ -49,12 +52,12 @@ class ModelCache:
         entry = catalog.MODELS.get(ref)
         if entry is not None:
             return Decoder.capabilities if entry.runs_on == "decoder" else WRAPPED
-        return Decoder.capabilities if self._decodes(sources.find(ref)) else WRAPPED
+        return Decoder.capabilities if self._decodes(locate.find(ref)) else WRAPPED
 
     @staticmethod
-    def _decodes(found: sources.Found) -> bool:
+    def _decodes(found: Found) -> bool:
         """Whether our own decoder runs it, rather than transformers."""
-        return found.entry.runs_on == "decoder" if found.entry else ours(sources.read_config(found))
+        return found.entry.runs_on == "decoder" if found.entry else ours(read_config(found))
 
     def load(
         self,
@@ -81,8 +84,8 @@ class ModelCache:
                 self._held.move_to_end(key)
                 return self._held[key]
             tell = report or progress.quiet
-            found = sources.find(ref)
-            size = found.entry.size if found.entry else fit.size_of(sources.read_config(found))
+            found = locate.find(ref)
+            size = found.entry.size if found.entry else fit.size_of(read_config(found))
             self._make_room(fit.weight_bytes(size, weights))
             free, decodes = free_memory(device), self._decodes(found)
             # What does not fit a GPU is spread over it and the processor's memory by accelerate.
@@ -91,11 +94,11 @@ class ModelCache:
                 free += free_memory()
             formats = FORMATS if decodes else WRAPPED_FORMATS
             fit.require_fit(size, weights, rows, free, found.name, formats, catalog.open_sizes())
-            found = sources.fetch(found, tell)
+            found = locate.fetch(found, tell)
             tell("Loading the tokenizer", 0, 0)
-            tokenizer, config = sources.tokenizer(found), sources.read_config(found)
+            tokenizer, config = read_tokenizer(found), read_config(found)
             if decodes and not spread:
-                source = sources.checkpoint(found)
+                source = checkpoint(found)
                 roomy = copies and fit.copy_bytes(size, weights) < free / 2
                 loading = partial(tell, "Loading the weights")
                 model: Any = build_decoder(source, weights, device, loading, roomy)

@@ -19,7 +19,7 @@ from llmlab.lab.records import record
 from llmlab.lab.settings import Settings
 from llmlab.measure import trace
 from llmlab.measure.hardware import free_memory, hardware
-from llmlab.models.loading import catalog, fit, sources
+from llmlab.models.loading import catalog, environment, fit, locate
 from llmlab.models.loading.fit import gigabytes
 from llmlab.runtime.events import Event, Started
 from llmlab.ui import figures, links
@@ -368,7 +368,7 @@ def fit_html(entry: catalog.Entry, weights: str, rows: int) -> str:
     shares = {"w": 100 * f.weights / max(free, 1), "kv": 100 * f.kv / max(free, 1)}
     bar = "".join(f'<i class="{name}" style="width:{max(share, 0.5):.1f}%"></i>' for name, share in shares.items())
     sizes = {"weights": gigabytes(f.weights), "kv": gigabytes(f.kv), "free": gigabytes(free)}
-    here = sources.downloaded(entry)
+    here = locate.downloaded(entry)
 
     def about(lang: str) -> str:
         told = [word("fits_about", lang, licence=entry.licence, parameters=f"{entry.parameters / 1e6:.0f}")]
@@ -378,7 +378,7 @@ def fit_html(entry: catalog.Entry, weights: str, rows: int) -> str:
             told.append(word("gated", lang))
         if not here:
             size = f" ({gigabytes(entry.mirror.nbytes)})" if entry.mirror else ""
-            told.append(word("missing", lang) if sources.offline() else word("not_here", lang, size=size))
+            told.append(word("missing", lang) if environment.offline() else word("not_here", lang, size=size))
         return " · ".join(told)
 
     fits = both(*(word("fits", lang, title=entry.title, **sizes) for lang in catalogue()))
