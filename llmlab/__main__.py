@@ -343,16 +343,18 @@ def replay(a: argparse.Namespace) -> None:
 
 
 def bench(a: argparse.Namespace) -> None:
-    from llmlab.lab import benchmark
+    from llmlab.lab.contestants.own_engine import Ours
+    from llmlab.lab.contestants.side_by_side import against_transformers
     from llmlab.lab.settings import Settings, within
+    from llmlab.measure.benchmark import SMALL, text_table
 
-    cases = [c for c in str(a.cases).split(",") if c] or benchmark.SMALL
+    cases = [c for c in str(a.cases).split(",") if c] or SMALL
     settings = Settings(model=a.model, weights=a.weights, device=a.device, threads=a.threads)
     rounds = within("rounds", a.rounds, 1, 1000, int)
     rest = (settings.model, settings.weights, settings.device, settings.threads, cases, rounds, say)
-    value = benchmark.against_transformers(*rest)
+    value = against_transformers(*rest)
     if a.json != "-":
-        print(benchmark.table(value["cases"], benchmark.Ours.name))
+        print(text_table(value["cases"], Ours.name))
     write(value, a.json)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -23,3 +25,11 @@ class Refused(ValueError):
     def __init__(self, who: str, why: str, now: str) -> None:
         self.refusal = Refusal(who, why, now)
         super().__init__(str(self.refusal))
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> Refused:
+    """The refusal for a name that a user got wrong: the nearest known one, or all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"Did you mean {near[0]}" if near else f"Choose from {', '.join(names)}"
+    return Refused(f"No {kind} is called {name[:40]!r};", "it is unknown", hint)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from llmlab.lab.benchmark import tokens_of
 from llmlab.lab.experiment import Lab
 from llmlab.lab.settings import Settings
 from llmlab.measure import trace
+from llmlab.measure.benchmark import tokens_of
 from llmlab.models.batch import Batch, Span
 from llmlab.models.decoder import every_layer
 from llmlab.models.embedding import EmbeddingAndHead

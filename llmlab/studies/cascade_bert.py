@@ -11,11 +11,13 @@ from torch import Tensor
 
 from llmlab.errors import Refused
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.measure.statistics import clearly_above, paired_difference
 from llmlab.runtime.configurable import knob
 from llmlab.studies.support.cascades import cascade
 from llmlab.studies.support.cascades.cascade import Level
 from llmlab.studies.support.classification import probes
-from llmlab.studies.support.classification.classify import Data, Task, between, flops, lead, leave, paired, task
+from llmlab.studies.support.classification.classify import Data, Task, flops, run_exits, task
+from llmlab.studies.support.classification.curves import between, lead
 from llmlab.techniques.early_exit.rules import Probability
 
 CALIBRATIONS = ("none", "temperature", "difficulty margin")
@@ -165,7 +167,7 @@ class CascadeBert(Study):
         """One deep model, left where a layer's own classifier is sure."""
         p, y = t.probes(t.x["test"]), t.y["test"]
         for bar in bars(p[:-1].amax(-1).flatten()):
-            left = leave(Probability(bar), p, range(1, t.layers + 1))
+            left = run_exits(Probability(bar), p, range(1, t.layers + 1))
             cost = float((whole.gflops * left.layers / t.layers).double().mean())
             yield {
                 "way": "early exit",
@@ -199,7 +201,7 @@ class CascadeBert(Study):
             at_four = f"at a quarter of the FLOPs {fast[0]:.1%} against {fast[1]:.1%}"
         said, holds = [], []
         for member, (_, cut) in zip(members[:-1], shallow, strict=True):
-            d, e = paired((member.p["none"].argmax(-1) == member.y).float(), cut.float())
+            d, e = paired_difference((member.p["none"].argmax(-1) == member.y).float(), cut.float())
             said.append(f"{member.name}: {100 * d:+.1f} ± {100 * e:.1f} points")
             holds.append(d > 0)
         # Layers taken out of a model leave nothing that was ever trained to be complete: no test of what is claimed.
@@ -221,7 +223,7 @@ class CascadeBert(Study):
             Claim(f"{where}, section 3", "A complete model knows more than as many first layers of a deep one.",
                   None if cut_out else all(holds), why + "complete against cut off, " + "; ".join(said)),
             Claim(f"{where}, section 4.2", "The difficulty margin makes confidence a better guide.",
-                  cascade.clear(better, error),
+                  clearly_above(better, error),
                   f"area under ROC {better:+.3f} ± {error:.3f} with it; the smallest model, " + "; ".join(known)),
         ]  # fmt: skip
 

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
 
 import torch
 from torch import Tensor
 
 from llmlab.errors import Refused
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.measure.statistics import share_error
 from llmlab.runtime.configurable import knob
 from llmlab.studies.support.cascades import cascade, problems
 from llmlab.studies.support.cascades.cascade import Level, Plan, Scorer
@@ -195,7 +195,7 @@ def charts() -> list[Chart]:
 def claims(learned: Sequence[tuple[float, Plan, dict[str, Cell]]], tested: Sequence[Level], best: int) -> list[Claim]:
     """What the paper promises, on the queries that nothing was learned from."""
     where, top = "arXiv 2305.05176, abstract", tested[best]
-    error = sqrt(top.accuracy * (1 - top.accuracy) / len(top.correct))
+    error = share_error(top.accuracy, len(top.correct))
     rows = [row for _, _, row in learned]
     able = [r for r in rows if r["right"] >= top.accuracy - error and r["share"] < 1]
     first = min(able, key=lambda r: r["share"], default=None)

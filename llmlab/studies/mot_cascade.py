@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import sqrt
 
 import torch
 from torch import Tensor
 
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.measure.statistics import share_error
 from llmlab.runtime.configurable import knob
 from llmlab.studies.support.cascades import cascade, problems
 from llmlab.studies.support.cascades.cascade import Level
@@ -173,7 +173,7 @@ def charts() -> list[Chart]:
 
 def claims(kept: dict[str, list[dict[str, Cell]]], strong: Level) -> list[Claim]:
     where = "arXiv 2310.03094"
-    error = sqrt(strong.accuracy * (1 - strong.accuracy) / len(strong.correct))
+    error = share_error(strong.accuracy, len(strong.correct))
     rows = [r for found in kept.values() for r in found]
     able = [r for r in rows if r["right"] >= strong.accuracy - error]
     first = min(able, key=lambda r: r["price"])

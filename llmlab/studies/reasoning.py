@@ -3,10 +3,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any
 
+import torch
+
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.measure.statistics import paired_difference
 from llmlab.runtime.configurable import knob
 from llmlab.studies.support.cascades import cascade, problems
 from llmlab.studies.support.cascades.problems import KINDS, STYLES
@@ -117,9 +119,8 @@ def gain(one: Sequence[Reply], other: Sequence[Reply], slips: bool = False) -> t
     With `slips`, chains of `other` with wrong arithmetic count as right.
     """
     good = ("right", "wrong arithmetic") if slips else ("right",)
-    d = [float(a.reading.right) - float(b.reading.verdict in good) for a, b in zip(one, other, strict=True)]
-    mean = sum(d) / len(d)
-    return mean, sqrt(sum((x - mean) ** 2 for x in d) / max(1, len(d) - 1) / len(d))
+    mine, theirs = [a.reading.right for a in one], [b.reading.verdict in good for b in other]
+    return paired_difference(torch.tensor(mine), torch.tensor(theirs))
 
 
 def claims(got: dict[tuple[str, str], list[Any]]) -> list[Claim]:

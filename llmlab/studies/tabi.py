@@ -3,7 +3,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import ceil
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from llmlab.errors import Refused
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.measure.statistics import clearly_above, paired_difference, percentile
 from llmlab.models.batch import Batch, Span
 from llmlab.models.decoder import Decoder
 from llmlab.runtime.clock import Clock
@@ -18,7 +18,7 @@ from llmlab.runtime.configurable import knob
 from llmlab.studies.support.cascades import cascade
 from llmlab.studies.support.cascades.cascade import Level, Plan
 from llmlab.studies.support.classification import probes
-from llmlab.studies.support.classification.classify import Data, Task, flops, paired, task
+from llmlab.studies.support.classification.classify import Data, Task, flops, task
 
 COLUMNS = {
     "way": "Way",
@@ -327,11 +327,6 @@ def timed(subject: Subject, ways: dict[str, Callable[[int], Answer]], y: Tensor)
     return served
 
 
-def percentile(seconds: Sequence[float], share: float) -> float:
-    """The least time that at least this share of the sentences keeps to."""
-    return sorted(seconds)[max(0, ceil(share * len(seconds) - 1e-9) - 1)]
-
-
 def row(way: str, s: Served, right: Sequence[bool], base: Served, levels: int) -> dict[str, Cell]:
     n = len(right)
     mean = sum(s.seconds) / n
@@ -363,9 +358,9 @@ def claims(rows: Sequence[dict[str, Any]], served: dict[str, Served], base: Serv
     by = {r["way"]: r for r in rows if "accuracy" in r}
     large, full = next(iter(by.values())), by["levels, pruned, mixed"]
     cut, plain = served["levels, pruned"], served["levels"]
-    d, e = paired(torch.tensor(cut.mixed).float(), torch.tensor(base.right).float())
-    lost, spread = paired(torch.tensor(cut.right).float(), torch.tensor(plain.right).float())
-    gain, error = paired(torch.tensor(plain.mixed).float(), torch.tensor(plain.right).float())
+    d, e = paired_difference(torch.tensor(cut.mixed).float(), torch.tensor(base.right).float())
+    lost, spread = paired_difference(torch.tensor(cut.right).float(), torch.tensor(plain.right).float())
+    gain, error = paired_difference(torch.tensor(plain.mixed).float(), torch.tensor(plain.right).float())
     tail, pruned_row, plain_row = full["p99"] / large["p99"], by["levels, pruned"], by["levels"]
     return [
         Claim(f"{where}, abstract", "21 to 40 % less time on average, with a comparable tail, at the large model's"
@@ -377,6 +372,6 @@ def claims(rows: Sequence[dict[str, Any]], served: dict[str, Served], base: Serv
               f"99th percentile {pruned_row['p99']:.0f} ms against {plain_row['p99']:.0f} ms without pruning, mean"
               f" {pruned_row['ms']:.0f} against {plain_row['ms']:.0f} ms, accuracy {100 * lost:+.1f} ±"
               f" {100 * spread:.1f} points"),
-        Claim(where, "Mixing the levels' answers adds accuracy.", cascade.clear(gain, error),
+        Claim(where, "Mixing the levels' answers adds accuracy.", clearly_above(gain, error),
               f"{100 * gain:+.1f} ± {100 * error:.1f} points"),
     ]  # fmt: skip

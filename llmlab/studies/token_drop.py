@@ -15,14 +15,14 @@ from llmlab.lab.study import Chart, Claim, Findings, Study, Subject
 from llmlab.runtime.configurable import knob
 from llmlab.runtime.token_drop_plan import AtLeast, TokenDropPlan, Top
 from llmlab.studies.support.classification import selectors
-from llmlab.studies.support.classification.classify import Data, batch_of, flops, lead, leave, task
+from llmlab.studies.support.classification.classify import Data, batch_of, flops, run_exits, task
+from llmlab.studies.support.classification.curves import best_points, lead
 from llmlab.studies.support.classification.dropped import (
     Bench,
     Judge,
     Outcome,
     Results,
     Way,
-    best_points,
     likeness,
     outcome,
     row_of,
@@ -342,7 +342,7 @@ def of_magic_pyramid(study: TokenDrop, b: Bench, r: Results, pick: Way | None) -
     for way, out, judge in zip(r.ways, r.outs, r.judges, strict=True):
         p = torch.softmax(judge.logits(out.x), -1)
         for unsure in UNSURE:
-            left = leave(Entropy(unsure * most), p, range(1, t.layers + 1))
+            left = run_exits(Entropy(unsure * most), p, range(1, t.layers + 1))
             cost = out.cost(t, left.layers.tolist())
             right = (left.said == y).double()
             kind = "both" if way.plan and unsure else "drop" if way.plan else "exit"

@@ -18,6 +18,7 @@ from llmlab.lab.experiment import Lab
 from llmlab.lab.settings import Settings
 from llmlab.lab.study import Subject, carry_out, make_study
 from llmlab.measure.roofline import flops_per_token
+from llmlab.measure.statistics import clearly_above, percentile
 from llmlab.runtime.batched import Text, generate_batch
 from llmlab.runtime.stack import Stack
 from llmlab.studies import answer_cache, cascade_bert, mot_cascade, tabi
@@ -268,10 +269,10 @@ def test_the_area_under_the_curve() -> None:
 
 
 def test_what_is_clear() -> None:
-    assert cascade.clear(0.5, 0.2) is True
-    assert cascade.clear(0.3, 0.2) is None
-    assert cascade.clear(0.0, 0.0) is False
-    assert cascade.clear(-0.1, 0.2) is False
+    assert clearly_above(0.5, 0.2) is True
+    assert clearly_above(0.3, 0.2) is None
+    assert clearly_above(0.0, 0.0) is False
+    assert clearly_above(-0.1, 0.2) is False
 
 
 def test_an_area_is_ahead_by_so_much() -> None:
@@ -504,9 +505,9 @@ def test_attention_of_the_last_token_is_what_is_looked_at() -> None:
 
 
 def test_percentiles_are_sentences_that_exist() -> None:
-    assert tabi.percentile([5, 1, 3, 2, 4], 0.5) == 3
-    assert tabi.percentile(list(range(1, 101)), 0.99) == 99
-    assert tabi.percentile([1, 2, 3], 0.99) == 3
+    assert percentile([5, 1, 3, 2, 4], 0.5) == 3
+    assert percentile(list(range(1, 101)), 0.99) == 99
+    assert percentile([1, 2, 3], 0.99) == 3
 
 
 def test_mixing_finds_the_weight_that_helps() -> None:

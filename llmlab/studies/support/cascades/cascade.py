@@ -186,13 +186,6 @@ def auc(score: Tensor, correct: Tensor) -> float | None:
     return float(((gap > 0).double() + 0.5 * (gap == 0).double()).mean())
 
 
-def clear(difference: float, error: float) -> bool | None:
-    """Whether a difference is above zero by twice its standard error; None where it is above, and not so clearly."""
-    if difference <= 0:
-        return False
-    return True if difference > 2 * error else None
-
-
 # Calibration --------------------------------------------------------------------------------------------------------
 
 

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.lab.study import Cell, Subject
+from llmlab.measure.statistics import at_most_lost, paired_difference, points
 from llmlab.runtime.clock import Clock
 from llmlab.runtime.token_drop_plan import Fate, Selector, TokenDropPlan, places
 from llmlab.studies.support.classification import probes
-from llmlab.studies.support.classification.classify import Task, batch_of, encoded, flops, no_loss, paired, points
+from llmlab.studies.support.classification.classify import Task, batch_of, encoded, flops
 from llmlab.studies.support.classification.saliency import Saliency, saliency
 from llmlab.studies.support.classification.sentences import make
 
@@ -130,7 +131,7 @@ class Bench:
 def row_of(t: Task, way: Way, out: Outcome, right: Tensor, full: Tensor, chosen: bool) -> dict[str, Any]:
     whole = sum(flops(t.shape, [len(ids)] * t.layers) for ids in t.ids["test"])
     cost = out.cost(t)
-    gain, error = paired(right, full)
+    gain, error = paired_difference(right, full)
     return {
         "method": way.name,
         "setting": way.setting,
@@ -169,22 +170,12 @@ class Results:
         if pick is None:
             return "no setting was good enough on calibration sentences"
         row = self.rows[self.ways.index(pick)]
-        return f"{pick.setting}: {row['saved']:.0%} of the FLOPs saved, {points(row['change'], row['error'])}"
+        return f"{pick.setting}: {row['saved']:.0%} of the FLOPs saved, accuracy {points(row['change'], row['error'])}"
 
     def saves(self, pick: Way | None, least: float, loss: float) -> bool | None:
-        """Whether a setting saves at least this share of the FLOPs at this loss at most; see `no_loss`."""
+        """Whether a setting saves at least this share of the FLOPs at this loss at most; see `at_most_lost`."""
         row = None if pick is None else self.rows[self.ways.index(pick)]
-        return False if row is None or row["saved"] < least else no_loss(row["change"], row["error"], loss)
-
-
-def best_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (cost, accuracy) points that no cheaper one beats."""
-    best, found = -1.0, []
-    for cost, accuracy in sorted(points):
-        if accuracy > best:
-            best = accuracy
-            found.append((cost, accuracy))
-    return found
+        return False if row is None or row["saved"] < least else at_most_lost(row["change"], row["error"], loss)
 
 
 def timed(b: Bench, ways: Sequence[Way], count: int) -> list[dict[str, Any]]:
