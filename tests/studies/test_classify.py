@@ -20,9 +20,10 @@ from llmlab.models.decoder import Decoder, Taps
 from llmlab.runtime import token_drop_plan
 from llmlab.runtime.token_drop_plan import AtLeast, LayerView, TokenDropPlan, Top
 from llmlab.studies import exit_rules, token_drop
-from llmlab.studies.support.classification import classify, probes, saliency, selectors, sentences
+from llmlab.studies.support.classification import classify, probes, sentences
 from llmlab.studies.support.classification.classify import Data, Ends, Task, flops, run_exits
 from llmlab.studies.support.classification.curves import at_most, between, lead
+from llmlab.studies.support.token_drop import saliency, selectors
 from llmlab.techniques.early_exit import rules
 from llmlab.techniques.early_exit.rules import Each, Entropy, Patience
 from tests import tiny
