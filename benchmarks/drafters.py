@@ -25,7 +25,7 @@ from llmlab.lab.settings import Settings, within
 from llmlab.measure.benchmark import busy_warning
 from llmlab.measure.statistics import quartiles
 from llmlab.runtime.stack import Stack
-from llmlab.studies.sweep import known_prompts
+from llmlab.studies.support.sweep.prompts import known_prompts
 
 STACKS = ("prompt-lookup", "suffix-matching", "eagle", "draft-heads")
 

@@ -25,7 +25,7 @@ from llmlab.measure.benchmark import busy_warning
 from llmlab.models.kernels.topk import argmax
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.tools import Tools
-from llmlab.studies.sweep import known_prompts
+from llmlab.studies.support.sweep.prompts import known_prompts
 
 STACKS = ("early-exit:head=trained,rule=margin,threshold=0.6", "early-exit", "hash-exit", "skip-layer", "skip-decode")
 

@@ -10,7 +10,8 @@ from llmlab.errors import Refused
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
 from llmlab.measure.statistics import share_error
 from llmlab.runtime.configurable import knob
-from llmlab.studies.support.cascades import cascade, problems
+from llmlab.studies.support.cascades import calibration, cascade, problems
+from llmlab.studies.support.cascades import models as cascade_models
 from llmlab.studies.support.cascades.cascade import Level, Plan, Scorer
 from llmlab.studies.support.cascades.problems import KINDS
 from llmlab.studies.support.cascades.replies import Reply, ask, features
@@ -100,7 +101,7 @@ class FrugalGpt(Study):
     def _answers(self, subject: Subject) -> tuple[list[Answers], Tensor, Tensor]:
         seed = subject.settings.seed
         asked = problems.asked(self.kind, self.each, seed, self.examples)
-        models = cascade.decoders(subject, self.models, VARIANTS)
+        models = cascade_models.decoders(subject, self.models, VARIANTS)
         table = self._table(len(models))
         learn, test = torch.arange(0, len(asked), 2), torch.arange(1, len(asked), 2)
         levels = []
@@ -148,7 +149,7 @@ class FrugalGpt(Study):
             "share": cost / unit,
             "gflops": float(a.gflops[test].mean()),
             "ms": 1000 * float(a.seconds[test].mean()),
-            "auc": cascade.auc(level.score, level.correct),
+            "auc": calibration.auc(level.score, level.correct),
         }
 
     def _planned(

@@ -11,7 +11,8 @@ from torch import Tensor
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
 from llmlab.measure.statistics import share_error
 from llmlab.runtime.configurable import knob
-from llmlab.studies.support.cascades import cascade, problems
+from llmlab.studies.support.cascades import calibration, cascade, problems
+from llmlab.studies.support.cascades import models as cascade_models
 from llmlab.studies.support.cascades.cascade import Level
 from llmlab.studies.support.cascades.problems import KINDS
 from llmlab.studies.support.cascades.replies import Reply, ask
@@ -69,7 +70,7 @@ class MotCascade(Study):
     def run(self, subject: Subject) -> Findings:
         seed = subject.settings.seed
         asked = problems.asked(self.kind, self.each, seed, self.examples)
-        models = cascade.decoders(subject, self.models, VARIANTS)
+        models = cascade_models.decoders(subject, self.models, VARIANTS)
         (_, weak, weak_words), (_, strong, strong_words) = models[0], models[-1]
         drawn: dict[str, list[list[Reply]]] = {}
         for style in ("cot", "pot"):
@@ -94,7 +95,7 @@ class MotCascade(Study):
         kept: dict[str, list[dict[str, Cell]]] = {}
         for method in METHODS:
             first, taken = weak_level(method, drawn["cot"], drawn["pot"], truth)
-            area = cascade.auc(first.score, first.correct)
+            area = calibration.auc(first.score, first.correct)
             work = torch.tensor([sum(r.flops for r in t) / 1e9 for t in taken], dtype=torch.double)
             kept[method] = list(sweep(method, first, last, work, flops, unit, area))
             rows += kept[method]

@@ -10,7 +10,8 @@ import torch
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
 from llmlab.measure.statistics import paired_difference
 from llmlab.runtime.configurable import knob
-from llmlab.studies.support.cascades import cascade, problems
+from llmlab.studies.support.cascades import models as cascade_models
+from llmlab.studies.support.cascades import problems
 from llmlab.studies.support.cascades.problems import KINDS, STYLES
 from llmlab.studies.support.cascades.replies import Reply, ask
 
@@ -60,11 +61,11 @@ class Reasoning(Study):
     def run(self, subject: Subject) -> Findings:
         asked = problems.asked(self.kind, self.each, subject.settings.seed, self.examples)
         variants = [(subject.settings.model, ())]
-        models = cascade.VARIANTS if self.models == "this" else self.models
+        models = cascade_models.VARIANTS if self.models == "this" else self.models
         rows: list[dict[str, Cell]] = []
         notes: list[str] = []
         got: dict[tuple[str, str], list[Reply]] = {}
-        for name, model, tokenizer in cascade.decoders(subject, models, variants):
+        for name, model, tokenizer in cascade_models.decoders(subject, models, variants):
             for style in STYLES:
                 replies = ask(
                     model, tokenizer, asked, style,
