@@ -10,13 +10,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from llmlab.errors import Refused
 from llmlab.measure.hardware import free_memory, total_memory
+from llmlab.models.cached import kept_with
 from llmlab.models.capabilities import Capability
 from llmlab.models.decoder import Decoder
 from llmlab.models.families import build as build_decoder
 from llmlab.models.families import ours
+from llmlab.models.formats.linear import nbytes
 from llmlab.models.loading import catalog, fit, locate, progress
 from llmlab.models.loading.catalog import FORMATS
 from llmlab.models.loading.contents import checkpoint, read_config
@@ -40,12 +43,23 @@ class TransformedModel:
 
 
 class ModelCache:
-    """Keeps at most `most` bytes of models. A run holds its model itself, so it never loses the one it uses."""
+    """Keeps at most `most` bytes of models (half of the memory by default), the least recently used let go first.
+
+    A run holds its model itself, so it never loses the one it uses.
+    """
 
     def __init__(self, most: int | None = None) -> None:
         self.most = most or total_memory() // 2
         self._held: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._lock = threading.RLock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of every model that is kept, with the networks kept with it; what a transformed copy shares, once."""
+        models = [v.model for v in self._held.values()]
+        modules = [m for x in models for m in (x, *kept_with(x)) if isinstance(m, nn.Module)]
+        others = {id(m): m.nbytes for m in models if not isinstance(m, nn.Module)}
+        return nbytes(nn.ModuleList(modules)) + sum(others.values())
 
     def capabilities(self, ref: str) -> frozenset[Capability]:
         """What a model will be able to do, known from its catalogue entry or its config, before a weight is loaded."""
@@ -137,10 +151,7 @@ class ModelCache:
             return made
 
     def _make_room(self, wanted: int) -> None:
-        def held() -> int:
-            return sum(v.model.nbytes for v in self._held.values())
-
-        while self._held and held() + wanted > self.most:
+        while self._held and self.nbytes + wanted > self.most:
             key, gone = self._held.popitem(last=False)
             if key[0] == "loaded":  # copies of it are filed under its id, which may be given to another object
                 for k in [k for k in self._held if k[0] == "changed" and k[1] == id(gone.model)]:
