@@ -10,30 +10,31 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import write_page
+from benchmarks.workers import HERE, Worker, peers_environment, python_of
 from llmlab.cli.output import say, write
-from llmlab.errors import Refused
-from llmlab.lab import benchmark
-from llmlab.models.loading import sources
+from llmlab.errors import Refused, unknown_name
+from llmlab.measure import benchmark
+from llmlab.measure.hardware import cores
+from llmlab.models.loading import locate
+from llmlab.models.loading.tokenizers import read_tokenizer
 
-HERE = Path(__file__).parent
-WORKER = HERE / "peers" / "worker.py"
-OURS = "llmlab"
-LEAN = "llmlab, no copies"
+OURS, OWN = "llmlab", "llmlab.lab.contestants.own_engine:Ours"
+LEAN, OWN_LEAN = "llmlab, no copies", "llmlab.lab.contestants.own_engine:OursLean"
 PEERS = {
     "llama.cpp": "llama_cpp_peer",
     "OpenVINO GenAI": "openvino_peer",
-    "transformers float32": "llmlab.lab.benchmark:Transformers",
-    "transformers bfloat16": "llmlab.lab.benchmark:TransformersBfloat16",
-    "transformers NF4": "llmlab.lab.benchmark:TransformersNf4",
+    "transformers float32": "llmlab.lab.contestants.transformers_engine:Transformers",
+    "transformers bfloat16": "llmlab.lab.contestants.transformers_engine:TransformersBfloat16",
+    "transformers NF4": "llmlab.lab.contestants.transformers_engine:TransformersNf4",
 }
 SLOW = {"decode-4000", "prefill-2000", "batch-8", "batch-16", "batch-32"}
 """Cases that transformers sits out unless it is asked for by name: a round of them takes minutes."""
@@ -43,85 +44,33 @@ events, and how much a token's time grows from depth 64 to 4 000."""
 COLD = ["run", "--prompt", "Why is the sky blue?", "--max-new-tokens", "1", "--weights", "int4"]
 
 
-class Worker:
-    """An engine in another process. Raises RuntimeError with what the engine said."""
-
-    def __init__(self, python: str, module: str, file: str, threads: int) -> None:
-        command = [python, str(WORKER), module, file, str(threads)]
-        env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        if ":" in module:
-            env["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), env.get("PYTHONPATH", "")])
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
-        )
-        self.about = self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        value = json.loads(line) if line else {"error": "it ended without an answer"}
-        if "error" in value:
-            raise RuntimeError(value["error"])
-        return value
-
-    def __call__(self, verb: str, arguments: Sequence[Any] = ()) -> Any:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([verb, *arguments]) + "\n")
-        self.process.stdin.flush()
-        return self._answer()["value"]
-
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.wait()
-
-
-def environment(tell: Any) -> str:
-    """The Python of the peers' environment, made once; a peer that cannot be installed is named and left out."""
-    folder = sources.cache() / "peers"
-    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    if not python.exists():
-        tell(f"Making an environment for the peers in {folder}")
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    lines = (HERE / "requirements-peers.txt").read_text(encoding="utf-8").splitlines()
-    for wanted in [line.split("#")[0].strip() for line in lines]:
-        if not wanted:
-            continue
-        name, version = wanted.split("==")
-        ask = f"import importlib.metadata as m; raise SystemExit(m.version({name!r}) != {version!r})"
-        if subprocess.run([str(python), "-c", ask], capture_output=True, check=False).returncode == 0:
-            continue
-        tell(f"Installing {wanted} (llama.cpp is built from source: minutes)")
-        env = {**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON"}
-        done = subprocess.run(
-            [str(python), "-m", "pip", "install", "-q", wanted], capture_output=True, text=True, env=env, check=False
-        )
-        if done.returncode:
-            tell(f"{wanted} cannot be installed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
-    return str(python)
-
-
-def cold_start(file: str, python: str, modules: dict[str, str], threads: int, rounds: int) -> dict[str, list[float]]:
+def cold_start(start: Start, modules: Mapping[str, str], rounds: int) -> dict[str, list[float]]:
     """Seconds from a process's start to its first new token, engines in turn; files are in the disk's cache."""
     seconds: dict[str, list[float]] = {n: [] for n in modules}
     for turn in range(rounds + 1):
         for name, module in modules.items():
-            start = time.perf_counter()
-            if name == OURS:
-                command = [sys.executable, "-m", "llmlab", *COLD, "--model", file]
-                with subprocess.Popen(
-                    command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=HERE.parent
-                ) as process:
-                    assert process.stdout is not None
-                    process.stdout.read(1)
-                    took = time.perf_counter() - start
-            else:
-                worker = Worker(sys.executable if ":" in module else python, module, file, threads)
-                worker("prefill", [list(range(100, 140))])
-                took = time.perf_counter() - start
-                worker.close()
+            took = _own_first_token(start.file) if name == OURS else _first_token(start, module)
             if turn:
                 seconds[name].append(took)
     return seconds
+
+
+def _own_first_token(file: str) -> float:
+    begin = time.perf_counter()
+    command = [sys.executable, "-m", "llmlab", *COLD, "--model", file]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=HERE.parent) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        return time.perf_counter() - begin
+
+
+def _first_token(start: Start, module: str) -> float:
+    begin = time.perf_counter()
+    worker = start.one(module)
+    worker("prefill", [list(range(100, 140))])
+    took = time.perf_counter() - begin
+    worker.close()
+    return took
 
 
 def growth(near: benchmark.Row, far: benchmark.Row) -> benchmark.Row:
@@ -129,28 +78,6 @@ def growth(near: benchmark.Row, far: benchmark.Row) -> benchmark.Row:
     engines = [n for n in far.seconds if n in near.seconds]
     pairs = {n: zip(near.seconds[n], far.seconds[n], strict=True) for n in engines}
     return benchmark.Row("growth", {n: [f - s for s, f in rounds] for n, rounds in pairs.items()})
-
-
-def page(value: dict[str, Any], where: Path) -> None:
-    """The ratios as bars, one group per case, in a page that needs no network."""
-    import plotly.graph_objects as go
-
-    rows = value["cases"]
-    names = list(dict.fromkeys(n for r in rows.values() for n in r["ratios"]))
-    figure = go.Figure()
-    for name in names:
-        at = [c for c, r in rows.items() if name in r["ratios"]]
-        ratios = [rows[c]["ratios"][name] for c in at]
-        spread = [rows[c].get("spread", {}).get(name, [x, x]) for c, x in zip(at, ratios, strict=True)]
-        low = [max(0.0, x - s[0]) for x, s in zip(ratios, spread, strict=True)]
-        high = [max(0.0, s[1] - x) for x, s in zip(ratios, spread, strict=True)]
-        error = {"type": "data", "symmetric": False, "array": high, "arrayminus": low}
-        figure.add_bar(name=name, x=at, y=ratios, error_y=error)
-    figure.add_hline(y=1)
-    about = value["machine"]
-    title = f"Times as fast as each peer: {value['model']}, {about['processor']}, {about['threads']} threads"
-    figure.update_layout(barmode="group", title=title, yaxis={"type": "log", "title": "above 1: llmlab is faster"})
-    figure.write_html(where, include_plotlyjs=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -177,7 +104,7 @@ def _chosen(given: str, known: Sequence[str], what: str) -> list[str]:
     names = [n.strip() for n in given.split(",") if n.strip()] or list(known)
     for n in names:
         if n not in known:
-            raise Refused(f"No {what} is called {n[:30]!r};", "it is unknown", f"Choose from {', '.join(known)}")
+            raise unknown_name(what, n, known)
     return names
 
 
@@ -188,44 +115,30 @@ def _run(a: argparse.Namespace) -> int:
         raise Refused("The number of rounds", f"cannot be {a.rounds}", "Give 1 or more")
     if "growth" in cases:
         cases += [c for c in ("decode", "decode-4000") if c not in cases]
-    threads = a.threads or benchmark.cores()
-    found = sources.fetch(sources.find(a.model))
+    threads = a.threads or cores()
+    found = locate.fetch(locate.find(a.model))
     if found.kind != "gguf" or found.path is None:
         raise Refused(
             found.name, "is no GGUF file here, and the peers read the same file", "Give a GGUF file as --model"
         )
-    file = str(found.path)
-    warning = benchmark.busy()
+    warning = benchmark.busy_warning()
     if warning:
         say(warning)
-    python = environment(say) if any(":" not in PEERS[n] for n in wanted) else sys.executable
-    modules = {OURS: "llmlab.lab.benchmark:Ours", **{n: PEERS[n] for n in wanted}}
+    python = peers_environment(say) if any(":" not in PEERS[n] for n in wanted) else sys.executable
+    start = Start(str(found.path), python, threads)
+    modules = {OURS: OWN, **{n: PEERS[n] for n in wanted}}
     rows: dict[str, Any] = {}
     if "cold-start" in cases:
-        able = {n: m for n, m in modules.items() if _loads(python, m, file, threads, n)}
-        seconds = cold_start(file, python, able, threads, min(a.rounds, 5))
-        rows["cold-start"] = benchmark.Row("cold-start", seconds).to_json(OURS)
+        able = {n: m for n, m in modules.items() if start.works(n, m)}
+        rows["cold-start"] = benchmark.Row("cold-start", cold_start(start, able, min(a.rounds, 5))).to_json(OURS)
         say("cold-start: " + json.dumps(rows["cold-start"]["ratios"]))
-    workers: dict[str, Worker] = {}
+    workers = start.all(modules)
     try:
-        for name, module in modules.items():
-            try:
-                workers[name] = Worker(sys.executable if ":" in module else python, module, file, threads)
-                say(f"{name} {workers[name].about['version']} is ready")
-            except RuntimeError as e:
-                if name == OURS:
-                    raise Refused("The lab's own engine", f"does not start ({e})", "Run the tests") from e
-                say(f"{name} is left out: {e}")
-        tokens = benchmark.tokens_of(sources.tokenizer(found), 4700)
+        tokens = benchmark.tokens_of(read_tokenizer(found), 4700)
         raw = _measure(cases, workers, tokens, a.rounds, bool(a.peers), rows)
         if "memory" in cases:
-            workers[LEAN] = Worker(sys.executable, "llmlab.lab.benchmark:OursLean", file, threads)
-            for worker in workers.values():
-                worker("prefill", [tokens[:500]])
-            peaks = {n: w("peak") / 1e6 for n, w in workers.items()}
-            ratios = {n: round(v / peaks[OURS], 3) for n, v in peaks.items() if n != OURS}
-            # Figures of a case are milliseconds everywhere else; here they are megabytes, and the key says so.
-            rows["memory"] = {"ratios": ratios, "peak_mb": {n: round(v) for n, v in peaks.items()}}
+            workers[LEAN] = start.one(OWN_LEAN)
+            rows["memory"] = memory(workers, tokens)
         versions = {n: w.about["version"] for n, w in workers.items()}
     finally:
         for worker in workers.values():
@@ -233,30 +146,68 @@ def _run(a: argparse.Namespace) -> int:
     if "growth" in cases:
         rows["growth"] = growth(raw["decode"], raw["decode-4000"]).to_json(OURS)
     rows = {c: rows[c] for c in cases if c in rows}
+    machine = {**benchmark.describe_machine(), "threads": threads, "busy": warning}
     about = {"model": found.name, "weights": "int4", "versions": versions}
-    value = {
-        "schema": "llmlab.bench/1",
-        **about,
-        "machine": {**benchmark.machine(), "threads": threads, "busy": warning},
-    }
-    value["cases"] = rows
-    if a.json != "-":
-        print(benchmark.table({c: r for c, r in rows.items() if "median_ms" in r}, OURS))
-        if "memory" in rows:
-            print("peak memory, MB: " + ", ".join(f"{n} {v}" for n, v in rows["memory"]["peak_mb"].items()))
-    write(value, a.json)
-    if a.html:
-        page(value, Path(a.html))
+    _tell({"schema": "llmlab.bench/1", **about, "machine": machine, "cases": rows}, a.json, a.html)
     return 0
 
 
-def _loads(python: str, module: str, file: str, threads: int, name: str) -> bool:
-    try:
-        Worker(sys.executable if ":" in module else python, module, file, threads).close()
-        return True
-    except RuntimeError as e:
-        say(f"{name} is left out: {e}")
-        return False
+def _tell(value: dict[str, Any], json_to: str | None, page_to: str) -> None:
+    rows = value["cases"]
+    if json_to != "-":
+        print(benchmark.text_table({c: r for c, r in rows.items() if "median_ms" in r}, OURS))
+        if "memory" in rows:
+            print("peak memory, MB: " + ", ".join(f"{n} {v}" for n, v in rows["memory"]["peak_mb"].items()))
+    write(value, json_to)
+    if page_to:
+        write_page(value, Path(page_to))
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a contestant's process is started: the GGUF file, the peers' Python, the threads of each."""
+
+    file: str
+    python: str
+    threads: int
+
+    def one(self, module: str) -> Worker:
+        """Raises RuntimeError with what the contestant said."""
+        return Worker(python_of(module, self.python), module, self.file, self.threads)
+
+    def works(self, name: str, module: str) -> bool:
+        """Whether it starts; one that does not is named."""
+        try:
+            self.one(module).close()
+            return True
+        except RuntimeError as e:
+            say(f"{name} is left out: {e}")
+            return False
+
+    def all(self, modules: Mapping[str, str]) -> dict[str, Worker]:
+        """Everyone who starts, by name. Raises Refused where the lab's own engine does not."""
+        workers: dict[str, Worker] = {}
+        for name, module in modules.items():
+            try:
+                workers[name] = self.one(module)
+                say(f"{name} {workers[name].about['version']} is ready")
+            except RuntimeError as e:
+                if name == OURS:
+                    raise Refused("The lab's own engine", f"does not start ({e})", "Run the tests") from e
+                say(f"{name} is left out: {e}")
+        return workers
+
+
+def memory(workers: Mapping[str, Worker], tokens: Sequence[int]) -> dict[str, Any]:
+    """Peak memory of each process after a prompt of 500 tokens.
+
+    Figures of a case are milliseconds everywhere else; here they are megabytes, and the key says so.
+    """
+    for worker in workers.values():
+        worker("prefill", [tokens[:500]])
+    peaks = {n: w("peak") / 1e6 for n, w in workers.items()}
+    against = {n: round(v / peaks[OURS], 3) for n, v in peaks.items() if n != OURS}
+    return {"ratios": against, "peak_mb": {n: round(v) for n, v in peaks.items()}}
 
 
 def _measure(
@@ -274,27 +225,25 @@ def _measure(
             n: _verb(w) for n, w in workers.items() if by_name or name not in SLOW or not n.startswith("transformers")
         }
         if name in benchmark.CASES:
-            for row in benchmark.paired(calls, [name], tokens, rounds, say):
+            for row in benchmark.in_turn(calls, [name], tokens, rounds, say):
                 raw[name], rows[name] = row, row.to_json(OURS)
         elif name == "events":
-            ours = workers[OURS]
-            ours("ready", [tokens[: benchmark.SHALLOW]])
-            laps = [(ours("bare", [64]), ours("events", [64])) for _ in range(2 * rounds + 1)][1:]
-            ratios = [bare / full for bare, full in laps]
-            medians = [statistics.median(x) * 1e3 for x in zip(*laps, strict=True)]
-            rows[name] = {
-                "ratios": {"a bare loop": round(statistics.median(ratios), 3)},
-                "median_ms": {OURS: round(medians[1], 3), "a bare loop": round(medians[0], 3)},
-                "spread": {"a bare loop": [round(q, 3) for q in benchmark.quartiles(ratios)]},
-                "rounds": len(ratios),
-            }
+            rows[name] = events(workers[OURS], tokens, 2 * rounds)
         if name in rows and name != "cold-start":
             say(f"{name}: {json.dumps(rows[name]['ratios'])} {json.dumps(rows[name]['median_ms'])}")
     return raw
 
 
+def events(ours: Worker, tokens: Sequence[int], rounds: int) -> dict[str, Any]:
+    """Ours with its events and meters against the same forward passes in a bare loop."""
+    ours("ready", [tokens[: benchmark.SHALLOW]])
+    laps = [(ours("bare", [64]), ours("events", [64])) for _ in range(rounds + 1)][1:]
+    bare, full = ([lap[i] for lap in laps] for i in (0, 1))
+    return benchmark.Row("events", {OURS: full, "a bare loop": bare}).to_json(OURS)
+
+
 def _verb(worker: Worker) -> benchmark.Call:
-    """A worker as `bench.paired` calls it: only ours tells the two ways of verifying apart."""
+    """A worker as `benchmark.in_turn` calls it: only ours tells the two ways of verifying apart."""
 
     def call(verb: str, arguments: list[Any]) -> Any:
         ours = worker.about["name"].startswith(OURS)

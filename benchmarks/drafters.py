@@ -19,12 +19,13 @@ from typing import Any
 from benchmarks import held_out
 from llmlab.cli.output import report, say, write
 from llmlab.errors import Refused
-from llmlab.lab.benchmark import busy, quartiles
 from llmlab.lab.experiment import Lab
 from llmlab.lab.records import record
 from llmlab.lab.settings import Settings, within
+from llmlab.measure.benchmark import busy_warning
+from llmlab.measure.statistics import quartiles
 from llmlab.runtime.stack import Stack
-from llmlab.studies.sweep import known_prompts
+from llmlab.studies.support.sweep.prompts import known_prompts
 
 STACKS = ("prompt-lookup", "suffix-matching", "eagle", "draft-heads")
 
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     a = p.parse_args(arguments)
     try:
         settings, stacks = held_out.asked(a, STACKS)
-        if load := busy():
+        if load := busy_warning():
             say(load)
         value = measure(settings, stacks, within("rounds", a.rounds, 1, 100, int))
     except Refused as e:

@@ -19,13 +19,13 @@ from typing import Any
 from benchmarks import held_out
 from llmlab.cli.output import report, say, write
 from llmlab.errors import Refused
-from llmlab.lab.benchmark import busy
 from llmlab.lab.experiment import Lab
 from llmlab.lab.settings import Settings, within
+from llmlab.measure.benchmark import busy_warning
 from llmlab.models.kernels.topk import argmax
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.tools import Tools
-from llmlab.studies.sweep import known_prompts
+from llmlab.studies.support.sweep.prompts import known_prompts
 
 STACKS = ("early-exit:head=trained,rule=margin,threshold=0.6", "early-exit", "hash-exit", "skip-layer", "skip-decode")
 
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         within("tokens", a.tokens, 8, 2048, int)
         settings, stacks = held_out.asked(a, STACKS)
-        if load := busy():
+        if load := busy_warning():
             say(load)
         result = measure(settings, stacks)
     except Refused as e:

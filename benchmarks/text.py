@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from llmlab.cli.output import say, write
-from llmlab.lab.benchmark import Ours, Transformers
+from llmlab.lab.contestants.own_engine import Ours
+from llmlab.lab.contestants.transformers_engine import Transformers
 from llmlab.measure.quality import first_difference
 from llmlab.models.loading.loaded import prompt_tokens
 from llmlab.runtime.generate import committed_tokens, generate

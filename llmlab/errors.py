@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -27,8 +27,9 @@ class Refused(ValueError):
         super().__init__(str(self.refusal))
 
 
-def unknown_name(kind: str, name: str, known: Collection[str]) -> Refused:
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> Refused:
     """The refusal of a name that is not among those `known`, with a hint at the one that was meant."""
+    known = list(known)
     near = difflib.get_close_matches(name, known, 1)
     listed = ", ".join(known) if len(known) <= 12 else f"the {len(known)} that the command line lists"
     hint = f"Did you mean {near[0]}" if near else f"Choose one of {listed}"

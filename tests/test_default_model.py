@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from llmlab.lab.benchmark import tokens_of
 from llmlab.lab.experiment import Lab
 from llmlab.lab.settings import Settings
 from llmlab.measure import trace
+from llmlab.measure.benchmark import tokens_of
 from llmlab.models.batch import Batch, Span
 from llmlab.models.embedding import EmbeddingAndHead
 from llmlab.models.kernels.topk import argmax
-from llmlab.models.loading import sources
+from llmlab.models.loading import locate
 from llmlab.models.result import PlanResult
 from llmlab.runtime.draft import Draft
 from llmlab.runtime.events import Committed
@@ -53,7 +53,7 @@ def test_greedy_text_is_that_of_transformers(lab: Lab) -> None:
     from transformers import AutoModelForCausalLM
 
     loaded = lab.model_cache.load("smollm2-135m", "dense-fp32")
-    path = sources.fetch(sources.find("smollm2-135m")).path
+    path = locate.fetch(locate.find("smollm2-135m")).path
     assert path is not None
     at = {"gguf_file": path.name} if path.is_file() else {}
     folder = path.parent if path.is_file() else path

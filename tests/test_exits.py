@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmlab.errors import Refused
 from llmlab.techniques.drafting.draft_heads import Heads
 from llmlab.techniques.early_exit import hash_tables, rules, thresholds
 from llmlab.techniques.early_exit import heads as early_heads
@@ -117,8 +118,10 @@ def test_one_threshold_for_all_rules() -> None:
         "speed": NormalisedEntropy(0.6),
         "patience": Patience(2),
     }
-    assert rules.named("odds", 0.4, 2).leaves(torch.tensor([[[0.5], [0.3]]])).tolist() == [True, False]
+    assert rules.named("learned", 0.4, 2).leaves(torch.tensor([[[0.5], [0.3]]])).tolist() == [True, False]
     assert rules.named("margin", 0.2, 2).leaves(said).tolist() == [True]
+    with pytest.raises(Refused, match="Did you mean entropy"):
+        rules.named("entorpy", 0.4, 2)
 
 
 # Rules that were fitted ---------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """One engine in a process of its own: commands come as JSON lines, each is answered by one JSON line.
 
-python worker.py MODULE FILE THREADS        MODULE of this folder, or "llmlab.lab.benchmark:NAME"
+python worker.py MODULE FILE THREADS        MODULE of this folder, or "llmlab.lab.contestants.MODULE:CLASS"
 """
 
 from __future__ import annotations

@@ -19,12 +19,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(a: argparse.Namespace) -> None:
-    from llmlab.lab import benchmark
+    from llmlab.lab.contestants.own_engine import Ours
+    from llmlab.lab.contestants.side_by_side import against_transformers
+    from llmlab.measure.benchmark import SMALL, text_table
 
-    cases = [c for c in str(a.cases).split(",") if c] or benchmark.SMALL
+    cases = [c for c in str(a.cases).split(",") if c] or SMALL
     s = settings_of(a)
     rounds = within("rounds", a.rounds, 1, 1000, int)
-    value = benchmark.against_transformers(s.model, s.weights, s.device, s.threads, cases, rounds, say)
+    value = against_transformers(s.model, s.weights, s.device, s.threads, cases, rounds, say)
     if a.json != "-":
-        print(benchmark.table(value["cases"], benchmark.Ours.name))
+        print(text_table(value["cases"], Ours.name))
     write(value, a.json)

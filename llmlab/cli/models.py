@@ -33,7 +33,7 @@ def execute(a: argparse.Namespace) -> None:
 
 def listed(free: int) -> list[dict[str, Any]]:
     """Every model of the catalogue as an object, with whether each format fits `free` bytes."""
-    from llmlab.models.loading import catalog, fit, sources
+    from llmlab.models.loading import catalog, fit, locate
 
     return [
         {
@@ -45,7 +45,7 @@ def listed(free: int) -> list[dict[str, Any]]:
             "gated": e.gated,
             "runs_on": e.runs_on,
             "drafts": list(e.drafts),
-            "downloaded": sources.downloaded(e),
+            "downloaded": locate.downloaded(e),
             "fits": {w: fit.fit(e.size, w, ROWS, free).fits for w in e.formats},
         }
         for name, e in catalog.MODELS.items()

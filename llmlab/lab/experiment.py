@@ -61,10 +61,10 @@ class Prepared:
 
 
 class Lab:
-    """Runs experiments on one shelf of models. Not thread-safe by itself: the engine lets one run in at a time."""
+    """Runs experiments on one cache of models. Not thread-safe: the engine carries out one run at a time."""
 
-    def __init__(self, shelf: ModelCache | None = None) -> None:
-        self.model_cache = shelf or ModelCache()
+    def __init__(self, model_cache: ModelCache | None = None) -> None:
+        self.model_cache = model_cache or ModelCache()
 
     def check(self, settings: Settings) -> None:
         """Everything that can be refused before a weight is loaded. Raises Refused."""
@@ -83,17 +83,17 @@ class Lab:
             settings.model, settings.weights, settings.device, estimate, report, settings.copies == "auto"
         )
         prompt = self.tokens(loaded, settings)
-        room = loaded.model.context - len(prompt)
-        if room < 1:
+        left = loaded.model.context - len(prompt)
+        if left < 1:
             raise Refused(
                 "The prompt",
                 f"has {len(prompt)} tokens and {loaded.name} reads at most {loaded.model.context}",
                 "Shorten it or choose a model with a longer context",
             )
-        if settings.max_new_tokens > room:
+        if settings.max_new_tokens > left:
             raise Refused(
                 "The prompt",
-                f"leaves room for {room} new tokens in {loaded.name}'s context, not {settings.max_new_tokens}",
+                f"leaves room for {left} new tokens in {loaded.name}'s context, not {settings.max_new_tokens}",
                 "Shorten it or ask for fewer new tokens",
             )
         return Prepared(settings, loaded, prompt, str(loaded.model.device))

@@ -10,16 +10,22 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from llmlab.errors import Refused
 from llmlab.measure.hardware import free_memory, total_memory
 from llmlab.models.building import build as build_decoder
+from llmlab.models.cached import kept_with
 from llmlab.models.capabilities import Capability
 from llmlab.models.families import ours
-from llmlab.models.loading import catalog, fit, progress, sources
+from llmlab.models.formats.linear import nbytes
+from llmlab.models.loading import catalog, fit, locate, progress
 from llmlab.models.loading.catalog import FORMATS
+from llmlab.models.loading.contents import checkpoint, read_config
+from llmlab.models.loading.found import Found
 from llmlab.models.loading.loaded import Loaded, stop_tokens
 from llmlab.models.loading.progress import Report
+from llmlab.models.loading.tokenizers import read_tokenizer
 from llmlab.models.mixers.attention import Attention
 from llmlab.models.wrapped import ABILITIES as WRAPPED
 from llmlab.models.wrapped import FORMATS as WRAPPED_FORMATS
@@ -37,24 +43,35 @@ class TransformedModel:
 
 
 class ModelCache:
-    """Keeps at most `most` bytes of models. A run holds its model itself, so it never loses the one it uses."""
+    """Keeps at most `most` bytes of models (half of the memory by default), the least recently used let go first.
+
+    A run holds its model itself, so it never loses the one it uses.
+    """
 
     def __init__(self, most: int | None = None) -> None:
         self.most = most or total_memory() // 2
         self._held: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._lock = threading.RLock()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of every model that is kept, with the networks kept with it; what a transformed copy shares, once."""
+        models = [v.model for v in self._held.values()]
+        modules = [m for x in models for m in (x, *kept_with(x)) if isinstance(m, nn.Module)]
+        others = {id(m): m.nbytes for m in models if not isinstance(m, nn.Module)}
+        return nbytes(nn.ModuleList(modules)) + sum(others.values())
+
     def capabilities(self, ref: str) -> frozenset[Capability]:
         """What a model will be able to do, known from its catalogue entry or its config, before a weight is loaded."""
         entry = catalog.MODELS.get(ref)
         if entry is not None:
             return Attention.capabilities if entry.runs_on == "decoder" else WRAPPED
-        return Attention.capabilities if self._decodes(sources.find(ref)) else WRAPPED
+        return Attention.capabilities if self._decodes(locate.find(ref)) else WRAPPED
 
     @staticmethod
-    def _decodes(found: sources.Found) -> bool:
+    def _decodes(found: Found) -> bool:
         """Whether our own decoder runs it, rather than transformers."""
-        return found.entry.runs_on == "decoder" if found.entry else ours(sources.read_config(found))
+        return found.entry.runs_on == "decoder" if found.entry else ours(read_config(found))
 
     def load(
         self,
@@ -81,8 +98,8 @@ class ModelCache:
                 self._held.move_to_end(key)
                 return self._held[key]
             tell = report or progress.quiet
-            found = sources.find(ref)
-            size = found.entry.size if found.entry else fit.size_of(sources.read_config(found))
+            found = locate.find(ref)
+            size = found.entry.size if found.entry else fit.size_of(read_config(found))
             self._make_room(fit.weight_bytes(size, weights))
             free, decodes = free_memory(device), self._decodes(found)
             # What does not fit a GPU is spread over it and the processor's memory by accelerate.
@@ -91,11 +108,11 @@ class ModelCache:
                 free += free_memory()
             formats = FORMATS if decodes else WRAPPED_FORMATS
             fit.require_fit(size, weights, rows, free, found.name, formats, catalog.open_sizes())
-            found = sources.fetch(found, tell)
+            found = locate.fetch(found, tell)
             tell("Loading the tokenizer", 0, 0)
-            tokenizer, config = sources.tokenizer(found), sources.read_config(found)
+            tokenizer, config = read_tokenizer(found), read_config(found)
             if decodes and not spread:
-                source = sources.checkpoint(found)
+                source = checkpoint(found)
                 roomy = copies and fit.copy_bytes(size, weights) < free / 2
                 loading = partial(tell, "Loading the weights")
                 model: Any = build_decoder(source, weights, device, loading, roomy)
@@ -134,10 +151,7 @@ class ModelCache:
             return made
 
     def _make_room(self, wanted: int) -> None:
-        def held() -> int:
-            return sum(v.model.nbytes for v in self._held.values())
-
-        while self._held and held() + wanted > self.most:
+        while self._held and self.nbytes + wanted > self.most:
             key, gone = self._held.popitem(last=False)
             if key[0] == "loaded":  # copies of it are filed under its id, which may be given to another object
                 for k in [k for k in self._held if k[0] == "changed" and k[1] == id(gone.model)]:

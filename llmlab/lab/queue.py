@@ -56,7 +56,7 @@ class Job:
     def beats(self, period: float) -> Iterator[bool]:
         """False every `period` seconds while the job is not over, then True once.
 
-        Closing this generator stops the job: a visitor who has left needs nothing more.
+        Closing this generator stops the job: nobody reads the events of a visitor who has gone.
         """
         try:
             while not self.over:
@@ -118,7 +118,7 @@ J = TypeVar("J", bound=Job)
 
 
 class Engine:
-    """Owns the lab and the one thread that computes. Every job waits its turn, by whatever door of the server it came.
+    """Owns the lab and the one thread that computes. Jobs of every visitor and connection share one queue.
 
     One thread for good, because OpenMP keeps a team of workers for every thread that has computed, and as soon as there
     are more workers than processors it lets all of them sleep between products: half the speed, for all later runs.

@@ -116,7 +116,7 @@ class Study(Configurable):
         raise NotImplementedError
 
 
-@cache
+@cache  # one registry
 def studies() -> dict[str, type[Study]]:
     """Every study under `llmlab/studies`, by id."""
     return discover("llmlab.studies", Study)

@@ -36,7 +36,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@cache
+@cache  # one number
 def best_threads() -> int:
     """How many threads multiply fastest here, found by trying, once per process.
 

@@ -27,7 +27,7 @@ class Machine:
         return max(nbytes / self.bytes_per_second, flops / self.flops_per_second)
 
 
-@cache
+@cache  # one entry per device
 def machine(device: str = "cpu") -> Machine:
     """Measure this machine once per process (about a tenth of a second)."""
     big = torch.ones(12 << 20, dtype=torch.int64, device=device)

@@ -14,3 +14,8 @@ def cached_on(model: Any, key: Any, make: Callable[[], T]) -> T:
     if key not in made:
         made[key] = make()
     return made[key]
+
+
+def kept_with(model: Any) -> list[Any]:
+    """Everything that `cached_on` keeps for a model."""
+    return list(vars(model).get("_made", {}).values())

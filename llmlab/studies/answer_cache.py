@@ -4,18 +4,16 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from time import perf_counter
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
-from llmlab.models.batch import Batch, Span
-from llmlab.models.decoder import Decoder
 from llmlab.runtime.configurable import knob
-from llmlab.studies.support.cascades import caching, cascade, problems
+from llmlab.studies.support.cascades import caching, problems
+from llmlab.studies.support.cascades import models as cascade_models
 from llmlab.studies.support.cascades.caching import POLICIES, Outcome
+from llmlab.studies.support.cascades.embeddings import embedded, nearest_finder, predictor
 from llmlab.studies.support.cascades.problems import KINDS, Problem
 from llmlab.studies.support.cascades.replies import ask
 
@@ -121,7 +119,7 @@ class AnswerCache(Study):
     def _measured(self, subject: Subject) -> tuple[list[dict[str, Cell]], list[str]]:
         seed = subject.settings.seed
         asked = problems.asked(self.kind, self.each, seed, self.examples)
-        pair = cascade.decoders(subject, self.models, VARIANTS)
+        pair = cascade_models.decoders(subject, self.models, VARIANTS)
         pair = [pair[0], pair[-1]]
         spent: dict[str, list[list[float]]] = {"GFLOPs": [], "ms": []}
         right: list[list[bool]] = []
@@ -177,7 +175,7 @@ class AnswerCache(Study):
                     yield measured(policy, name, self.skew, size, unit, "exact", None, got)
             for sure in SURE:
                 got = caching.serve(
-                    queries, costs, size, "lec", MODELS["chosen"], predicted, _finder(near, sure),
+                    queries, costs, size, "lec", MODELS["chosen"], predicted, nearest_finder(near, sure),
                     lambda q, found: q // len(WORDINGS) == found // len(WORDINGS), looking[unit],
                 )  # fmt: skip
                 yield measured("lec", "chosen", self.skew, size, unit, "embedding", sure, got)
@@ -233,69 +231,6 @@ def measured(
 ) -> dict[str, Cell]:
     row = {"part": "measured", "key": key, "threshold": sure, "unit": unit}
     return {**row, **setting(policy, model, skew, size), **outcome([got])}
-
-
-def _finder(near: Tensor, sure: float) -> Any:
-    """The kept query that is nearest in cosine, where that is at least `sure`."""
-    table = near.tolist()
-
-    def find(query: int, kept: Sequence[int]) -> int | None:
-        best = max(kept, key=lambda k: table[query][k], default=None)
-        return best if best is not None and table[query][best] >= sure else None
-
-    return find
-
-
-class Pooled:
-    """A depth that stops after some layers and keeps the mean of what stands there."""
-
-    def __init__(self, layer: int) -> None:
-        self.layer, self.mean = layer, torch.empty(0)
-
-    def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        for block in list(model.layers)[: self.layer]:
-            h = block(h, batch)
-        self.mean = h.float().mean(0).cpu()
-        return h, None
-
-
-@torch.inference_mode()
-def embedded(model: Decoder, tokenizer: Any, texts: Sequence[str], layer: int) -> tuple[Tensor, float, float]:
-    """(keys (n, E) of length 1, ms each, GFLOPs each): mean-pooled states, less their mean over all texts."""
-    layer = min(layer, len(model.layers))
-    found, work = [], 0.0
-    start = perf_counter()
-    for text in texts:
-        ids = list(tokenizer(text)["input_ids"])
-        pooled = Pooled(layer)
-        span = Span(0, len(ids), model.memory(), first=0)
-        places = torch.arange(len(ids), device=model.device)
-        model.forward(Batch(torch.tensor(ids, device=model.device), places, [span]), pooled, 0)
-        found.append(pooled.mean)
-        work += cascade.flops(model, 0, len(ids), 0) * layer / len(model.layers)
-    took = perf_counter() - start
-    x = torch.stack(found)
-    x = torch.nn.functional.normalize(x - x.mean(0), dim=1)
-    return x, 1000 * took / len(texts), work / len(texts) / 1e9
-
-
-def predictor(
-    x: Tensor, costs: list[list[float]], right: list[list[bool]], learn: Sequence[int], test: Sequence[int]
-) -> tuple[dict[int, tuple[float, float]], float]:
-    """What each problem would cost (small first, large at once), by ridge regression from its embedding.
-
-    Learned from the problems `learn`. Also R² of the small model's own cost on `test`.
-    """
-    fallen = [small + (0.0 if ok else large) for small, large, ok in zip(*costs, right[0], strict=True)]
-    y = torch.tensor([fallen, costs[1], costs[0]], dtype=torch.double).t()
-    X = torch.cat([x.double(), torch.ones(len(x), 1, dtype=torch.double)], 1)
-    A, b = X[learn], y[learn]
-    centre = b.mean(0)
-    W = torch.linalg.solve(A.t() @ A + 0.3 * torch.eye(A.shape[1], dtype=torch.double), A.t() @ (b - centre))
-    guess = X @ W + centre
-    rest = (y[test, 2] - guess[test, 2]).square().sum()
-    spread = (y[test, 2] - y[test, 2].mean()).square().sum().clamp_min(1e-12)
-    return {i: (float(guess[i, 0]), float(guess[i, 1])) for i in range(len(x))}, float(1 - rest / spread)
 
 
 def charts() -> list[Chart]:

@@ -6,20 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.errors import Refused
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.measure.statistics import clearly_above, paired_difference
 from llmlab.runtime.configurable import knob
-from llmlab.studies.support.cascades import cascade
+from llmlab.studies.support.cascades import calibration, cascade
+from llmlab.studies.support.cascades import models as cascade_models
 from llmlab.studies.support.cascades.cascade import Level
+from llmlab.studies.support.cascades.difficulty import margin_loss, missed
 from llmlab.studies.support.classification import probes
-from llmlab.studies.support.classification.classify import Data, Task, between, flops, lead, leave, paired, task
+from llmlab.studies.support.classification.classify import Data, Task, flops, run_exits, task
+from llmlab.studies.support.classification.curves import between, lead
 from llmlab.techniques.early_exit.rules import Probability
 
 CALIBRATIONS = ("none", "temperature", "difficulty margin")
-FOLDS = 5
 COLUMNS = {
     "way": "Way",
     "name": "Model",
@@ -90,7 +92,9 @@ class CascadeBert(Study):
         data = Data(self.data, self.classes, self.train, self.calibrate, self.test, subject.settings.seed)
         whole = task(subject, data)
         members, tasks = [], []
-        for name, model, tokenizer in cascade.decoders(subject, self.models, self._variants(len(subject.model.layers))):
+        for name, model, tokenizer in cascade_models.decoders(
+            subject, self.models, self._variants(len(subject.model.layers))
+        ):
 
             def told(what: str, done: int, all: int, name: str = name) -> None:
                 subject.progress(f"{name}: {what}", done, all)
@@ -128,7 +132,7 @@ class CascadeBert(Study):
         x, y, C = t.x["train"][-1:], t.y["train"], len(t.labels)
         plain = probes.trained(x, y, C)
         careful = probes.fitted(x, margin_loss(y, missed(x, y, C), self.margin, self.weight), C)
-        T = cascade.temperature(plain.logits(t.x["calibration"][-1:])[0], t.y["calibration"])
+        T = calibration.temperature(plain.logits(t.x["calibration"][-1:])[0], t.y["calibration"])
         test = t.x["test"][-1:]
         p = {
             "none": plain(test)[0],
@@ -166,7 +170,7 @@ class CascadeBert(Study):
         """One deep model, left where a layer's own classifier is sure."""
         p, y = t.probes(t.x["test"]), t.y["test"]
         for bar in bars(p[:-1].amax(-1).flatten()):
-            left = leave(Probability(bar), p, range(1, t.layers + 1))
+            left = run_exits(Probability(bar), p, range(1, t.layers + 1))
             cost = float((whole.gflops * left.layers / t.layers).double().mean())
             yield {
                 "way": "early exit",
@@ -200,20 +204,20 @@ class CascadeBert(Study):
             at_four = f"at a quarter of the FLOPs {fast[0]:.1%} against {fast[1]:.1%}"
         said, holds = [], []
         for member, (_, cut) in zip(members[:-1], shallow, strict=True):
-            d, e = paired((member.p["none"].argmax(-1) == member.y).float(), cut.float())
+            d, e = paired_difference((member.p["none"].argmax(-1) == member.y).float(), cut.float())
             said.append(f"{member.name}: {100 * d:+.1f} ± {100 * e:.1f} points")
             holds.append(d > 0)
         # Layers taken out of a model leave nothing that was ever trained to be complete: no test of what is claimed.
-        cut_out = self.models == cascade.VARIANTS
+        cut_out = self.models == cascade_models.VARIANTS
         why = "these small models are cut from the large one and were never trained as such; as they are: "
         why = why if cut_out else ""
         levels = {c: members[0].level(c) for c in CALIBRATIONS}
-        better, error = ahead(levels["difficulty margin"], levels["none"])
+        better, error = calibration.ahead(levels["difficulty margin"], levels["none"])
         known = []
         for c, level in levels.items():
-            area = cascade.auc(level.score, level.correct)
+            area = calibration.auc(level.score, level.correct)
             sorts = "unknown" if area is None else f"{area:.3f}"
-            known.append(f"{c}: calibration error {cascade.ece(level.score, level.correct):.3f}, area {sorts}")
+            known.append(f"{c}: calibration error {calibration.ece(level.score, level.correct):.3f}, area {sorts}")
         return [
             Claim(f"{where}, abstract", "Complete small models beat early exits at equal cost (by 15 % at 4 times).",
                   None if gap is None or cut_out else gap > 0,
@@ -222,49 +226,9 @@ class CascadeBert(Study):
             Claim(f"{where}, section 3", "A complete model knows more than as many first layers of a deep one.",
                   None if cut_out else all(holds), why + "complete against cut off, " + "; ".join(said)),
             Claim(f"{where}, section 4.2", "The difficulty margin makes confidence a better guide.",
-                  cascade.clear(better, error),
+                  clearly_above(better, error),
                   f"area under ROC {better:+.3f} ± {error:.3f} with it; the smallest model, " + "; ".join(known)),
         ]  # fmt: skip
-
-
-def ahead(one: Level, other: Level, draws: int = 200) -> tuple[float, float]:
-    """(how much larger the area under ROC of one level is than another's of the same sentences, its standard error).
-
-    The error by resampling the sentences; nothing is ahead of anything where all answers are right, or all wrong.
-    """
-
-    def gap(at: Tensor) -> float | None:
-        a, b = (cascade.auc(level.score[at], level.correct[at]) for level in (one, other))
-        return None if a is None or b is None else a - b
-
-    n, dice = len(one.score), torch.Generator().manual_seed(0)
-    found = [g for g in (gap(torch.randint(0, n, (n,), generator=dice)) for _ in range(draws)) if g is not None]
-    whole = gap(torch.arange(n))
-    return (0.0, 0.0) if whole is None or len(found) < 2 else (whole, float(torch.tensor(found).std()))
-
-
-def missed(x: Tensor, y: Tensor, classes: int, folds: int = FOLDS) -> Tensor:
-    """(n,) bool: sentences that a classifier trained on the other folds gets wrong, of states x (1, n, E)."""
-    hard = torch.zeros(len(y), dtype=torch.bool)
-    place = torch.arange(len(y)) % folds
-    for fold in range(folds):
-        own = place == fold
-        said = probes.trained(x[:, ~own], y[~own], classes)(x[:, own])[0].argmax(-1)
-        hard[own] = said != y[own]
-    return hard
-
-
-def margin_loss(y: Tensor, hard: Tensor, margin: float, weight: float) -> probes.Loss:
-    """Cross-entropy, and λ times the mean over pairs of max(0, ε - (c_easy - c_hard)); CascadeBERT, section 4.2."""
-
-    def loss(z: Tensor) -> Tensor:
-        total = F.cross_entropy(z[0], y)
-        c = torch.softmax(z[0], -1).amax(-1)
-        if hard.any() and not hard.all():
-            total = total + weight * (margin - (c[~hard][:, None] - c[hard][None])).clamp_min(0).mean()
-        return total
-
-    return loss
 
 
 def bars(scores: Tensor, count: int = 24) -> list[float]:
@@ -285,8 +249,8 @@ def alone(member: Member, unit: float) -> Iterator[dict[str, Cell]]:
             "accuracy": level.accuracy,
             "gflops": cost,
             "speedup": unit / cost,
-            "ece": cascade.ece(level.score, level.correct),
-            "auc": cascade.auc(level.score, level.correct),
+            "ece": calibration.ece(level.score, level.correct),
+            "auc": calibration.auc(level.score, level.correct),
         }
 
 
@@ -294,7 +258,7 @@ def diagram(member: Member) -> Iterator[dict[str, Cell]]:
     """A member's reliability diagram under each calibration."""
     for c in CALIBRATIONS:
         level = member.level(c)
-        for b in cascade.reliability(level.score, level.correct):
+        for b in calibration.reliability(level.score, level.correct):
             yield {
                 "way": f"reliability, {c}",
                 "name": member.name,

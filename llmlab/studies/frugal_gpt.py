@@ -2,15 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
 
 import torch
 from torch import Tensor
 
 from llmlab.errors import Refused
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.measure.statistics import share_error
 from llmlab.runtime.configurable import knob
-from llmlab.studies.support.cascades import cascade, problems
+from llmlab.studies.support.cascades import calibration, cascade, problems
+from llmlab.studies.support.cascades import models as cascade_models
 from llmlab.studies.support.cascades.cascade import Level, Plan, Scorer
 from llmlab.studies.support.cascades.problems import KINDS
 from llmlab.studies.support.cascades.replies import Reply, ask, features
@@ -101,7 +102,7 @@ class FrugalGpt(Study):
     def _answers(self, subject: Subject) -> tuple[list[Answers], Tensor, Tensor]:
         seed = subject.settings.seed
         asked = problems.asked(self.kind, self.each, seed, self.examples)
-        models = cascade.decoders(subject, self.models, VARIANTS)
+        models = cascade_models.decoders(subject, self.models, VARIANTS)
         table = self._table(len(models))
         learn, test = torch.arange(0, len(asked), 2), torch.arange(1, len(asked), 2)
         levels = []
@@ -149,7 +150,7 @@ class FrugalGpt(Study):
             "share": cost / unit,
             "gflops": float(a.gflops[test].mean()),
             "ms": 1000 * float(a.seconds[test].mean()),
-            "auc": cascade.auc(level.score, level.correct),
+            "auc": calibration.auc(level.score, level.correct),
         }
 
     def _planned(
@@ -196,7 +197,7 @@ def charts() -> list[Chart]:
 def claims(learned: Sequence[tuple[float, Plan, dict[str, Cell]]], tested: Sequence[Level], best: int) -> list[Claim]:
     """What the paper promises, on the queries that nothing was learned from."""
     where, top = "arXiv 2305.05176, abstract", tested[best]
-    error = sqrt(top.accuracy * (1 - top.accuracy) / len(top.correct))
+    error = share_error(top.accuracy, len(top.correct))
     rows = [row for _, _, row in learned]
     able = [r for r in rows if r["right"] >= top.accuracy - error and r["share"] < 1]
     first = min(able, key=lambda r: r["share"], default=None)

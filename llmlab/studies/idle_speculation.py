@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llmlab.lab.study import Chart, Claim, Findings, Study, Subject
+from llmlab.measure.statistics import spread
 from llmlab.runtime.configurable import knob
 from llmlab.runtime.technique import make
 from llmlab.serving.scheduler import Request, Scheduler, Share
 from llmlab.serving.server import Server
-from llmlab.studies.support.serving_load import HEADINGS, Served, figures, poisson, prompts, spread
+from llmlab.studies.support.serving_load import HEADINGS, Served, figures, poisson, prompts
 
 POLICIES = ("off", "always", "idle-only")
 LOUD = 0.1

@@ -4,14 +4,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import sqrt
 
 import torch
 from torch import Tensor
 
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.measure.statistics import share_error
 from llmlab.runtime.configurable import knob
-from llmlab.studies.support.cascades import cascade, problems
+from llmlab.studies.support.cascades import calibration, cascade, problems
+from llmlab.studies.support.cascades import models as cascade_models
 from llmlab.studies.support.cascades.cascade import Level
 from llmlab.studies.support.cascades.problems import KINDS
 from llmlab.studies.support.cascades.replies import Reply, ask
@@ -70,7 +71,7 @@ class MotCascade(Study):
     def run(self, subject: Subject) -> Findings:
         seed = subject.settings.seed
         asked = problems.asked(self.kind, self.each, seed, self.examples)
-        models = cascade.decoders(subject, self.models, VARIANTS)
+        models = cascade_models.decoders(subject, self.models, VARIANTS)
         (_, weak, weak_words), (_, strong, strong_words) = models[0], models[-1]
         drawn: dict[str, list[list[Reply]]] = {}
         for style in ("cot", "pot"):
@@ -95,7 +96,7 @@ class MotCascade(Study):
         kept: dict[str, list[dict[str, Cell]]] = {}
         for method in METHODS:
             first, taken = weak_level(method, drawn["cot"], drawn["pot"], truth)
-            area = cascade.auc(first.score, first.correct)
+            area = calibration.auc(first.score, first.correct)
             work = torch.tensor([sum(r.flops for r in t) / 1e9 for t in taken], dtype=torch.double)
             kept[method] = list(sweep(method, first, last, work, flops, unit, area))
             rows += kept[method]
@@ -174,7 +175,7 @@ def charts() -> list[Chart]:
 
 def claims(kept: dict[str, list[dict[str, Cell]]], strong: Level) -> list[Claim]:
     where = "arXiv 2310.03094"
-    error = sqrt(strong.accuracy * (1 - strong.accuracy) / len(strong.correct))
+    error = share_error(strong.accuracy, len(strong.correct))
     rows = [r for found in kept.values() for r in found]
     able = [r for r in rows if r["right"] >= strong.accuracy - error]
     first = min(able, key=lambda r: r["price"])

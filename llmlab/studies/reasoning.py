@@ -3,12 +3,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any
 
+import torch
+
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.measure.statistics import paired_difference
 from llmlab.runtime.configurable import knob
-from llmlab.studies.support.cascades import cascade, problems
+from llmlab.studies.support.cascades import models as cascade_models
+from llmlab.studies.support.cascades import problems
 from llmlab.studies.support.cascades.problems import KINDS, STYLES
 from llmlab.studies.support.cascades.replies import Reply, ask
 
@@ -59,11 +62,11 @@ class Reasoning(Study):
     def run(self, subject: Subject) -> Findings:
         asked = problems.asked(self.kind, self.each, subject.settings.seed, self.examples)
         variants = [(subject.settings.model, ())]
-        models = cascade.VARIANTS if self.models == "this" else self.models
+        models = cascade_models.VARIANTS if self.models == "this" else self.models
         rows: list[dict[str, Cell]] = []
         notes: list[str] = []
         got: dict[tuple[str, str], list[Reply]] = {}
-        for name, model, tokenizer in cascade.decoders(subject, models, variants):
+        for name, model, tokenizer in cascade_models.decoders(subject, models, variants):
             for style in STYLES:
                 replies = ask(
                     model, tokenizer, asked, style,
@@ -118,9 +121,8 @@ def gain(one: Sequence[Reply], other: Sequence[Reply], slips: bool = False) -> t
     With `slips`, chains of `other` with wrong arithmetic count as right.
     """
     good = ("right", "wrong arithmetic") if slips else ("right",)
-    d = [float(a.reading.right) - float(b.reading.verdict in good) for a, b in zip(one, other, strict=True)]
-    mean = sum(d) / len(d)
-    return mean, sqrt(sum((x - mean) ** 2 for x in d) / max(1, len(d) - 1) / len(d))
+    mine, theirs = [a.reading.right for a in one], [b.reading.verdict in good for b in other]
+    return paired_difference(torch.tensor(mine), torch.tensor(theirs))
 
 
 def claims(got: dict[tuple[str, str], list[Any]]) -> list[Claim]:

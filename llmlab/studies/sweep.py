@@ -1,119 +1,26 @@
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from llmlab.assets import ASSETS
 from llmlab.errors import Refused
 from llmlab.lab.experiment import Prepared
-from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.lab.study import Cell, Chart, Findings, Study, Subject
 from llmlab.measure import quality
-from llmlab.runtime.configurable import Knob, knob, title
-from llmlab.runtime.events import Committed, Drafted, Event
+from llmlab.runtime.configurable import knob, title
+from llmlab.runtime.events import Committed
 from llmlab.runtime.generate import committed_tokens
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.technique import Technique, make, registry
-
-KINDS = ("chat", "summary", "question answering", "mathematics", "code", "rewriting")
-VALUES: dict[str, tuple[float, ...]] = {
-    "threshold": (0.5, 0.7, 0.9),
-    "budget": (64, 128, 256),
-    "ratio": (0.1, 0.3, 0.5),
-    "count": (1, 2, 4),
-    "length": (1, 2, 4, 8),
-    "nodes": (1, 2, 4, 8),
-    "rollback": (2.0, 5.0, 10.0),
-    "lenience": (0.1, 0.3, 0.7),
-    "epsilon": (0.05, 0.1, 0.3),
-    "density": (0.7, 0.8, 0.9),
-    "window": (1, 2, 4),
-    "k": (1, 2, 4),
-    "block": (2, 4, 8),
-    "least": (8, 16, 24),
-    "first": (8, 16, 24),
-}
-"""What is tried of knobs with these names, which trade quality or work for cost."""
-LENGTHS = ("length", "nodes", "heads")
-"""Knobs that bound how long a draft is: they move together, and drafts end at no other place while they do."""
-CLOSE = 0.1
-"""How far, as a share, a formula may be from what was measured and still be called confirmed."""
-
-
-def known_prompts() -> list[dict[str, str]]:
-    """The held-out prompts: id, kind and prompt."""
-    return json.loads((ASSETS / "texts" / "held_out.json").read_text(encoding="utf-8"))
-
-
-def held_out(kind: str, each: int) -> list[dict[str, str]]:
-    """The first `each` held-out prompts of a kind, or of every kind for "all": id, kind and prompt."""
-    known = known_prompts()
-    kinds = KINDS if kind == "all" else (kind,)
-    return [p for k in kinds for p in [q for q in known if q["kind"] == k][:each]]
-
-
-def values_of(technique: type[Technique], turned: Knob) -> list[float]:
-    """What is tried of a knob when nobody has said: its name's usual values, or four over a main knob's range."""
-    if turned.name in VALUES:
-        return [v for v in VALUES[turned.name] if turned.low <= v <= turned.high]
-    if turned.name != technique.main_knob:
-        raise Refused(title(technique), f"has no usual values of {turned.name} to try", "Give the values")
-    spread = [turned.low + (turned.high - turned.low) * share for share in (0.125, 0.25, 0.5, 0.75)]
-    return list(dict.fromkeys(turned.parse(round(v) if turned.kind == "int" else v) for v in spread))
-
-
-def swept() -> tuple[str, ...]:
-    """The techniques that a sweep of everything turns a knob of."""
-    return tuple(name for name, t in registry().items() if t.main_knob)
-
-
-def expected_tokens(a: float, g: int) -> float:
-    """Tokens per pass with drafts of g tokens, each accepted with probability a: (1 − a^(g+1)) / (1 − a)."""
-    return sum(a**i for i in range(g + 1))
-
-
-@dataclass
-class Drafts:
-    """What became of the drafts of several runs, counted over passes whose draft was whole."""
-
-    lengths: set[int] = field(default_factory=set)
-    passes: int = 0
-    tokens: int = 0
-    accepted: int = 0
-    rejected: int = 0
-    drafted: int = 0
-    seconds: float = 0.0
-
-    def count(self, events: Sequence[Event], limit: int) -> None:
-        """Add one run. A draft that the end of the run or a stop token cut short says nothing about its length."""
-        draft, produced = None, 0
-        for e in events:
-            if isinstance(e, Drafted):
-                draft = e
-            elif isinstance(e, Committed):
-                n = len(draft.tokens) if draft else 0
-                if draft:
-                    self.seconds += draft.seconds
-                    self.drafted += n
-                if n < limit - produced - 1 and len(e.tokens) == len(e.path) + 1:
-                    chain = draft is None or list(draft.parents) == list(range(-1, n - 1))
-                    self.lengths.add(n if chain else -1)
-                    self.passes += 1
-                    self.tokens += len(e.tokens)
-                    self.accepted += len(e.path)
-                    self.rejected += len(e.path) < n
-                draft, produced = None, produced + len(e.tokens)
-
-    @property
-    def length(self) -> int | None:
-        """How long every draft was; None where they differ, are trees or were none."""
-        (only,) = self.lengths if len(self.lengths) == 1 else (0,)
-        return only if only > 0 else None
+from llmlab.studies.support.sweep.claims import claims
+from llmlab.studies.support.sweep.drafts import Drafts, expected_tokens
+from llmlab.studies.support.sweep.knobs import LENGTHS, swept, values_of
+from llmlab.studies.support.sweep.prompts import KINDS, held_out
 
 
 @dataclass
@@ -123,6 +30,29 @@ class Base:
     prepared: Prepared
     text: list[int]
     logp: Tensor
+
+
+COLUMNS = {
+    "technique": "Technique",
+    "knob": "Knob",
+    "value": "Value",
+    "top1": "Top-1 agreement",
+    "kl": "KL (nats)",
+    "same_text": "Share of equal texts",
+    "lossless": "Lossless",
+    "layers": "Layers per token",
+    "ms": "ms per token",
+    "passes": "Passes per token",
+    "speedup": "Speed-up",
+    "ms_pass": "ms per pass, without drafting",
+    "pass_cost": "Pass against a plain one",
+    "acceptance": "Acceptance a",
+    "g": "Draft length g",
+    "c": "Draft step against a plain pass, c",
+    "tokens_pass": "Tokens per pass with a whole draft",
+    "expected_tokens": "Equation 1",
+    "expected_speedup": "Theorem 3.8",
+}
 
 
 @dataclass(frozen=True)
@@ -302,30 +232,8 @@ class Sweep(Study):
         return found
 
 
-COLUMNS = {
-    "technique": "Technique",
-    "knob": "Knob",
-    "value": "Value",
-    "top1": "Top-1 agreement",
-    "kl": "KL (nats)",
-    "same_text": "Share of equal texts",
-    "lossless": "Lossless",
-    "layers": "Layers per token",
-    "ms": "ms per token",
-    "passes": "Passes per token",
-    "speedup": "Speed-up",
-    "ms_pass": "ms per pass, without drafting",
-    "pass_cost": "Pass against a plain one",
-    "acceptance": "Acceptance a",
-    "g": "Draft length g",
-    "c": "Draft step against a plain pass, c",
-    "tokens_pass": "Tokens per pass with a whole draft",
-    "expected_tokens": "Equation 1",
-    "expected_speedup": "Theorem 3.8",
-}
-
-
 def charts(rows: Sequence[dict[str, Any]]) -> list[Chart]:
+    """The figures that the rows can fill."""
     drawn = [
         Chart("Agreement against time", "ms", "top1", "technique", "front"),
         Chart("Agreement against layers", "layers", "top1", "technique", "front"),
@@ -339,52 +247,3 @@ def charts(rows: Sequence[dict[str, Any]]) -> list[Chart]:
             Chart("Speed-up and theorem 3.8", "g", "speedup", "technique", "line", "expected_speedup"),
         ]
     return drawn
-
-
-def claims(rows: Sequence[dict[str, Any]], weights: str) -> list[Claim]:
-    """What Leviathan et al. (arXiv 2211.17192) say, against what was measured."""
-    fixed = [r for r in rows if "expected_tokens" in r]
-    exact = [r for r in rows if r["lossless"] and r["knob"]]
-    where = "arXiv 2211.17192"
-    none = "no technique in this sweep drafts chains of one fixed length"
-
-    def compared(measured: str, formula: str) -> tuple[bool | None, str]:
-        if not fixed:
-            return None, none
-        pairs = [
-            f"{r['technique']} g={r['g']}: {r[measured]:.2f} measured, {r[formula]:.2f} by the formula" for r in fixed
-        ]
-        worst = max(abs(r[measured] / r[formula] - 1) for r in fixed)
-        return worst <= CLOSE, f"{'; '.join(pairs)}; at most {worst:.1%} apart"
-
-    equal = [r for r in exact if r["same_text"] == 1]
-    told = f"{len(equal)} of {len(exact)} lossless settings wrote every text as the baseline did, in {weights}"
-    told = told if exact else "nothing lossless was tried"
-    tokens, speed = compared("tokens_pass", "expected_tokens"), compared("speedup", "expected_speedup")
-    if fixed:
-        costs = ", ".join(f"{r['pass_cost']:.2f} for g={r['g']}" for r in fixed)
-        speed = (speed[0], f"{speed[1]}. A pass with a draft took, in plain passes: {costs}; the theorem takes it as 1")
-    found = [
-        Claim(f"{where}, equation 1", "Tokens per pass are (1 − a^(g+1)) / (1 − a).", *tokens),
-        Claim(f"{where}, theorem 3.8", "The speed-up is (1 − a^(g+1)) / ((1 − a)(g c + 1)).", *speed),
-    ]
-    shortest = [r for r in fixed if r["g"] == 1]
-    able = {r["technique"]: r for r in shortest if r["acceptance"] > r["c"]}
-    if not able:
-        why = none if not fixed else "no drafter was measured with g = 1 and an acceptance above its cost"
-        found.append(Claim(f"{where}, corollary 3.9", COROLLARY, None, why))
-    for name, r in able.items():
-        best = max(x["speedup"] for x in fixed if x["technique"] == name)
-        bound = (1 + r["acceptance"]) / (1 + r["c"])
-        said = f"{name}: a = {r['acceptance']:.2f}, c = {r['c']:.2f}; best speed-up {best:.2f}, promised {bound:.2f}"
-        found.append(Claim(f"{where}, corollary 3.9", COROLLARY, best >= bound * (1 - CLOSE), said))
-    same = len(equal) == len(exact) if exact else None
-    found.append(
-        Claim(
-            where, "Drafts change nothing about what is written.", same, told if exact else "nothing lossless was tried"
-        )
-    )
-    return found
-
-
-COROLLARY = "If a > c, some length speeds up decoding, by at least (1 + a) / (1 + c)."

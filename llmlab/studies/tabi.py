@@ -2,23 +2,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from math import ceil
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llmlab.errors import Refused
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
-from llmlab.models.batch import Batch, Span
-from llmlab.models.decoder import Decoder
-from llmlab.runtime.clock import Clock
+from llmlab.measure.statistics import clearly_above, paired_difference, percentile
 from llmlab.runtime.configurable import knob
 from llmlab.studies.support.cascades import cascade
+from llmlab.studies.support.cascades import models as cascade_models
 from llmlab.studies.support.cascades.cascade import Level, Plan
-from llmlab.studies.support.classification import probes
-from llmlab.studies.support.classification.classify import Data, Task, flops, paired, task
+from llmlab.studies.support.classification.classify import Data, Task, task
+from llmlab.studies.support.tabi.levels import Rank, mixing, rank
+from llmlab.studies.support.tabi.serving import Answer, Served, serve, timed
 
 COLUMNS = {
     "way": "Way",
@@ -38,50 +36,7 @@ COLUMNS = {
     "cost": "GFLOPs of all asked",
     "count": "Sentences",
 }
-
-
-LAPS = 3
 PERCENTILES = (1, 10, 25, 50, 75, 90, 95, 99)
-
-
-@dataclass
-class Rank:
-    """One level: a model, or its first `layers` layers as a model of their own, with a classifier and its T."""
-
-    name: str
-    t: Task
-    tokenizer: Any
-    layers: int
-    classifier: probes.Linear
-    T: float
-
-    def says(self, h: Tensor) -> Tensor:
-        """The state (1, E) of a sentence's last token to its class distribution (C,)."""
-        at = slice(self.layers - 1, self.layers)
-        scaled = (h[None].cpu() - self.t.scale.mean[at]) / self.t.scale.deviation[at]
-        return torch.softmax(self.classifier.logits(scaled.clamp(-8, 8))[0, 0] / self.T, -1)
-
-    def known(self, part: str) -> Tensor:
-        """(n, C) for the sentences of a part, from states that have been read."""
-        return torch.softmax(self.logits(part) / self.T, -1)
-
-    def logits(self, part: str) -> Tensor:
-        return self.classifier.logits(self.t.x[part][self.layers - 1 : self.layers])[0]
-
-    def cost(self, tokens: int) -> float:
-        return flops(self.t.shape, [tokens] * self.layers)
-
-
-@dataclass
-class Served:
-    """What a way of serving did to each test sentence; `mixed`: whether the mixed answer was right."""
-
-    right: list[bool] = field(default_factory=list)
-    mixed: list[bool] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    level: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    flops: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -146,7 +101,7 @@ class Tabi(Study):
         return Findings(COLUMNS, rows, charts(), claims(rows, served, base), notes)
 
     def _ranks(self, subject: Subject, data: Data) -> list[Rank]:
-        if self.models == cascade.VARIANTS:
+        if self.models == cascade_models.VARIANTS:
             total = len(subject.model.layers)
             counts = [int(k) for k in re.split(r"[/,\s]+", self.kept.strip()) if k.isdigit()]
             if not counts or counts != sorted(set(counts)) or not 1 <= counts[0] <= counts[-1] < total:
@@ -156,7 +111,7 @@ class Tabi(Study):
             t = task(subject, data)
             return [rank(f"{k} layers", t, subject.tokenizer, k) for k in (*counts, total)]
         ranks = []
-        for name, model, tokenizer in cascade.decoders(subject, self.models, ()):
+        for name, model, tokenizer in cascade_models.decoders(subject, self.models, ()):
 
             def told(what: str, done: int, all: int, name: str = name) -> None:
                 subject.progress(f"{name}: {what}", done, all)
@@ -193,146 +148,6 @@ class Tabi(Study):
         )
 
 
-def rank(name: str, t: Task, tokenizer: Any, layers: int) -> Rank:
-    classifier = probes.trained(t.x["train"][layers - 1 : layers], t.y["train"], len(t.labels))
-    made = Rank(name, t, tokenizer, layers, classifier, 1.0)
-    made.T = cascade.temperature(made.logits("calibration"), t.y["calibration"])
-    return made
-
-
-def mixing(p: Sequence[Tensor], y: Tensor, thresholds: Sequence[float]) -> tuple[float, ...]:
-    """The weight of what came before, at each level above the first: the best of 0, 0.1 … 0.9 on what reaches it."""
-    weights: list[float] = []
-    before, here = p[0], torch.ones(len(y), dtype=torch.bool)
-    for bar, own, below in zip(thresholds, p[1:], p, strict=False):
-        here = here & (below.amax(-1) < bar)
-        tried = [w / 10 for w in range(10)]
-
-        def worth(w: float, before: Tensor = before, own: Tensor = own, here: Tensor = here) -> tuple[float, float]:
-            q = w * before[here] + (1 - w) * own[here]
-            said = q[torch.arange(len(q)), y[here]].clamp_min(1e-9).log()
-            return float((q.argmax(-1) == y[here]).double().sum()), float(said.sum())
-
-        w = max(tried, key=worth) if here.any() else 0.0
-        weights.append(w)
-        before = w * before + (1 - w) * own
-    return tuple(weights)
-
-
-class Last:
-    """A depth through the first layers that keeps the last token's state."""
-
-    def __init__(self, layers: int) -> None:
-        self.layers, self.state = layers, torch.empty(0)
-
-    def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        for block in list(model.layers)[: self.layers]:
-            h = block(h, batch)
-        self.state = h[-1:].float()
-        return h, None
-
-
-@torch.inference_mode()
-def read(model: Decoder, ids: Sequence[int], layers: int, look: bool) -> tuple[Tensor, Tensor | None]:
-    """The last token's state (1, E), and with `look` what that token gives each of the others, (T,), over all heads."""
-    seen: dict[int, Tensor] = {}
-
-    def watch(layer: int, weights: Tensor) -> None:
-        seen[layer] = weights[:, -1].mean(0)  # of a long sentence the last piece stays, which sees all
-
-    span = Span(0, len(ids), model.memory(), watch=watch if look else None, first=0)
-    places, last = torch.arange(len(ids), device=model.device), Last(layers)
-    model.forward(Batch(torch.tensor(ids, device=model.device), places, [span]), last, 0)
-    return last.state, torch.stack(list(seen.values())).mean(0).cpu() if look else None
-
-
-def words_of(pieces: Sequence[str]) -> list[int]:
-    """Which word each token belongs to, from the tokens as the vocabulary writes them."""
-    number, found = -1, []
-    for piece in pieces:
-        if number < 0 or piece[:1] in ("Ġ", "▁", " "):
-            number += 1
-        found.append(number)
-    return found
-
-
-def pruned(ids: Sequence[int], word: Sequence[int], given: Tensor, share: float, always: int) -> list[int]:
-    """The ids without the `share` of words that were given least, in order; the first and the last `always` stay.
-
-    A word's weight is the sum of its tokens'.
-    """
-    body = len(ids) - always
-    weight: dict[int, float] = {}
-    for i in range(1, body):
-        if word[i] != word[0]:
-            weight[word[i]] = weight.get(word[i], 0.0) + float(given[i])
-    gone = set(sorted(weight, key=lambda w: weight[w])[: int(share * len(weight))])
-    return [t for i, t in enumerate(ids) if i >= body or word[i] not in gone]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the level that answered says (C,), that mixed with what came before it, which one it was, the tokens it
-    read, and the FLOPs of all who were asked."""
-
-    own: Tensor
-    mixed: Tensor
-    level: int
-    tokens: int
-    flops: float
-
-
-def serve(ranks: Sequence[Rank], thresholds: Sequence[float], i: int, prune: float, weights: Sequence[float]) -> Answer:
-    """Test sentence i through the levels."""
-    ids, asked = ranks[0].t.ids["test"][i], ranks[0].t.asked
-    total, mixed = 0.0, torch.empty(0)
-    for k, r in enumerate(ranks):
-        if r.t.ids["test"][i] != ranks[0].t.ids["test"][i]:
-            ids = r.t.ids["test"][i]  # another vocabulary: what was pruned cannot be carried over
-        last = k == len(ranks) - 1
-        h, given = read(r.t.model, ids, r.layers, prune > 0 and not last)
-        total += r.cost(len(ids))
-        own = r.says(h)
-        mixed = weights[k - 1] * mixed + (1 - weights[k - 1]) * own if k else own
-        if last or float(own.max()) >= thresholds[k]:
-            return Answer(own, mixed, k, len(ids), total)
-        if given is not None:
-            ids = pruned(ids, words_of(r.tokenizer.convert_ids_to_tokens(ids)), given, prune, asked)
-    raise AssertionError("the last level always answers")
-
-
-def timed(subject: Subject, ways: dict[str, Callable[[int], Answer]], y: Tensor) -> dict[str, Served]:
-    """Every way on every sentence, in turn and in changing order, after a round that does not count."""
-    served = {way: Served() for way in ways}
-    clock, order = Clock(subject.model.device), list(ways)
-    for way in order:
-        ways[way](0)
-    for i in range(len(y)):
-        subject.progress("Serving sentences", i, len(y))
-        laps: dict[str, list[float]] = {way: [] for way in ways}
-        for lap in range(LAPS):
-            turn = (i + lap) % len(order)
-            for way in order[turn:] + order[:turn]:
-                start = clock()
-                answer = ways[way](i)
-                laps[way].append(clock() - start)
-                if not lap:
-                    s = served[way]
-                    s.right.append(int(answer.own.argmax()) == int(y[i]))
-                    s.mixed.append(int(answer.mixed.argmax()) == int(y[i]))
-                    s.level.append(answer.level)
-                    s.tokens.append(answer.tokens)
-                    s.flops.append(answer.flops)
-        for way in ways:
-            served[way].seconds.append(percentile(laps[way], 0.5))
-    return served
-
-
-def percentile(seconds: Sequence[float], share: float) -> float:
-    """The least time that at least this share of the sentences keeps to."""
-    return sorted(seconds)[max(0, ceil(share * len(seconds) - 1e-9) - 1)]
-
-
 def row(way: str, s: Served, right: Sequence[bool], base: Served, levels: int) -> dict[str, Cell]:
     n = len(right)
     mean = sum(s.seconds) / n
@@ -364,9 +179,9 @@ def claims(rows: Sequence[dict[str, Any]], served: dict[str, Served], base: Serv
     by = {r["way"]: r for r in rows if "accuracy" in r}
     large, full = next(iter(by.values())), by["levels, pruned, mixed"]
     cut, plain = served["levels, pruned"], served["levels"]
-    d, e = paired(torch.tensor(cut.mixed).float(), torch.tensor(base.right).float())
-    lost, spread = paired(torch.tensor(cut.right).float(), torch.tensor(plain.right).float())
-    gain, error = paired(torch.tensor(plain.mixed).float(), torch.tensor(plain.right).float())
+    d, e = paired_difference(torch.tensor(cut.mixed).float(), torch.tensor(base.right).float())
+    lost, spread = paired_difference(torch.tensor(cut.right).float(), torch.tensor(plain.right).float())
+    gain, error = paired_difference(torch.tensor(plain.mixed).float(), torch.tensor(plain.right).float())
     tail, pruned_row, plain_row = full["p99"] / large["p99"], by["levels, pruned"], by["levels"]
     return [
         Claim(f"{where}, abstract", "21 to 40 % less time on average, with a comparable tail, at the large model's"
@@ -378,6 +193,6 @@ def claims(rows: Sequence[dict[str, Any]], served: dict[str, Served], base: Serv
               f"99th percentile {pruned_row['p99']:.0f} ms against {plain_row['p99']:.0f} ms without pruning, mean"
               f" {pruned_row['ms']:.0f} against {plain_row['ms']:.0f} ms, accuracy {100 * lost:+.1f} ±"
               f" {100 * spread:.1f} points"),
-        Claim(where, "Mixing the levels' answers adds accuracy.", cascade.clear(gain, error),
+        Claim(where, "Mixing the levels' answers adds accuracy.", clearly_above(gain, error),
               f"{100 * gain:+.1f} ± {100 * error:.1f} points"),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""`python -m llmlab.training.averaged ONE TWO OUT`: the mean of two trainings of one part.
+"""The mean of two trainings of one part.
 
 Trainings that begin at the same weights end where the straight line between them is good as well, and its middle often
 does better on new text than either end (model soups, arXiv 2203.05482).
@@ -6,18 +6,17 @@ does better on new text than either end (model soups, arXiv 2203.05482).
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from llmlab.errors import Refused
 from llmlab.models.auxiliary.store import card_of, read, write
 
 
-def average(one: Path, two: Path, out: Path) -> None:
+def average(one: Path, two: Path, out: Path) -> dict[str, Any]:
     """Write the mean of two parts; what is no weight, such as the shortlist, and the card are those of `one`.
 
-    The card names both. Raises Refused for parts of different kinds, models or sizes.
+    Returns the mean's card, which names both. Raises Refused for parts of different kinds, models or sizes.
     """
     cards = [card_of(p) for p in (one, two)]
     a, b = read(one), read(two)
@@ -29,19 +28,4 @@ def average(one: Path, two: Path, out: Path) -> None:
     card = cards[0] | {"averaged": [{k: c.get(k) for k in told} for c in cards]}
     card.pop("held_out", None)  # neither's figures are those of the mean
     write(out, mean, card)
-
-
-def main(arguments: Sequence[str]) -> int:
-    if len(arguments) != 3:
-        print("Give two parts and a file for their mean: ONE TWO OUT", file=sys.stderr)
-        return 2
-    try:
-        average(*map(Path, arguments))
-    except Refused as e:
-        print(e, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return card

@@ -34,8 +34,9 @@ SHARD = 40_000
 """Tokens of a file."""
 
 
-@cache
+@cache  # one file of the project's own, read once
 def lists() -> dict[str, list[str]]:
+    """Subjects, tasks and other lists that prompts are put together from."""
     return json.loads((ASSETS / "texts" / "training_prompts.json").read_text(encoding="utf-8"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmlab.errors import Refused
 from llmlab.measure.hardware import free_memory, hardware
-from llmlab.models.loading import catalog, fit, sources
+from llmlab.models.loading import catalog, environment, fit, locate
 from llmlab.models.loading.fit import gigabytes
 from llmlab.ui.gradio_events import refusal_html
 from llmlab.ui.i18n import both, both_words, catalogue, word
@@ -42,7 +42,7 @@ def _about(entry: catalog.Entry, lang: str) -> str:
         parts.append(word("drafts", lang, names=", ".join(entry.drafts)))
     if entry.gated:
         parts.append(word("gated", lang))
-    if not sources.downloaded(entry):
+    if not locate.downloaded(entry):
         size = f" ({gigabytes(entry.mirror.nbytes)})" if entry.mirror else ""
-        parts.append(word("missing", lang) if sources.offline() else word("not_here", lang, size=size))
+        parts.append(word("missing", lang) if environment.offline() else word("not_here", lang, size=size))
     return " · ".join(parts)

@@ -170,15 +170,16 @@ def test_k_quants_unpack_to_their_values(tmp_path: Path, kind: str, size: int, v
 
 
 def test_a_tokenizer_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmlab.models.loading import sources
+    from llmlab.models.loading import locate
+    from llmlab.models.loading.tokenizers import read_tokenizer
 
     monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path / "cache"))
     made.gguf(tmp_path / "a.gguf")
-    found = sources.find(str(tmp_path / "a.gguf"))
-    first = sources.tokenizer(found)
+    found = locate.find(str(tmp_path / "a.gguf"))
+    first = read_tokenizer(found)
     (kept,) = (tmp_path / "cache" / "tokenizers").iterdir()
-    again = sources.tokenizer(found)
+    again = read_tokenizer(found)
     assert again.get_vocab() == first.get_vocab()
     assert again("the tea")["input_ids"] == first("the tea")["input_ids"]
     (kept / "tokenizer.json").write_text("{")
-    assert sources.tokenizer(found).get_vocab() == first.get_vocab(), "a damaged one is made anew"
+    assert read_tokenizer(found).get_vocab() == first.get_vocab(), "a damaged one is made anew"

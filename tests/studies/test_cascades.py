@@ -18,14 +18,17 @@ from llmlab.lab.experiment import Lab
 from llmlab.lab.settings import Settings
 from llmlab.lab.study import Subject, carry_out, make_study
 from llmlab.measure.roofline import flops_per_token
+from llmlab.measure.statistics import clearly_above, percentile
 from llmlab.runtime.batched import Text, generate_batch
 from llmlab.runtime.stack import Stack
-from llmlab.studies import answer_cache, cascade_bert, mot_cascade, tabi
+from llmlab.studies import cascade_bert, mot_cascade
 from llmlab.studies.reasoning import gain
-from llmlab.studies.support.cascades import arithmetic, caching, cascade, problems
+from llmlab.studies.support.cascades import arithmetic, caching, calibration, cascade, difficulty, embeddings, problems
+from llmlab.studies.support.cascades import models as cascade_models
 from llmlab.studies.support.cascades.cascade import Level, Scorer
 from llmlab.studies.support.cascades.problems import KINDS, STYLES, corrected, equations, read
 from llmlab.studies.support.cascades.replies import Reply
+from llmlab.studies.support.tabi import levels, pruning
 from llmlab.ui.figures import study as figures
 from tests import made, tiny
 
@@ -255,7 +258,7 @@ def test_a_scorer_tells_right_from_wrong() -> None:
     x = torch.randn(400, 3, generator=dice)
     correct = torch.rand(400, generator=dice) < torch.sigmoid(3 * x[:, 0])
     score = Scorer.fitted(100 + 5 * x[:200], correct[:200])(100 + 5 * x[200:])
-    area = cascade.auc(score, correct[200:])
+    area = calibration.auc(score, correct[200:])
     assert area is not None
     assert area > 0.85
     assert float((score - correct[200:].double()).mean().abs()) < 0.08
@@ -263,26 +266,28 @@ def test_a_scorer_tells_right_from_wrong() -> None:
 
 def test_the_area_under_the_curve() -> None:
     """Right answers score 3 and 1, wrong ones 2 and 1: of four pairs two are in order and one is a tie."""
-    assert cascade.auc(torch.tensor([3.0, 1, 2, 1]), torch.tensor([True, True, False, False])) == pytest.approx(2.5 / 4)
-    assert cascade.auc(torch.ones(3), torch.ones(3, dtype=torch.bool)) is None
+    assert calibration.auc(torch.tensor([3.0, 1, 2, 1]), torch.tensor([True, True, False, False])) == pytest.approx(
+        2.5 / 4
+    )
+    assert calibration.auc(torch.ones(3), torch.ones(3, dtype=torch.bool)) is None
 
 
 def test_what_is_clear() -> None:
-    assert cascade.clear(0.5, 0.2) is True
-    assert cascade.clear(0.3, 0.2) is None
-    assert cascade.clear(0.0, 0.0) is False
-    assert cascade.clear(-0.1, 0.2) is False
+    assert clearly_above(0.5, 0.2) is True
+    assert clearly_above(0.3, 0.2) is None
+    assert clearly_above(0.0, 0.0) is False
+    assert clearly_above(-0.1, 0.2) is False
 
 
 def test_an_area_is_ahead_by_so_much() -> None:
     right = torch.tensor([True, False] * 40)
     sure = Level("sure", right.double(), right, torch.ones(80))
     blind = Level("blind", torch.ones(80), right, torch.ones(80))
-    assert cascade_bert.ahead(sure, blind) == (0.5, 0.0)
-    assert cascade_bert.ahead(blind, blind) == (0.0, 0.0)
+    assert calibration.ahead(sure, blind) == (0.5, 0.0)
+    assert calibration.ahead(blind, blind) == (0.0, 0.0)
     noise = Level("noise", torch.rand(80, generator=torch.Generator().manual_seed(1)), right, torch.ones(80))
-    assert 0.03 < cascade_bert.ahead(sure, noise)[1] < 0.12
-    assert cascade_bert.ahead(
+    assert 0.03 < calibration.ahead(sure, noise)[1] < 0.12
+    assert calibration.ahead(
         Level("", torch.ones(3), right[:1].repeat(3), torch.ones(3)), sure.part(torch.tensor([0, 2, 4]))
     ) == (0.0, 0.0)
 
@@ -291,30 +296,30 @@ def test_temperature_by_hand() -> None:
     """Always 0.9 sure and right three times in four: ln 9 / T = ln 3, so that T is 2; and 1/2 the other way."""
     z = torch.tensor([[0.0, math.log(9)]]).repeat(4, 1)
     y = torch.tensor([1, 1, 1, 0])
-    assert cascade.temperature(z, y) == pytest.approx(2, rel=1e-4)
-    assert cascade.temperature(z / 4, y) == pytest.approx(0.5, rel=1e-4)
+    assert calibration.temperature(z, y) == pytest.approx(2, rel=1e-4)
+    assert calibration.temperature(z / 4, y) == pytest.approx(0.5, rel=1e-4)
 
 
 def test_calibration_error_by_hand() -> None:
     sure = torch.tensor([0.95, 0.95, 0.65, 0.65, 1.0])
     right = torch.tensor([True, False, True, True, True])
-    found = cascade.reliability(sure, right)
+    found = calibration.reliability(sure, right)
     assert [(b.accuracy, b.count) for b in found] == [(1.0, 2), (pytest.approx(2 / 3), 3)]
     assert found[1].confidence == pytest.approx(2.9 / 3)
-    assert cascade.ece(sure, right) == pytest.approx((2 * 0.35 + 3 * 0.3) / 5, abs=1e-6)
+    assert calibration.ece(sure, right) == pytest.approx((2 * 0.35 + 3 * 0.3) / 5, abs=1e-6)
 
 
 def test_operations_are_those_of_the_meter() -> None:
     model = tiny.decoder("llama")
     head = 2 * model.shape.vocab * model.shape.width
     step_by_step = sum(flops_per_token(model.shape, 4, 5 + i) - head for i in range(1, 8))
-    assert cascade.flops(model, 5, 7, 0) == pytest.approx(step_by_step)
-    assert cascade.flops(model, 5, 7, 3) == pytest.approx(step_by_step + 3 * head)
+    assert cascade_models.flops(model, 5, 7, 0) == pytest.approx(step_by_step)
+    assert cascade_models.flops(model, 5, 7, 3) == pytest.approx(step_by_step + 3 * head)
     twin = model.private_copy()
     for technique in Stack.from_arguments(["layer-drop:count=1", "neuron-drop:ratio=0.34"]):
         technique.apply(twin, tiny.tools())
     less = 3 * (step_by_step / 4) - 3 * 7 * 2 * 3 * model.shape.width * 32
-    assert cascade.flops(twin, 5, 7, 0) == pytest.approx(less)
+    assert cascade_models.flops(twin, 5, 7, 0) == pytest.approx(less)
 
 
 # Votes --------------------------------------------------------------------------------------------------------------
@@ -442,10 +447,10 @@ def test_the_multiplexer_tries_both_and_keeps_the_cheaper() -> None:
 
 def test_wrong_hits_are_counted() -> None:
     """Keys that look alike: 0 and 1 are one question in two wordings, 2 is another that looks like them."""
-    find = answer_cache._finder(torch.tensor([[1, 0.95, 0.9], [0.95, 1, 0.9], [0.9, 0.9, 1]]), 0.92)
+    find = embeddings.nearest_finder(torch.tensor([[1, 0.95, 0.9], [0.95, 1, 0.9], [0.9, 0.9, 1]]), 0.92)
     alike = caching.serve([0, 1, 2, 2], [[1.0]] * 3, 3, "lru", (0,), None, find, lambda q, f: q // 2 == f // 2, 0.5)
     assert (alike.hits, alike.wrong, alike.cost) == (0.5, 0.0, 1.0)
-    loose = answer_cache._finder(torch.tensor([[1, 0.95, 0.9], [0.95, 1, 0.9], [0.9, 0.9, 1]]), 0.85)
+    loose = embeddings.nearest_finder(torch.tensor([[1, 0.95, 0.9], [0.95, 1, 0.9], [0.9, 0.9, 1]]), 0.85)
     out = caching.serve([0, 1, 2, 2], [[1.0]] * 3, 3, "lru", (0,), None, loose, lambda q, f: q // 2 == f // 2)
     assert (out.hits, out.wrong) == (0.75, 0.5)
 
@@ -458,8 +463,8 @@ def test_the_difficulty_margin_by_hand() -> None:
     z = torch.tensor([[0.8, 0.2], [0.6, 0.4], [0.3, 0.7]]).log()[None]
     y, hard = torch.tensor([0, 0, 0]), torch.tensor([False, False, True])
     plain = float(F.cross_entropy(z[0], y))
-    assert float(cascade_bert.margin_loss(y, hard, 0.2, 3.0)(z)) == pytest.approx(plain + 3 * 0.2, abs=1e-5)
-    assert float(cascade_bert.margin_loss(y, torch.zeros(3, dtype=torch.bool), 0.2, 3.0)(z)) == pytest.approx(plain)
+    assert float(difficulty.margin_loss(y, hard, 0.2, 3.0)(z)) == pytest.approx(plain + 3 * 0.2, abs=1e-5)
+    assert float(difficulty.margin_loss(y, torch.zeros(3, dtype=torch.bool), 0.2, 3.0)(z)) == pytest.approx(plain)
 
 
 def test_hard_sentences_are_those_that_others_get_wrong() -> None:
@@ -468,7 +473,7 @@ def test_hard_sentences_are_those_that_others_get_wrong() -> None:
     y = torch.arange(40) % 2
     x = (2.0 * y - 1)[:, None].repeat(1, 4) + 0.1 * torch.randn(40, 4, generator=dice)
     x[[6, 7]] = -x[[6, 7]]
-    assert cascade_bert.missed(x[None], y, 2).nonzero().flatten().tolist() == [6, 7]
+    assert difficulty.missed(x[None], y, 2).nonzero().flatten().tolist() == [6, 7]
 
 
 def test_bars_reach_from_everything_to_nothing() -> None:
@@ -480,33 +485,33 @@ def test_bars_reach_from_everything_to_nothing() -> None:
 
 def test_words_and_what_is_pruned() -> None:
     pieces = ["The", "Ġlong", "er", "Ġway", "Ġhome", "?"]
-    assert tabi.words_of(pieces) == [0, 1, 1, 2, 3, 3]
-    ids, word = [10, 11, 12, 13, 14, 15], tabi.words_of(pieces)
+    assert pruning.words_of(pieces) == [0, 1, 1, 2, 3, 3]
+    ids, word = [10, 11, 12, 13, 14, 15], pruning.words_of(pieces)
     given = torch.tensor([0.0, 0.1, 0.4, 0.2, 0.05, 0.0])
-    assert tabi.pruned(ids, word, given, 0.34, 0) == [10, 11, 12, 13]  # of three words, "home?" got least
-    assert tabi.pruned(ids, word, given, 0.67, 0) == [10, 11, 12]
-    assert tabi.pruned(ids, word, given, 0.9, 2) == [10, 11, 12, 14, 15]  # of two words one; the question stays
-    assert tabi.pruned(ids, word, given, 0.0, 2) == ids
+    assert pruning.pruned(ids, word, given, 0.34, 0) == [10, 11, 12, 13]  # of three words, "home?" got least
+    assert pruning.pruned(ids, word, given, 0.67, 0) == [10, 11, 12]
+    assert pruning.pruned(ids, word, given, 0.9, 2) == [10, 11, 12, 14, 15]  # of two words one; the question stays
+    assert pruning.pruned(ids, word, given, 0.0, 2) == ids
 
 
 def test_attention_of_the_last_token_is_what_is_looked_at() -> None:
     """The looked-at pass gives the same state, and weights that sum to one."""
     model = tiny.decoder("llama")
     ids = tiny.text(150)
-    plain, none = tabi.read(model, ids, 4, False)
-    looked, given = tabi.read(model, ids, 3, True)
+    plain, none = pruning.read(model, ids, 4, False)
+    looked, given = pruning.read(model, ids, 3, True)
     assert none is None
     assert given is not None
-    assert torch.allclose(tabi.read(model, ids, 3, False)[0], looked, atol=1e-4)
+    assert torch.allclose(pruning.read(model, ids, 3, False)[0], looked, atol=1e-4)
     assert not torch.allclose(plain, looked, atol=1e-1)
     assert given.shape == (150,)
     assert float(given.sum()) == pytest.approx(1, abs=1e-4)
 
 
 def test_percentiles_are_sentences_that_exist() -> None:
-    assert tabi.percentile([5, 1, 3, 2, 4], 0.5) == 3
-    assert tabi.percentile(list(range(1, 101)), 0.99) == 99
-    assert tabi.percentile([1, 2, 3], 0.99) == 3
+    assert percentile([5, 1, 3, 2, 4], 0.5) == 3
+    assert percentile(list(range(1, 101)), 0.99) == 99
+    assert percentile([1, 2, 3], 0.99) == 3
 
 
 def test_mixing_finds_the_weight_that_helps() -> None:
@@ -514,9 +519,9 @@ def test_mixing_finds_the_weight_that_helps() -> None:
     before = torch.tensor([[0.7, 0.3], [0.3, 0.7]])
     here = torch.tensor([[0.45, 0.55], [0.55, 0.45]])
     y = torch.tensor([0, 1])
-    (w,) = tabi.mixing([before, here], y, [0.9])
+    (w,) = levels.mixing([before, here], y, [0.9])
     assert (w * before + (1 - w) * here).argmax(-1).tolist() == [0, 1]
-    assert tabi.mixing([before, here], y, [0.1]) == (0.0,)
+    assert levels.mixing([before, here], y, [0.1]) == (0.0,)
 
 
 # A prefix that is read once -----------------------------------------------------------------------------------------

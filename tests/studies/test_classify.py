@@ -21,8 +21,10 @@ from llmlab.models.mixers.attention import Attention
 from llmlab.runtime import token_drop_plan
 from llmlab.runtime.token_drop_plan import AtLeast, LayerView, TokenDropPlan, Top
 from llmlab.studies import exit_rules, token_drop
-from llmlab.studies.support.classification import classify, probes, saliency, selectors, sentences
-from llmlab.studies.support.classification.classify import Data, Ends, Task, at_most, between, flops, lead, leave
+from llmlab.studies.support.classification import classify, probes, sentences
+from llmlab.studies.support.classification.classify import Data, Ends, Task, flops, run_exits
+from llmlab.studies.support.classification.curves import at_most, between, lead
+from llmlab.studies.support.token_drop import saliency, selectors
 from llmlab.techniques.early_exit import rules
 from llmlab.techniques.early_exit.rules import Each, Entropy, Patience
 from tests import tiny
@@ -207,16 +209,16 @@ def test_a_classifier_of_past_and_future_by_hand() -> None:
 def test_leaving_by_hand() -> None:
     sure, flat, other = [0.99, 0.01], [0.5, 0.5], [0.1, 0.9]
     p = torch.tensor([[sure, flat, flat], [flat, sure, flat], [other, other, other]])
-    left = leave(Entropy(0.2), p, (2, 5, 9))
+    left = run_exits(Entropy(0.2), p, (2, 5, 9))
     assert left.layers.tolist() == [2, 5, 9]
     assert left.said.tolist() == [0, 0, 1]
     assert left.accuracy(torch.tensor([0, 1, 1])) == pytest.approx(2 / 3)
     assert left.mean() == pytest.approx(16 / 3)
-    each = leave(Each((Entropy(0.0), Entropy(0.7))), p, (2, 5, 9))
+    each = run_exits(Each((Entropy(0.0), Entropy(0.7))), p, (2, 5, 9))
     assert each.layers.tolist() == [5, 5, 5]
-    assert leave(Patience(1), p, (2, 5, 9)).layers.tolist() == [5, 5, 5]
-    assert leave(Patience(2), p, (2, 5, 9)).layers.tolist() == [9, 9, 9]
-    turned = leave(Entropy(0.2), p, (2, 5, 9), lambda so_far: so_far[0].flip(-1))
+    assert run_exits(Patience(1), p, (2, 5, 9)).layers.tolist() == [5, 5, 5]
+    assert run_exits(Patience(2), p, (2, 5, 9)).layers.tolist() == [9, 9, 9]
+    turned = run_exits(Entropy(0.2), p, (2, 5, 9), lambda so_far: so_far[0].flip(-1))
     assert turned.said[0].item() == 1
 
 
@@ -417,7 +419,7 @@ class Spoken(Words):
 
 @pytest.fixture(scope="module")
 def subject() -> Any:
-    """A study's subject with a tiny model, which no shelf has loaded."""
+    """A study's subject with a tiny model, which no cache has loaded."""
     return SimpleNamespace(
         lab=SimpleNamespace(model_cache=SimpleNamespace(capabilities=lambda ref: Attention.capabilities)),
         settings=SimpleNamespace(model="tiny", seed=0),

@@ -14,6 +14,7 @@ from llmlab.kv.memory import Memory
 from llmlab.lab.experiment import Lab
 from llmlab.lab.settings import Settings
 from llmlab.lab.study import Stopped, Subject, carry_out, make_study
+from llmlab.measure.statistics import percentile, spread
 from llmlab.runtime.draft import Draft, Verdict
 from llmlab.runtime.roles import Drafter
 from llmlab.runtime.session import Session
@@ -23,7 +24,7 @@ from llmlab.runtime.tools import Tools
 from llmlab.serving.scheduler import Request, Scheduler, Share
 from llmlab.serving.server import Pass, Server
 from llmlab.studies.idle_speculation import POLICIES, Speculating, always_falls, idle_only_never_falls
-from llmlab.studies.support.serving_load import HEADINGS, Served, figures, poisson, quantile, spread
+from llmlab.studies.support.serving_load import HEADINGS, Served, figures, poisson
 from tests import made, tiny
 from tests.laws import laws
 
@@ -241,7 +242,7 @@ def test_figures_by_hand() -> None:
 
 
 def test_quantiles_and_spreads_by_hand() -> None:
-    assert [quantile([4, 1, 3, 2], q) for q in (0.25, 0.26, 0.5, 0.99, 1)] == [1, 2, 2, 4, 4]
+    assert [percentile([4, 1, 3, 2], q) for q in (0.25, 0.26, 0.5, 0.99, 1)] == [1, 2, 2, 4, 4]
     assert spread([9.0, 10.0, 12.0]) == pytest.approx(0.3)
 
 

@@ -11,7 +11,10 @@ from llmlab.lab.experiment import Lab
 from llmlab.lab.settings import Settings
 from llmlab.lab.study import Subject, carry_out, make_study
 from llmlab.runtime.events import Committed, Drafted, Event
-from llmlab.studies.sweep import KINDS, Drafts, claims, expected_tokens, held_out, swept
+from llmlab.studies.support.sweep.claims import claims
+from llmlab.studies.support.sweep.drafts import Drafts, expected_tokens
+from llmlab.studies.support.sweep.knobs import swept
+from llmlab.studies.support.sweep.prompts import KINDS, held_out
 from tests import made
 
 

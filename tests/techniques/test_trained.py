@@ -179,7 +179,7 @@ def test_the_command_refuses_what_it_cannot_train(capsys: pytest.CaptureFixture[
     assert main(["train", "heads", "--tokens", "many"]) == 2
 
 
-def test_the_mean_of_two_trainings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_mean_of_two_trainings(tmp_path: Path) -> None:
     from llmlab.training import averaged
 
     model = tiny.decoder("llama")
@@ -188,13 +188,13 @@ def test_the_mean_of_two_trainings(tmp_path: Path, capsys: pytest.CaptureFixture
         tensors = {"W": torch.full((3,), value).bfloat16(), "shortlist": torch.tensor([int(value)])}
         store.save(path, "heads", model, tensors, {"steps": int(value), "held_out": {"agree": value}})
     store.save(other, "eagle", model, {"W": torch.ones(3).bfloat16(), "shortlist": torch.tensor([1])}, {})
-    assert averaged.main([str(one), str(two), str(out)]) == 0
+    told = averaged.average(one, two, out)
     with safe_open(out, "pt") as f:
         assert f.get_tensor("W").tolist() == [2.5] * 3
         assert f.get_tensor("shortlist").tolist() == [1]
     card = store.card_of(out)
+    assert told["averaged"] == card["averaged"]
     assert [c["steps"] for c in card["averaged"]] == [1, 4]
     assert "held_out" not in card, "neither's figures are those of the mean"
-    assert averaged.main([str(one), str(other), str(out)]) == 2
-    assert "not of one kind and model" in capsys.readouterr().err
-    assert averaged.main([]) == 2
+    with pytest.raises(Refused, match="not of one kind and model"):
+        averaged.average(one, other, out)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmlab.assets import ASSETS
 from llmlab.errors import Refused
-from llmlab.models.loading import sources
+from llmlab.models.loading.environment import cache_folder
 
 SHIPPED = ASSETS / "trained"
 ALIKE = 0.98
@@ -26,7 +26,7 @@ ALIKE = 0.98
 
 def own() -> Path:
     """Where parts go that a user trains."""
-    return sources.cache() / "trained"
+    return cache_folder() / "trained"
 
 
 def fingerprint(model: Any) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 
 from llmlab.assets import ASSETS
 from llmlab.lab.study import Subject
+from llmlab.measure.statistics import percentile
 from llmlab.serving.scheduler import Request
 from llmlab.serving.server import Pass
 
@@ -101,25 +102,14 @@ def figures(rounds: Sequence[Served]) -> dict[str, float]:
         statistics.median(r.throughput for r in rounds),
         statistics.median(sum(p.seconds for p in r.passes) / r.span for r in rounds),
         statistics.median(r.latency for r in rounds),
-        quantile(latencies, 0.5),
-        quantile(latencies, 0.99),
+        percentile(latencies, 0.5),
+        percentile(latencies, 0.99),
         statistics.fmean(request.times[0] - request.arrival for r in rounds for request in r.requests),
         statistics.fmean(waits),
-        quantile(waits, 0.5),
-        quantile(waits, 0.99),
+        percentile(waits, 0.5),
+        percentile(waits, 0.99),
         statistics.fmean(p.mandatory + p.drafted for p in decoding),
         drafted / len(rounds),
         (drafted - accepted) / len(rounds),
     )
     return dict(zip(HEADINGS, values, strict=True))
-
-
-def quantile(values: Sequence[float], q: float) -> float:
-    """The smallest of the values that at least the share q of them do not exceed."""
-    ordered = sorted(values)
-    return next(x for i, x in enumerate(ordered, 1) if i >= q * len(ordered))
-
-
-def spread(values: Sequence[float]) -> float:
-    """How far apart rounds of the same thing lie, as a share of their median: no comparison can be finer than that."""
-    return (max(values) - min(values)) / statistics.median(values)

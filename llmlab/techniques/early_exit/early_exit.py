@@ -75,15 +75,16 @@ class EarlyExit(LayerPlan):
 
     def _set(self, heads: ExitHeads, asked: tuple[int, ...], tools: Tools | None) -> rules.Rule:
         """The rule. Where ε sets its bar, or a regression is fitted, that is done on the model's own words."""
-        rule = rules.named(self.rule, self.threshold, self.patience)
         if not self.epsilon and self.rule != "consistency":
-            return rule
+            return rules.named(self.rule, self.threshold, self.patience)
         p, same, odds = answers_on_own_words(heads, tools, asked)
         p = odds[..., None] if self.rule == "learned" else p
         if self.rule == "consistency":
             fit = torch.arange(p.shape[1], device=p.device) % 2 == 0  # what it was fitted on promises nothing
-            rule = thresholds.Consistency.along(p[:, fit], same[:, fit], self.threshold)
+            rule: rules.Rule = thresholds.Consistency.along(p[:, fit], same[:, fit], self.threshold)
             p, same, odds = p[:, ~fit], same[:, ~fit], odds[:, ~fit]
+        else:
+            rule = rules.named(self.rule, self.threshold, self.patience)
         scores = thresholds.scores_of(rule, p).masked_fill(odds < self._gate(), -torch.inf)
         return thresholds.Above(rule, thresholds.conformal(scores, same, self.epsilon)) if self.epsilon else rule
 

@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from llmlab.errors import unknown_name
+
 
 class Rule(Protocol):
     """Decides, from p (l, N, C), the class distributions of the l classifiers asked so far, who leaves now.
@@ -181,15 +183,19 @@ class MultiView:
 def named(name: str, threshold: float, patience: int) -> Rule:
     """A rule that needs no data, by name, with one threshold in 0..1 for all: the higher, the surer one must be.
 
-    Any other name is `Probability`: of odds (n, 1) in place of distributions, those odds themselves.
+    "learned" is `Probability` of odds (n, 1) in place of distributions. Raises Refused for any other name.
     """
     rules: dict[str, Rule] = {
+        "probability": Probability(threshold),
+        "learned": Probability(threshold),
         "margin": Margin(threshold),
         "entropy": Entropy(1 - threshold),
         "speed": NormalisedEntropy(1 - threshold),
         "patience": Patience(patience),
     }
-    return rules.get(name, Probability(threshold))
+    if name not in rules:
+        raise unknown_name("exit rule", name, rules)
+    return rules[name]
 
 
 # Rules that were fitted ---------------------------------------------------------------------------------------------

@@ -10,19 +10,12 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmlab.errors import Refused
-from llmlab.lab.study import Cell, Subject
-from llmlab.models.decoder import Decoder
-from llmlab.runtime.stack import Stack
+from llmlab.lab.study import Cell
 from llmlab.techniques.early_exit.thresholds import Consistency
-
-VARIANTS = "variants"
-
 
 # Levels -------------------------------------------------------------------------------------------------------------
 
@@ -175,113 +168,3 @@ class Scorer:
     def __call__(self, x: Tensor) -> Tensor:
         z = ((x - self.mean) / self.deviation).clamp(-8, 8).double()
         return torch.sigmoid(z @ torch.tensor(self.rule.weights, dtype=torch.double) + self.rule.bias)
-
-
-def auc(score: Tensor, correct: Tensor) -> float | None:
-    """The chance that a right answer has a higher score than a wrong one, ties counted half; None without both."""
-    good, bad = score[correct].double(), score[~correct].double()
-    if not len(good) or not len(bad):
-        return None
-    gap = good[:, None] - bad[None]
-    return float(((gap > 0).double() + 0.5 * (gap == 0).double()).mean())
-
-
-def clear(difference: float, error: float) -> bool | None:
-    """Whether a difference is above zero by twice its standard error; None where it is above, and not so clearly."""
-    if difference <= 0:
-        return False
-    return True if difference > 2 * error else None
-
-
-# Calibration --------------------------------------------------------------------------------------------------------
-
-
-def temperature(logits: Tensor, y: Tensor) -> float:
-    """T for which softmax(logits / T) has the least cross-entropy; logits (n, C), y (n,).
-
-    Guo et al. (arXiv 1706.04599, section 4.2). By golden section over log T, in which the loss has one valley.
-    """
-    z = logits.double()
-
-    def loss(t: float) -> float:
-        return float(torch.nn.functional.cross_entropy(z / math.exp(t), y))
-
-    low, high, g = math.log(0.05), math.log(20.0), (math.sqrt(5) - 1) / 2
-    for _ in range(60):
-        a, b = high - g * (high - low), low + g * (high - low)
-        low, high = (low, b) if loss(a) < loss(b) else (a, high)
-    return math.exp((low + high) / 2)
-
-
-@dataclass(frozen=True)
-class Bin:
-    """Answers of like confidence: how sure they are on average, how often right, and how many."""
-
-    confidence: float
-    accuracy: float
-    count: int
-
-
-def reliability(confidence: Tensor, correct: Tensor, bins: int = 10) -> list[Bin]:
-    """The reliability diagram: answers by confidence, in `bins` intervals of equal width; empty ones are left out."""
-    place = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1
-    found = []
-    for b in place.unique().tolist():
-        here = place == b
-        found.append(
-            Bin(float(confidence[here].double().mean()), float(correct[here].double().mean()), int(here.sum()))
-        )
-    return found
-
-
-def ece(confidence: Tensor, correct: Tensor, bins: int = 10) -> float:
-    """Expected calibration error: Σ_b (n_b / n) |accuracy_b - confidence_b| (arXiv 1706.04599, equation 3)."""
-    found = reliability(confidence, correct, bins)
-    return sum(b.count * abs(b.accuracy - b.confidence) for b in found) / len(confidence)
-
-
-# Models and their cost ----------------------------------------------------------------------------------------------
-
-
-def decoders(
-    subject: Subject, models: str, variants: Sequence[tuple[str, Sequence[str]]]
-) -> list[tuple[str, Any, Any]]:
-    """The models of a cascade, cheapest first, as (name, model, tokenizer).
-
-    `models` is "variants", for the study's own model under each of the named stacks, or names joined with +. Raises
-    Refused, in the loader's words, for a model that cannot be had, and for one that is no decoder of ours.
-    """
-    found = []
-    if models == VARIANTS:
-        for name, arguments in variants:
-            stack = Stack.from_arguments(arguments)
-            changed = subject.lab.model_cache.transformed(subject.loaded, stack, subject.tools, subject.report)
-            found.append((name, changed.model, subject.tokenizer))
-    else:
-        s = subject.settings
-        names = [n.strip() for n in models.split("+")]
-        if not all(names) or len(set(names)) < len(names) or len(names) < 2:
-            raise Refused("A cascade", f"cannot be made of {models[:60]!r}", "Name two or more models, joined with +")
-        for name in names:
-            loaded = subject.lab.model_cache.load(name, s.weights, s.device, 2048, subject.report, s.copies == "auto")
-            found.append((loaded.name, loaded.model, loaded.tokenizer))
-    for name, model, _ in found:
-        if not isinstance(model, Decoder):
-            raise Refused(name, "runs on transformers, where many texts cannot go through one pass", "Leave it out")
-    return found
-
-
-def flops(model: Decoder, past: int, tokens: int, scored: int) -> float:
-    """Multiplications and additions of `tokens` after `past` others, of which `scored` get logits.
-
-    From the matrices as they stand, pruned or not; attention looks at every row before and at each token itself.
-    """
-    s = model.shape
-    inner = s.heads * s.head_size
-    rows = tokens * past + tokens * (tokens + 1) / 2
-    total = 2.0 * scored * s.vocab * s.width
-    for block in model.layers:
-        gate_up = block.gate_up.outputs
-        weights = s.width * (block.qkv.outputs + gate_up) + s.width * (inner + gate_up // 2)
-        total += 2.0 * tokens * weights + 4.0 * rows * inner
-    return total

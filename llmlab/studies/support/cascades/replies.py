@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmlab.errors import Refused
 from llmlab.runtime.batched import Text, generate_batch
-from llmlab.studies.support.cascades.cascade import flops
+from llmlab.studies.support.cascades.models import flops
 from llmlab.studies.support.cascades.problems import KINDS, Problem, Reading, read, shots
 
 NEW = {"direct": 8, "cot": 72, "pot": 40}

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -220,12 +219,12 @@ def answers(
     return found
 
 
-# Leaving ------------------------------------------------------------------------------------------------------------
+# Early exits --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Left:
-    """Where n sentences left: `layers` (n,) that each went through, and what was `said` (n,) of it."""
+class Exits:
+    """Where n sentences exited: `layers` (n,) that each went through, and the label (n,) that was `said` there."""
 
     layers: Tensor
     said: Tensor
@@ -237,8 +236,8 @@ class Left:
         return float(self.layers.double().mean())
 
 
-def leave(rule: Rule, p: Tensor, depths: Sequence[int], answer: Callable[[Tensor], Tensor] | None = None) -> Left:
-    """Ask `rule` after each classifier; whoever never leaves gets the last one's answer.
+def run_exits(rule: Rule, p: Tensor, depths: Sequence[int], answer: Callable[[Tensor], Tensor] | None = None) -> Exits:
+    """Ask `rule` after each classifier; a sentence that never exits gets the last one's answer.
 
     p (l, n, C): what the classifiers at `depths` (layers, rising; the last is the model's own) say of n sentences.
     `answer(p so far)` (n, C) is what is answered, where that is not the newest classifier's distribution.
@@ -253,47 +252,4 @@ def leave(rule: Rule, p: Tensor, depths: Sequence[int], answer: Callable[[Tensor
         out = so_far[-1] if answer is None else answer(so_far)
         said[go], layers[go] = out[go].argmax(-1), depth
         here = here & ~go
-    return Left(layers, said)
-
-
-def at_most(curve: Sequence[tuple[float, float]], loss: float, full: float) -> int | None:
-    """The index of the cheapest point of a (cost, accuracy) curve that is at most `loss` below `full`; None: none."""
-    able = [i for i, (_, accuracy) in enumerate(curve) if accuracy >= full - loss - 1e-9]
-    return min(able, key=lambda i: curve[i][0], default=None)
-
-
-def between(curve: Sequence[tuple[float, float]], cost: float) -> float | None:
-    """The accuracy of a (cost, accuracy) curve at a cost, on a straight line between neighbours; None outside."""
-    points = sorted(curve)
-    for (a, x), (b, y) in pairwise(points):
-        if a <= cost <= b:
-            return max(x, y) if a == b else x + (y - x) * (cost - a) / (b - a)
-    return None
-
-
-def lead(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]], steps: int = 50) -> float | None:
-    """How much more accurate one curve is than another at equal cost, on average over the costs that both have."""
-    low = max(min(c for c, _ in one), min(c for c, _ in other))
-    high = min(max(c for c, _ in one), max(c for c, _ in other))
-    if high <= low:
-        return None
-    costs = [low + (high - low) * i / steps for i in range(steps + 1)]
-    pairs = [(between(one, c), between(other, c)) for c in costs]
-    gaps = [a - b for a, b in pairs if a is not None and b is not None]
-    return sum(gaps) / len(gaps) if gaps else None
-
-
-def paired(one: Tensor, other: Tensor) -> tuple[float, float]:
-    """(mean difference, its standard error) of two outcomes (n,) of the same sentences."""
-    d = one.double() - other.double()
-    return float(d.mean()), float(d.std() / len(d) ** 0.5)
-
-
-def points(gain: float, error: float) -> str:
-    """A difference between accuracies and its standard error, in words."""
-    return f"accuracy {100 * gain:+.1f} ± {100 * error:.1f} points"
-
-
-def no_loss(gain: float, error: float, loss: float) -> bool | None:
-    """Whether accuracy fell by at most `loss`; None where that is within a standard error of it."""
-    return True if gain >= -loss else None if gain + error >= -loss else False
+    return Exits(layers, said)

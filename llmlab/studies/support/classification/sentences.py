@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmlab.errors import Refused
-from llmlab.models.loading.sources import restricted
+from llmlab.models.loading.environment import restricted
 
 LABELS = {
     2: ("negative", "positive"),

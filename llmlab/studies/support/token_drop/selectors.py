@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmlab.runtime.token_drop_plan import LayerView
-from llmlab.studies.support.classification.saliency import Saliency
+from llmlab.studies.support.token_drop.saliency import Saliency
 
 BINS = 10
 """Ranks of a sentence's words, from the most attended to the least, are told apart in so many steps."""

@@ -1,0 +1,141 @@
+"""Settings of dropped tokens, what each does to sentences and costs, and classifiers trained on what is left."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmlab.measure.statistics import at_most_lost, paired_difference, points
+from llmlab.runtime.token_drop_plan import Fate, Selector, TokenDropPlan
+from llmlab.studies.support.classification import probes
+from llmlab.studies.support.classification.classify import Task, batch_of, flops
+
+AT_ONCE = 16
+"""Sentences read in one pass."""
+Plan = Mapping[int, Selector]
+
+
+@dataclass
+class DropSetting:
+    """One setting of a method: which selector stands after which layer, and what becomes of the words it drops."""
+
+    name: str
+    value: str
+    plan: Plan
+    fate: Fate = "discard"
+    candidate: bool = False
+    """Whether calibration sentences may choose it: the paper's own method, not what it is compared with."""
+
+    def depth(self) -> TokenDropPlan:
+        return TokenDropPlan(self.plan, self.fate)
+
+
+@dataclass
+class Outcome:
+    """A setting on n sentences: the states (L, n, E) of their last tokens, and the tokens of each layer, (n, L)."""
+
+    x: Tensor
+    counts: list[list[int]]
+    kept: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def cost(self, t: Task, layers: Sequence[int] | None = None) -> Tensor:
+        """(n,) FLOPs, through all layers or so many of each sentence."""
+        depth = layers if layers is not None else [t.layers] * len(self.counts)
+        return torch.tensor([flops(t.shape, c[:l]) for c, l in zip(self.counts, depth, strict=True)])
+
+
+@torch.inference_mode()
+def outcome(t: Task, setting: DropSetting, sequences: Sequence[Sequence[int]]) -> Outcome:
+    """What a setting does to token sequences of any lengths."""
+    states, counts, kept = [], [], {}
+    for a in range(0, len(sequences), AT_ONCE):
+        depth = setting.depth()
+        t.model.forward(batch_of(t.model, sequences[a : a + AT_ONCE]), depth, 0)
+        states.append(torch.stack(depth.states).cpu())
+        counts += [list(c) for c in zip(*depth.counts, strict=True)]
+        for layer, who in depth.kept.items():
+            kept.setdefault(layer, []).extend(who)
+    with torch.inference_mode(False):  # classifiers are trained on it
+        return Outcome(torch.cat(states, 1).clone(), counts, kept)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Classifiers and the scale of the states that they were trained on."""
+
+    scale: probes.Scale
+    own: probes.Linear
+    last: bool
+    """Whether there is one for the last layer alone."""
+
+    @classmethod
+    def trained(cls, t: Task, x: Tensor, last: bool = True) -> Judge:
+        """On the states x (L, n, E) of the training sentences, as the papers train again after words were dropped."""
+        x = x[-1:] if last else x
+        scale = probes.Scale.of(x)
+        return cls(scale, probes.trained(scale.apply_(x.clone()), t.y["train"], len(t.labels)), last)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x (L, n, E) to (L or 1, n, C)."""
+        return self.own.logits(self.scale.apply_((x[-1:] if self.last else x).clone()))
+
+    def right(self, x: Tensor, y: Tensor) -> Tensor:
+        """(n,) 1 where the last layer's classifier is right."""
+        return (self.logits(x)[-1].argmax(-1) == y).double()
+
+
+def row_of(t: Task, setting: DropSetting, out: Outcome, right: Tensor, full: Tensor, chosen: bool) -> dict[str, Any]:
+    """A setting as a row: accuracy, its change against all tokens with the standard error, and cost."""
+    whole = sum(flops(t.shape, [len(ids)] * t.layers) for ids in t.ids["test"])
+    cost = out.cost(t)
+    gain, error = paired_difference(right, full)
+    return {
+        "method": setting.name,
+        "setting": setting.value,
+        "accuracy": float(right.mean()),
+        "change": gain,
+        "error": error,
+        "layer_tokens": statistics.fmean(sum(c) for c in out.counts),
+        "gflops": float(cost.mean()) / 1e9,
+        "saved": 1 - float(cost.sum()) / whole,
+        "chosen": chosen,
+    }
+
+
+class Results:
+    """What a method's settings did on the test sentences."""
+
+    def __init__(self, full: Tensor, whole: float) -> None:
+        """`full` (n,): 1 where all tokens are answered rightly; `whole`: their mean FLOPs."""
+        self.full, self.whole = full, whole
+        self.settings: list[DropSetting] = []
+        self.outs: list[Outcome] = []
+        self.judges: list[Judge] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, setting: DropSetting, out: Outcome, judge: Judge, row: dict[str, Any]) -> None:
+        self.settings.append(setting)
+        self.outs.append(out)
+        self.judges.append(judge)
+        self.rows.append(row)
+
+    def curve(self, name: str) -> list[tuple[float, float]]:
+        """(GFLOP, accuracy), all tokens included, where every curve begins."""
+        own = [(r["gflops"], r["accuracy"]) for r in self.rows if r["method"] == name]
+        return [*own, (self.whole / 1e9, float(self.full.mean()))]
+
+    def told(self, pick: DropSetting | None) -> str:
+        if pick is None:
+            return "no setting was good enough on calibration sentences"
+        row = self.rows[self.settings.index(pick)]
+        return f"{pick.value}: {row['saved']:.0%} of the FLOPs saved, accuracy {points(row['change'], row['error'])}"
+
+    def saves(self, pick: DropSetting | None, least: float, loss: float) -> bool | None:
+        """Whether a setting saves at least this share of the FLOPs at this loss at most; see `at_most_lost`."""
+        row = None if pick is None else self.rows[self.settings.index(pick)]
+        return False if row is None or row["saved"] < least else at_most_lost(row["change"], row["error"], loss)
