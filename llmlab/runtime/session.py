@@ -250,6 +250,11 @@ class Session:
         # A rejected token must not count as having looked, so the policy sees the weights only at the commit.
         self._seen.setdefault(layer, []).append(attention)
 
+    def take_back(self) -> None:
+        """Undo the last pass over a draft, nothing of which is kept."""
+        self.memory.restore(self._marks)
+        self._pass_states = None
+
     def commit(self, path: Sequence[int], bonus: int, draft: Draft | None = None) -> Evicted | None:
         """Keep the accepted nodes' rows, drop the others', add the tokens. Returns (before, after) rows if evicted."""
         draft = draft or Draft()

@@ -85,7 +85,7 @@ class Lane:
                 tokens, ended = tokens[: i + 1], True
                 break
         evicted = self.session.commit(path, bonus, draft)
-        if self.drafts is not None:
+        if self.verdict is not None:  # its drafter has been asked
             self.verdict = Verdict(path, tuple(tokens), draft, tuple(best))
         self.produced += len(tokens)
         return Outcome(tuple(tokens), path[: len(tokens)], ended, evicted, result.layers_run, result.exits)

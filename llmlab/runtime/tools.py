@@ -74,6 +74,10 @@ class Tools:
         self._memories.append(memory)
         return memory
 
+    def forget_memories(self) -> None:
+        """The runs are over whose drafters kept these memories."""
+        self._memories.clear()
+
     def weight_bytes(self, model: Any) -> int:
         """Bytes of the weights that partners and parts hold beside `model`, each tensor once."""
         return nbytes(*self._partners.values(), *self._held, beside=[model])

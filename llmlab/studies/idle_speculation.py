@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from llmlab.lab.study import Chart, Claim, Findings, Study, Subject
 from llmlab.measure.statistics import spread
 from llmlab.runtime.configurable import knob
+from llmlab.runtime.stack import Stack
 from llmlab.runtime.technique import make
 from llmlab.serving.scheduler import Request, Scheduler, Share
 from llmlab.serving.server import Server
@@ -29,7 +30,7 @@ class Speculating(Scheduler):
     def decode(self, here: Sequence[Request], waiting: int) -> list[Share]:
         spare, shares = self.spare(len(here), waiting), []
         for request in here:
-            draft = request.guess(min(spare, self.length))
+            draft = request.propose(min(spare, self.length))
             spare -= len(draft)
             shares.append(Share(request, draft=draft))
         return shares
@@ -86,15 +87,15 @@ class IdleSpeculation(Study):
         def serve(policy: str, load: float, arrivals: Sequence[float]) -> Served:
             nonlocal done
             served = Served([], [Request(p, self.tokens, at) for p, at in zip(asked, arrivals, strict=True)])
-            drafter = make(self.drafter, length=self.length) if policy != "off" else None
+            stack = Stack([make(self.drafter, length=self.length)] if policy != "off" else [])
             scheduler = Speculating(policy, self.length, self.rows, self.block)
             told = -1.0
-            for p in server.serve(served.requests, scheduler, drafter, subject.tools, subject.loaded.stop_tokens):
+            for p in server.serve(served.requests, scheduler, stack, subject.tools, subject.loaded.stop_tokens):
                 served.passes.append(p)
                 if p.now > told + 1:
                     told = p.now
                     subject.progress(f"Load {load:.2g}, guesses {policy}", done, total)
-            subject.tools.memories.clear()
+            subject.tools.forget_memories()
             done += 1
             return served
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,7 @@ from torch import Tensor
 from llmlab.errors import Refused
 from llmlab.lab.study import make_study
 from llmlab.measure.roofline import flops_per_token
-from llmlab.models.batch import Batch, Span
-from llmlab.models.decoder import Taps
+from llmlab.models.batch import Batch, Span, Taps
 from llmlab.models.mixers.attention import Attention
 from llmlab.runtime import token_drop_plan
 from llmlab.runtime.token_drop_plan import AtLeast, LayerView, TokenDropPlan, Top
@@ -103,8 +103,9 @@ def test_states_of_a_ragged_batch_are_those_of_each_alone(monkeypatch: pytest.Mo
     assert len(told) > 2
     for i, ids in enumerate(texts):
         taps = Taps(range(1, 5))
-        model.forward(Batch(torch.tensor(ids), torch.arange(len(ids)), [Span(0, len(ids), model.memory())]), taps, 0)
-        assert torch.allclose(together[:, i], taps.taken()[-1], atol=1e-4)
+        spans = [Span(0, len(ids), model.memory())]
+        model.forward(Batch(torch.tensor(ids), torch.arange(len(ids)), spans, taps=taps), None, 0)
+        assert torch.allclose(together[:, i], taps.stacked()[-1], atol=1e-4)
 
 
 def test_flops_are_those_of_its_tokens_one_by_one() -> None:
@@ -266,7 +267,7 @@ def test_dropping_nothing_changes_nothing(name: str, fate: token_drop_plan.Fate)
     with torch.inference_mode():
         model.forward(classify.batch_of(model, texts), ends, 0)
     same = reading(TokenDropPlan({1: Top(1.0), 3: Top(1.0, "random")}, fate), texts, name)
-    assert torch.allclose(torch.stack(same.states), ends.taken(), atol=1e-3)
+    assert torch.allclose(torch.stack(same.states), ends.stacked(), atol=1e-3)
     assert same.counts == [[len(t) for t in texts]] * 4
 
 
@@ -274,12 +275,12 @@ def test_dropped_tokens_are_as_if_they_had_never_been_above() -> None:
     """From the layer after the drop on, a pass over the survivors' states at their positions."""
     model, (ids,) = tiny.decoder(), tiny.prompts(1, 20)
     taps = Taps([2])
-    model.forward(classify.batch_of(model, [ids]), taps, 0)
+    model.forward(replace(classify.batch_of(model, [ids]), taps=taps), None, 0)
     depth = reading(TokenDropPlan({2: Top(0.5, "random", seed=4)}), [ids])
     kept = depth.kept[2][0]
     assert len(kept) == 10
     assert (kept[0], kept[-1]) == (0, 19)
-    h = taps.taken()[kept, 0]
+    h = taps.stacked()[kept, 0]
     batch = Batch(torch.tensor(ids)[kept], kept, [Span(0, 10, model.memory())])
     batch.rotation = model.rotations_at(kept)[:, None, :]
     for block in list(model.layers)[2:]:
@@ -302,10 +303,10 @@ def test_waiting_tokens_wait_as_they_left() -> None:
     """After every layer but the last is skipped by them, the last layer sees the states of when they left."""
     model, (ids,) = tiny.decoder(), tiny.prompts(1, 16)
     taps = Taps([1])
-    model.forward(classify.batch_of(model, [ids]), taps, 0)
+    model.forward(replace(classify.batch_of(model, [ids]), taps=taps), None, 0)
     depth = reading(TokenDropPlan({1: Top(0.5)}, "pass"), [ids])
     kept = depth.kept[1][0]
-    h = taps.taken()[:, 0]
+    h = taps.stacked()[:, 0]
     batch = Batch(torch.tensor(ids)[kept], kept, [Span(0, len(kept), model.memory())])
     batch.rotation = model.rotations_at(kept)[:, None, :]
     alive = h[kept]
@@ -386,19 +387,19 @@ def test_saliency_is_the_derivative(name: str) -> None:
     found = saliency.saliency(model, texts, loss, QUIET)
     ends = Ends()
     model.forward(classify.batch_of(model, texts), ends, 0)
-    spans, rotation = found.spans, model.rotations_at(torch.cat([torch.arange(len(t)) for t in texts]))[:, None, :]
+    spans, laid = found.spans, saliency._Texts(model, texts)
 
     def onward(layer: int, h: Tensor, gate: Tensor | None = None) -> Tensor:
-        for block in list(model.layers)[layer:]:
-            h, _ = saliency.block_forward(block, h, rotation, spans, gate)
+        for at in range(layer, len(model.layers)):
+            h, _ = laid.through(at, h, torch.ones(len(h)) if gate is None else gate)
             gate = None
         return h
 
     last = onward(0, found.h[0])[[b - 1 for _, b in spans]]
-    assert torch.allclose(last, ends.taken()[-1], atol=1e-3)
+    assert torch.allclose(last, ends.stacked()[-1], atol=1e-3)
     step, at = 1e-2, 17
     for layer in (0, 2):
-        gate = torch.ones(len(rotation))
+        gate = torch.ones(len(laid.tokens))
         more, less = gate.clone(), gate.clone()
         more[at] += step
         less[at] -= step

@@ -14,19 +14,6 @@ from llmlab.models.decoder import Decoder
 from llmlab.studies.support.cascades import models as cascade_models
 
 
-class Pooled:
-    """A depth that stops after some layers and keeps the mean of what stands there."""
-
-    def __init__(self, layer: int) -> None:
-        self.layer, self.mean = layer, torch.empty(0)
-
-    def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        for block in list(model.layers)[: self.layer]:
-            h = block(h, batch)
-        self.mean = h.float().mean(0).cpu()
-        return h, None
-
-
 @torch.inference_mode()
 def embedded(model: Decoder, tokenizer: Any, texts: Sequence[str], layer: int) -> tuple[Tensor, float, float]:
     """(keys (n, E) of length 1, ms each, GFLOPs each): mean-pooled states, less their mean over all texts."""
@@ -35,11 +22,12 @@ def embedded(model: Decoder, tokenizer: Any, texts: Sequence[str], layer: int) -
     start = perf_counter()
     for text in texts:
         ids = list(tokenizer(text)["input_ids"])
-        pooled = Pooled(layer)
         span = Span(0, len(ids), model.memory(), first=0)
         places = torch.arange(len(ids), device=model.device)
-        model.forward(Batch(torch.tensor(ids, device=model.device), places, [span]), pooled, 0)
-        found.append(pooled.mean)
+        batch = Batch(torch.tensor(ids, device=model.device), places, [span])
+        model.prepare(batch)
+        h = model.run_layers(model.embedding.lookup(batch.tokens), batch, 0, layer)
+        found.append(h.float().mean(0).cpu())
         work += cascade_models.flops(model, 0, len(ids), 0) * layer / len(model.layers)
     took = perf_counter() - start
     x = torch.stack(found)

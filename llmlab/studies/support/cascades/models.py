@@ -51,7 +51,8 @@ def flops(model: Decoder, past: int, tokens: int, scored: int) -> float:
     rows = tokens * past + tokens * (tokens + 1) / 2
     total = 2.0 * scored * s.vocab * s.width
     for block in model.layers:
-        gate_up = block.gate_up.outputs
-        weights = s.width * (block.qkv.outputs + gate_up) + s.width * (inner + gate_up // 2)
+        matrices = {name: linear.outputs for name, linear in block.linears().items()}
+        gate_up = matrices["gate_up"]
+        weights = s.width * (matrices["qkv"] + gate_up) + s.width * (inner + gate_up // 2)
         total += 2.0 * tokens * weights + 4.0 * rows * inner
     return total

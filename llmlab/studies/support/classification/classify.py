@@ -23,6 +23,7 @@ from llmlab.models.batch import Batch, Span
 from llmlab.models.cached import cached_on
 from llmlab.models.capabilities import Capability
 from llmlab.models.decoder import Decoder
+from llmlab.models.result import PlanResult
 from llmlab.models.shape import Shape
 from llmlab.studies.support.classification import probes, sentences
 from llmlab.studies.support.classification.sentences import Labelled
@@ -47,19 +48,19 @@ def encoded(tokenizer: Any, texts: Sequence[str], question: str = QUESTION) -> l
 
 
 class Ends:
-    """A depth that goes through every layer and keeps what stands after each at the last token of every sequence."""
+    """A plan that goes through every layer and keeps what stands after each at the last token of every sequence."""
 
     def __init__(self) -> None:
         self.states: list[Tensor] = []
 
-    def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> PlanResult:
         ends = torch.tensor([span.stop - 1 for span in batch.spans], device=h.device)
-        for block in model.layers:
-            h = block(h, batch)
+        for i in range(len(model.layers)):
+            h = model.run_layers(h, batch, i, i + 1)
             self.states.append(h[ends].float())
-        return h, None
+        return PlanResult(h, float(len(model.layers)))
 
-    def taken(self) -> Tensor:
+    def stacked(self) -> Tensor:
         """(L, sequences, E) of the pass."""
         return torch.stack(self.states).cpu()
 
@@ -81,7 +82,7 @@ def states(model: Any, sequences: Sequence[Sequence[int]], progress: Callable[[i
             done += 1
         ends = Ends()
         model.forward(batch_of(model, [sequences[i] for i in picked]), ends, 0)
-        taken = ends.taken()
+        taken = ends.stacked()
         if out is None:
             with torch.inference_mode(False):  # classifiers are trained on it
                 out = torch.empty(len(taken), len(order), taken.shape[2])

@@ -11,19 +11,6 @@ from llmlab.models.batch import Batch, Span
 from llmlab.models.decoder import Decoder
 
 
-class Last:
-    """A depth through the first layers that keeps the last token's state."""
-
-    def __init__(self, layers: int) -> None:
-        self.layers, self.state = layers, torch.empty(0)
-
-    def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        for block in list(model.layers)[: self.layers]:
-            h = block(h, batch)
-        self.state = h[-1:].float()
-        return h, None
-
-
 @torch.inference_mode()
 def read(model: Decoder, ids: Sequence[int], layers: int, with_attention: bool) -> tuple[Tensor, Tensor | None]:
     """The last token's state (1, E), and the attention (T,) that it gives each token, None unless it is asked for.
@@ -36,9 +23,10 @@ def read(model: Decoder, ids: Sequence[int], layers: int, with_attention: bool) 
         seen[layer] = weights[:, -1].mean(0)  # of a long sentence the last piece stays, which sees all
 
     span = Span(0, len(ids), model.memory(), watch=watch if with_attention else None, first=0)
-    places, last = torch.arange(len(ids), device=model.device), Last(layers)
-    model.forward(Batch(torch.tensor(ids, device=model.device), places, [span]), last, 0)
-    return last.state, torch.stack(list(seen.values())).mean(0).cpu() if with_attention else None
+    batch = Batch(torch.tensor(ids, device=model.device), torch.arange(len(ids), device=model.device), [span])
+    model.prepare(batch)
+    h = model.run_layers(model.embedding.lookup(batch.tokens), batch, 0, layers)
+    return h[-1:].float(), torch.stack(list(seen.values())).mean(0).cpu() if with_attention else None
 
 
 def words_of(pieces: Sequence[str]) -> list[int]:

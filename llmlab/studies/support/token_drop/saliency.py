@@ -1,23 +1,27 @@
 """What the loss of a classifier on a frozen model thinks of every token in every layer: one pass forth and back.
 
-Packed matrices and the quick ways of the engine have no gradients, so that a layer is computed here as the papers write
-it, from its matrices unpacked, one layer at a time: memory holds one layer's worth.
+Packed matrices have no gradients, so that the layers run here with their matrices unpacked, one layer at a time: memory
+holds one layer's worth.
 
 Shapes: N tokens of all sequences end to end, T of one, L layers, E width.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.models.block import Block
-from llmlab.models.kernels.reference import rotate
+from llmlab.kv.memory import Memory
+from llmlab.kv.rows import Rows
+from llmlab.kv.storage import FunctionalStorage
+from llmlab.models.batch import Batch, Span
+from llmlab.models.decoder import Decoder
+from llmlab.models.formats.trainable import Unpacked
+from llmlab.runtime.token_drop_plan import AttentionTap
 
 
 @dataclass(frozen=True)
@@ -36,79 +40,64 @@ class Saliency:
     spans: tuple[tuple[int, int], ...]
 
 
-def block_forward(
-    block: Block, h: Tensor, rotation: Tensor, spans: Sequence[tuple[int, int]], gate: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """A layer by plain differentiable operations. h (N, E), gate (N,) to (h (N, E), attention received (N,))."""
-    s = block.shape
-    N, G = len(h), s.heads // s.kv_heads
+class _Texts:
+    """Sequences laid end to end, to be run through single layers of a model that gradients flow through."""
 
-    def linear(part: Any, x: Tensor) -> Tensor:
-        return F.linear(x, part.dense(), part.bias)
+    def __init__(self, model: Decoder, sequences: Sequence[Sequence[int]]) -> None:
+        self.model = model.mapped(Unpacked)
+        self.model.fast = False
+        ends = [0, *itertools.accumulate(len(s) for s in sequences)]
+        self.spans = tuple(itertools.pairwise(ends))
+        self.tokens = torch.tensor([t for s in sequences for t in s], device=model.device)
+        self.positions = torch.cat([torch.arange(len(s)) for s in sequences]).to(model.device)
 
-    qkv = linear(block.qkv, block.norm_attention(h)).view(N, s.heads + 2 * s.kv_heads, s.head_size)
-    q, k, v = qkv.split([s.heads, s.kv_heads, s.kv_heads], 1)
-    if block.norm_q is not None:
-        q, k = block.norm_q(q), block.norm_k(k)
-    q, k = rotate(q, rotation), rotate(k, rotation)
-    seen, received = [], []
-    for a, b in spans:
-        T = b - a
-        scores = torch.einsum("qhd,khd->hqk", q[a:b], k[a:b].repeat_interleave(G, 1)) / s.head_size**0.5
-        place = torch.arange(T, device=h.device)
-        hidden = place[None, :] > place[:, None]
-        if block.window is not None:
-            hidden = hidden | (place[:, None] - place[None, :] >= block.window)
-        scores = scores.masked_fill(hidden, -torch.inf)
-        if gate is not None:
-            scores = scores + gate[a:b].log()
-        weights = torch.softmax(scores, -1)
-        received.append(weights.detach().sum((0, 1)))
-        seen.append(torch.einsum("hqk,khd->qhd", weights, v[a:b].repeat_interleave(G, 1)).reshape(T, -1))
-    h = h + linear(block.out, torch.cat(seen))
-    gates, up = linear(block.gate_up, block.norm_feed(h)).chunk(2, -1)
-    return h + linear(block.down, F.silu(gates) * up), torch.cat(received)
+    def through(self, layer: int, h: Tensor, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """h (N, E) through one layer, where gate (N,) scales what attention takes of each token; and, without a gate,
+        the attention that each token draws (N,)."""
+        s, device = self.model.shape, h.device
+        spans, drawn = [], []
+        for a, b in self.spans:
+            rows = Rows(FunctionalStorage(s.kv_heads, s.head_size, torch.float32, device), device)
+            memory = Memory([rows] * len(self.model.layers))  # of which this layer uses its own
+            span = Span(a, b, memory, first=0, bias=None if gate is None else gate[a:b].log())
+            spans.append(span)
+            drawn.append(AttentionTap(span) if gate is None else None)
+        h = self.model.run_layers(h, Batch(self.tokens, self.positions, spans), layer, layer + 1)
+        return h, torch.cat([tap.undo()[0] for tap in drawn if tap] or [h.new_empty(0)])
 
 
 def saliency(
-    model: Any,
+    model: Decoder,
     sequences: Sequence[Sequence[int]],
     loss: Callable[[Tensor], Tensor],
     progress: Callable[[int, int], None],
 ) -> Saliency:
     """`loss` takes the last layer's states (sequences, E) at the last tokens and gives a number to differentiate."""
-    ends, at = [], 0
-    for sequence in sequences:
-        ends.append((at, at + len(sequence)))
-        at += len(sequence)
-    tokens = torch.tensor([t for s in sequences for t in s], device=model.device)
-    positions = torch.cat([torch.arange(len(s)) for s in sequences]).to(model.device)
-    layers = list(model.layers)
+    texts, count = _Texts(model, sequences), len(model.layers)
     with torch.inference_mode(False):
-        rotation = model.rotations_at(positions)[:, None, :].clone()
-        inputs, received = [model.embedding.lookup(tokens).float().clone()], []
+        inputs, received = [model.embedding.lookup(texts.tokens).float().clone()], []
         with torch.no_grad():
-            for block in layers:
-                h, drawn = block_forward(block, inputs[-1], rotation, ends)
+            for l in range(count):
+                h, drawn = texts.through(l, inputs[-1])
                 inputs.append(h)
                 received.append(drawn)
-                progress(len(received), 2 * len(layers))
+                progress(len(received), 2 * count)
         final = inputs.pop().requires_grad_(True)
-        loss(final[[b - 1 for _, b in ends]]).backward()
+        loss(final[[b - 1 for _, b in texts.spans]]).backward()
         assert final.grad is not None
         slope, contribution, gates = final.grad, [], []
-        for l in reversed(range(len(layers))):
+        for l in reversed(range(count)):
             h = inputs[l].requires_grad_(True)
             gate = torch.ones(len(h), device=h.device, requires_grad=True)
-            out, _ = block_forward(layers[l], h, rotation, ends, gate)
+            out, _ = texts.through(l, h, gate)
             out.backward(slope)
             assert h.grad is not None
             assert gate.grad is not None
             slope = h.grad
             contribution.append((slope * inputs[l].detach()).norm(dim=-1))
             gates.append(-gate.grad)
-            progress(2 * len(layers) - l, 2 * len(layers))
+            progress(2 * count - l, 2 * count)
         states = torch.stack([h.detach() for h in inputs])
         return Saliency(
-            states, torch.stack(contribution[::-1]), torch.stack(gates[::-1]), torch.stack(received), tuple(ends)
+            states, torch.stack(contribution[::-1]), torch.stack(gates[::-1]), torch.stack(received), texts.spans
         )
