@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +17,10 @@ from llmlab.lab.queue import Engine, Job, StudyRun
 from llmlab.lab.settings import Settings
 from llmlab.lab.study import make_study
 from llmlab.measure.trace import lanes
-from llmlab.runtime.events import Compared, Failed, Finished, Started
+from llmlab.runtime.events import Committed, Compared, Failed, Finished, Started
 from llmlab.runtime.stack import Stack
 from tests import made
+from tests.held import PATIENCE, Gate, HeldLab, until
 from tests.ui.tiny_count import TinyCount
 
 
@@ -36,18 +37,24 @@ def engine() -> Engine:
 J = TypeVar("J", bound=Job)
 
 
-def wait(run: J, seconds: float = 60) -> J:
-    assert run.ended.wait(seconds), f"the run did not end: {run.state} {run.note}"
+def wait(run: J) -> J:
+    assert run.ended.wait(PATIENCE), f"the run did not end: {run.state} {run.note}"
     return run
 
 
-class Slow(Lab):
-    """A lab whose passes take their time, so that a test can act while a run is under way."""
+@pytest.fixture
+def lab() -> HeldLab:
+    """A lab whose runs stand still after their fourth event, so that a test can act while one is under way."""
+    lab = HeldLab()
+    lab.gate.shut(after=3)
+    return lab
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        for e in super().run(*args, **kwargs):
-            time.sleep(0.02)
-            yield e
+
+@pytest.fixture
+def steps() -> Iterator[Gate]:
+    """The gate that the counting study passes at each step."""
+    yield TinyCount.gate
+    TinyCount.gate.open()
 
 
 def test_a_comparison_runs_the_baseline_then_the_stack_then_compares(engine: Engine, model: str) -> None:
@@ -61,17 +68,19 @@ def test_a_comparison_runs_the_baseline_then_the_stack_then_compares(engine: Eng
     assert engine.find(run.id) is run
 
 
-def test_the_second_visitor_sees_a_place_in_the_queue_and_then_runs(model: str) -> None:
-    engine = Engine(Slow())
+def test_the_second_visitor_sees_a_place_in_the_queue_and_then_runs(lab: HeldLab, model: str) -> None:
+    engine = Engine(lab)
     first = engine.start(Settings(model, "hello", max_new_tokens=60), owner="a")
     second = engine.start(Settings(model, "hello", max_new_tokens=3), owner="b")
     third = engine.start(Settings(model, "hello", max_new_tokens=3), owner="c")
-    time.sleep(0.6)
+    lab.gate.wait_until_held()
     assert second.state == "queued"
     assert second.note == "waiting:1"
     assert third.note == "waiting:2"
     engine.stop("a")
-    for run in (first, second, third):
+    assert wait(first).state == "done"
+    lab.gate.open()
+    for run in (second, third):
         assert wait(run).state == "done"
     assert next(e for e in reversed(first.events) if isinstance(e, Finished)).reason == "stopped"
     assert next(e for e in second.events if isinstance(e, Finished)).reason == "limit"
@@ -79,27 +88,31 @@ def test_the_second_visitor_sees_a_place_in_the_queue_and_then_runs(model: str) 
     assert len(starts) == 2
 
 
-def test_stopping_a_run_that_waits(model: str) -> None:
-    engine = Engine(Slow())
+def test_stopping_a_run_that_waits(lab: HeldLab, model: str) -> None:
+    engine = Engine(lab)
     first = engine.start(Settings(model, "hello", max_new_tokens=60), owner="a")
     second = engine.start(Settings(model, "hello", max_new_tokens=3), owner="b")
+    lab.gate.wait_until_held()
     engine.stop("b")
     assert wait(second).events == []
     engine.stop("a")
     wait(first)
 
 
-def test_a_visitor_who_leaves_stops_the_run(model: str) -> None:
-    engine = Engine(Slow())
+def test_a_visitor_who_leaves_stops_the_run(lab: HeldLab, model: str) -> None:
+    engine = Engine(lab)
     run = engine.start(Settings(model, "hello", max_new_tokens=300), owner="a")
     tail = run.tail(0.05)
     while not next(tail):
         pass
-    start = time.perf_counter()
+    lab.gate.wait_until_held()
+    before = len(run.events)
     tail.close()
-    wait(run, 5)
-    assert time.perf_counter() - start < 1
+    wait(run)
     assert isinstance(run.events[-1], Finished)
+    assert run.events[-1].reason == "stopped"
+    late = [e for e in run.events[before:] if isinstance(e, Committed)]
+    assert len(late) <= 1, "the pass under way ends, and no other begins"
 
 
 def test_the_tail_brings_every_event_once(engine: Engine, model: str) -> None:
@@ -149,14 +162,15 @@ def test_an_error_within_a_run_leaves_the_engine_usable(
     assert wait(engine.start(Settings(model, "hello", max_new_tokens=2), owner="a")).state == "done"
 
 
-def test_a_study_waits_its_turn_and_computes_in_the_same_thread(model: str) -> None:
-    engine = Engine(Slow())
+def test_a_study_waits_its_turn_and_computes_in_the_same_thread(lab: HeldLab, model: str) -> None:
+    engine = Engine(lab)
     first = engine.start(Settings(model, "hello", max_new_tokens=40), owner="a")
     study = engine.study(TinyCount(steps=3), Settings(model), owner="b")
     last = engine.start(Settings(model, "hello", max_new_tokens=3), owner="a")
-    time.sleep(0.4)
+    lab.gate.wait_until_held()
     assert (study.state, study.note) == ("queued", "waiting:1")
     assert (last.state, last.note) == ("queued", "waiting:2")
+    lab.gate.open()
     assert wait(study).state == "done"
     assert first.over
     assert study.findings is not None
@@ -168,23 +182,24 @@ def test_a_study_waits_its_turn_and_computes_in_the_same_thread(model: str) -> N
     assert engine.find(study.id) is None, "the live panel knows only runs"
 
 
-def test_a_study_tells_how_far_it_is_and_stops_when_asked(engine: Engine, model: str) -> None:
-    study = engine.study(TinyCount(steps=900, slow=0.02), Settings(model), owner="a")
-    while not study.note.startswith("Counting|"):
-        time.sleep(0.01)
+def test_a_study_tells_how_far_it_is_and_stops_when_asked(engine: Engine, model: str, steps: Gate) -> None:
+    steps.shut(after=3)
+    study = engine.study(TinyCount(steps=900), Settings(model), owner="a")
+    until(lambda: study.note.startswith("Counting|"), "the study does not tell how far it is")
     assert study.note.endswith("|900")
     engine.stop("a")
-    assert wait(study, 5).state == "done"
+    assert wait(study).state == "done"
     assert study.note == "stopped"
     assert study.findings is None
 
 
-def test_a_visitor_who_leaves_stops_the_study(engine: Engine, model: str) -> None:
-    study = engine.study(TinyCount(steps=900, slow=0.02), Settings(model), owner="a")
+def test_a_visitor_who_leaves_stops_the_study(engine: Engine, model: str, steps: Gate) -> None:
+    steps.shut(after=3)
+    study = engine.study(TinyCount(steps=900), Settings(model), owner="a")
     beats = study.beats(0.05)
     assert next(beats) is False
     beats.close()
-    assert wait(study, 5).findings is None
+    assert wait(study).findings is None
 
 
 def test_a_study_that_cannot_work_ends_with_its_sentence(engine: Engine, model: str) -> None:
@@ -198,12 +213,17 @@ def test_a_study_that_cannot_work_ends_with_its_sentence(engine: Engine, model: 
 
 def test_a_model_let_go_while_a_run_uses_it(model: str, tmp_path: Path) -> None:
     other = str(made.folder(tmp_path / "other", seed=1))
-    engine = Engine(Slow(ModelCache(most=1)))  # room for nothing: each load lets all others go
+    lab = HeldLab(ModelCache(most=1))  # room for nothing: each load lets all others go
+    lab.gate.shut(after=3)
+    engine = Engine(lab)
     first = engine.start(Settings(model, "hello", max_new_tokens=30), owner="a")
-    loader = threading.Thread(target=lambda: engine.lab.model_cache.load(other, "dense-fp32", "cpu"))
+    lab.gate.wait_until_held()
+    loader = threading.Thread(target=lambda: lab.model_cache.load(other, "dense-fp32", "cpu"))
     loader.start()
-    assert wait(first).state == "done"
     loader.join()
+    assert [key[1] for key in lab.model_cache._held] == [other], "the run's model has been let go under it"
+    lab.gate.open()
+    assert wait(first).state == "done"
     assert sum(len(e.tokens) for e in first.events if hasattr(e, "path")) == 30
     again = wait(engine.start(Settings(model, "hello", max_new_tokens=30), owner="a"))
     assert again.state == "done"

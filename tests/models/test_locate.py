@@ -17,6 +17,7 @@ import torch
 
 from llmlab.errors import Refused
 from llmlab.lab.model_cache import ModelCache
+from llmlab.models.formats.onednn import onednn
 from llmlab.models.loading import fit, locate
 from llmlab.models.loading.catalog import MODELS, Mirror, open_sizes
 from llmlab.models.loading.contents import read_config
@@ -312,7 +313,8 @@ def test_weight_bytes_are_those_of_the_model(tmp_path: Path) -> None:
         full = ModelCache().load(str(folder), weights, "cpu").model
         assert full.nbytes - full.copied_bytes == lean.nbytes
         assert full.copied_bytes <= fit.copy_bytes(size, weights)
-        assert (full.copied_bytes > 0) == (weights != "dense-fp32")
+        if onednn(torch.bfloat16):  # elsewhere copies save no time, and none are kept
+            assert (full.copied_bytes > 0) == (weights != "dense-fp32")
     model = ModelCache().load(str(folder), "dense-fp32", "cpu").model
     memory = model.memory()
     for rows in memory.layers:

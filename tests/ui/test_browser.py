@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from llmlab.measure import trace
 from llmlab.runtime.events import Committed, Drafted, Event, Exited, Finished, Prefilled, Started
 from llmlab.ui.playground.samples import RUNS, recordings
+from tests.held import PATIENCE, Gate
 from tests.ui.conftest import PANEL, Site
 
 pytestmark = pytest.mark.browser
@@ -22,11 +22,10 @@ def state(page: Any) -> dict[str, str]:
     return page.eval_on_selector(PANEL, "e => ({...e.dataset})")
 
 
-def until(page: Any, condition: str, timeout: int = 60_000) -> dict[str, str]:
+def until(page: Any, condition: str) -> dict[str, str]:
     """Wait until `condition` holds of d, the panel's data attributes."""
-    page.wait_for_function(
-        f"(() => {{ const d = document.querySelector('{PANEL}').dataset; return {condition}; }})()", timeout=timeout
-    )
+    holds = f"(() => {{ const d = document.querySelector('{PANEL}').dataset; return {condition}; }})()"
+    page.wait_for_function(holds, polling=100)
     return state(page)
 
 
@@ -60,8 +59,8 @@ def test_the_first_visit_has_a_recorded_run_that_replays(visit: Any, site: Site)
     page.keyboard.press("Home")
     page.keyboard.press("Space")
     until(page, "+d.cursor > 2")
-    assert "What happened" in page.inner_text("#after")
-    assert "tokens per second" in page.inner_text("#story")
+    page.wait_for_selector("#after:has-text('What happened')")
+    page.wait_for_selector("#story:has-text('tokens per second')")
 
 
 def test_every_recorded_run_opens_and_sets_the_controls(visit: Any, site: Site) -> None:
@@ -85,10 +84,13 @@ def test_run_streams_tokens_and_leaves_an_account(visit: Any, site: Site) -> Non
     assert d["tokensStack"] == "24"
     page.wait_for_selector("#story:has-text('24 tokens')")
     page.get_by_role("tab", name="Charts").click()
-    page.wait_for_selector("#figures .js-plotly-plot")
-    shown = page.locator("#figures .js-plotly-plot").count()
-    assert shown >= 4
-    assert page.locator('#figures [data-title*="Download plot as a PNG"]').count() == shown
+    page.wait_for_function(
+        """() => {
+            const count = what => document.querySelectorAll(`#figures ${what}`).length;
+            const shown = count(".js-plotly-plot");
+            return shown >= 4 && count('[data-title*="Download plot as a PNG"]') === shown;
+        }"""
+    )
     page.get_by_role("tab", name="Passes").click()
     page.wait_for_selector("#rounds-table:has-text('Drafted')")
     page.get_by_role("tab", name="Reproduce").click()
@@ -118,14 +120,15 @@ def test_a_b_shows_both_and_measures_quality(visit: Any, site: Site) -> None:
     page.wait_for_selector("#quality-table:has-text('KL divergence')")
 
 
-def test_stop_keeps_what_there_is(visit: Any, site: Site) -> None:
+def test_stop_keeps_what_there_is(visit: Any, site: Site, passes: Gate) -> None:
     page = visit(site.link(p="hello", n=480))
     settled(page)
+    passes.shut(after=8)
     page.click("#run")
-    before = int(until(page, "(d.state == 'running' && +d.tokensBaseline > 3) || d.state == 'done'")["tokensBaseline"])
+    before = int(until(page, "d.state == 'running' && +d.tokensBaseline > 3")["tokensBaseline"])
     page.keyboard.press("Escape")
     d = until(page, "d.state == 'done'")
-    assert 3 < before <= int(d["tokensBaseline"]) <= 480
+    assert 3 < before <= int(d["tokensBaseline"]) < 480
     page.wait_for_selector("#story h3")
 
 
@@ -180,14 +183,12 @@ def test_an_impossible_switch_is_greyed_with_its_reason(visit: Any, site: Site) 
     page.wait_for_selector("#reason-ForwardPatch", state="attached")
     page.click('[data-fold="ForwardPatch"]')
     page.wait_for_selector("#reason-ForwardPatch:has-text('Switch one of them off')")
-    label = page.locator('#ForwardPatch label:has(input[value="early-exit"])')
-    assert float(label.evaluate("e => getComputedStyle(e).opacity")) < 0.6
-    assert "lossless" in page.inner_text("#stack-badge")
+    opacity = "getComputedStyle(document.querySelector('#ForwardPatch label:has(input[value=early-exit])')).opacity"
+    page.wait_for_function(f"{opacity} < 0.6")
+    page.wait_for_selector("#stack-badge:has-text('lossless')")
     page.check('#Drafter input[value="off"]', force=True)
     page.wait_for_selector("#reason-ForwardPatch", state="detached")
-    page.wait_for_function(
-        "getComputedStyle(document.querySelector('#ForwardPatch label:has(input[value=early-exit])')).opacity === '1'"
-    )
+    page.wait_for_function(f"{opacity} === '1'")
 
 
 def test_a_rule_of_acceptance_waits_for_a_drafter(visit: Any, site: Site) -> None:
@@ -207,8 +208,8 @@ def test_a_switch_among_several_is_greyed_too(visit: Any, site: Site) -> None:
     page = visit(f"{site.url}?m=gpt2&p=hi")
     page.click('[data-fold="WeightTransform"]')
     page.wait_for_selector("#reason-WeightTransform:has-text('does not offer')")
-    label = page.locator('#WeightTransform label:has(input[name="layer-drop"])')
-    assert float(label.evaluate("e => getComputedStyle(e).opacity")) < 0.6
+    label = "document.querySelector('#WeightTransform label:has(input[name=layer-drop])')"
+    page.wait_for_function(f"getComputedStyle({label}).opacity < 0.6")
 
 
 def test_families_fold_and_a_search_finds_what_is_folded(visit: Any, site: Site) -> None:
@@ -267,7 +268,7 @@ def test_a_refusal_loses_nothing(visit: Any, site: Site) -> None:
     page.fill("#prompt textarea", "x" * 600)
     page.click("#run")
     until(page, "d.state == 'error'")
-    assert "reads at most 512" in page.inner_text(PANEL)
+    page.wait_for_selector(f"{PANEL}:has-text('reads at most 512')")
     assert page.input_value("#prompt textarea") == "x" * 600
 
 
@@ -335,6 +336,13 @@ def test_parents_that_cannot_be_do_no_harm(visit: Any, site: Site, tmp_path: Any
 ATTACK = '<img src=x onerror="window.pwned=1"> ${7*7} {{7*7}} <script>window.pwned=2</script> `${window.pwned=3}`'
 
 
+def harmless(page: Any) -> None:
+    """No part of ATTACK has become more than text: no image of it is there, and none has failed to load."""
+    assert page.locator("img[src=x]").count() == 0
+    page.evaluate("new Promise(seen => { const i = new Image(); i.onerror = seen; i.src = 'data:image/png,'; })")
+    assert page.evaluate("window.pwned") is None
+
+
 def test_hostile_text_is_only_text(visit: Any, site: Site) -> None:
     page = visit(site.link(p=ATTACK, t="prompt-lookup"))
     settled(page)
@@ -345,11 +353,10 @@ def test_hostile_text_is_only_text(visit: Any, site: Site) -> None:
     show.click()
     assert "${7*7}" in page.inner_text(PANEL)
     assert "onerror" in page.inner_text(PANEL)
-    for tab in ("Passes", "Reproduce"):
+    for tab, shown in (("Passes", "#rounds-table"), ("Reproduce", "#command")):
         page.get_by_role("tab", name=tab).click()
-        page.wait_for_timeout(500)
-    assert page.evaluate("window.pwned") is None
-    assert page.locator("img[src=x]").count() == 0
+        page.wait_for_selector(shown)
+        harmless(page)
 
 
 def test_a_hostile_trace_is_only_text(visit: Any, site: Site, tmp_path: Any) -> None:
@@ -368,9 +375,7 @@ def test_a_hostile_trace_is_only_text(visit: Any, site: Site, tmp_path: Any) -> 
     page = visit(site.url)
     open_trace(page, bad)
     page.wait_for_function(f"document.querySelector('{PANEL}').innerText.includes('onerror')")
-    page.wait_for_timeout(1000)
-    assert page.evaluate("window.pwned") is None
-    assert page.locator("img[src=x]").count() == 0
+    harmless(page)
 
 
 def test_a_broken_trace_is_refused_in_a_sentence(visit: Any, site: Site, tmp_path: Any) -> None:
@@ -383,44 +388,39 @@ def test_a_broken_trace_is_refused_in_a_sentence(visit: Any, site: Site, tmp_pat
     assert state(page)["passes"] == before
 
 
-def test_two_visitors_at_once(visit: Any, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_visitors_at_once(visit: Any, site: Site, passes: Gate) -> None:
     """The second sees its place in the queue, and runs when the first is done."""
-    quick = site.engine.lab.run
-
-    def slow(*args: Any, **kwargs: Any) -> Any:
-        for e in quick(*args, **kwargs):
-            time.sleep(0.05)
-            yield e
-
     first, second = visit(site.link(p="hello", n=60)), visit(site.link(p="hello", n=8))
     settled(first)
     settled(second)
-    monkeypatch.setattr(site.engine.lab, "run", slow)
+    passes.shut(after=8)
     first.click("#run")
     until(first, "d.state == 'running'")
     second.click("#run")
     until(second, "d.state == 'queued'")
     second.wait_for_function(f"/1 run .*before/i.test(document.querySelector('{PANEL}').innerText)")
+    passes.open()
     for page, tokens in ((first, "60"), (second, "8")):
         assert until(page, "d.state == 'done'")["tokensBaseline"] == tokens
 
 
-def test_closing_the_tab_stops_the_engine(visit: Any, site: Site) -> None:
+def test_closing_the_tab_stops_the_engine(visit: Any, site: Site, passes: Gate) -> None:
     page = visit(site.link(p="hello", n=480))
     settled(page)
+    passes.shut(after=8)
     page.click("#ab")
     until(page, "d.state == 'running'")
     run = next(r for r in reversed(list(site.engine._jobs.values())) if not r.over)
     page.close()
-    assert run.ended.wait(5)
+    assert run.ended.wait(PATIENCE), "a shut gate lets only a run through that has been asked to stop"
     assert run.stop.is_set()
 
 
 def test_chinese(visit: Any, site: Site) -> None:
     page = visit(site.url, locale="zh-CN")
     page.wait_for_selector("#run:has-text('运行')")
-    assert "基线" in page.inner_text("#story")
-    assert "看清大模型" in page.inner_text("#title")
+    page.wait_for_selector("#story:has-text('基线')")
+    page.wait_for_selector("#title:has-text('看清大模型')")
     assert "See how" not in page.inner_text("#title")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from llmlab.ui import machine
 from llmlab.ui.i18n import catalogue
 from llmlab.ui.machine import fit_html
 from llmlab.ui.page import Page
+from tests.held import PATIENCE, Gate, until
 from tests.ui.conftest import Site
 
 
@@ -38,7 +38,7 @@ def values(site: Site, **changes: Any) -> list[Any]:
 
 def messages(client: Client, name: str, sent: list[Any]) -> list[dict[str, Any]]:
     job = client.submit(*sent, api_name=name)
-    job.result(timeout=60)
+    job.result(timeout=PATIENCE)
     got = [m for m in job.outputs() if isinstance(m, dict) and "seq" in m]
     return [m | {"ev": json.loads(m["ev"])} for m in got]
 
@@ -86,13 +86,15 @@ def test_a_model_that_does_not_fit_is_said_to(monkeypatch: pytest.MonkeyPatch) -
     assert "int4 weights" in shown
 
 
-def test_cancelling_stops_the_engine(client: Client, site: Site) -> None:
+def test_cancelling_stops_the_engine(client: Client, site: Site, passes: Gate) -> None:
+    passes.shut(after=3)
     job = client.submit(*values(site, max_new_tokens=400, prompt="hello"), api_name="/compare")
-    while not job.outputs():
-        time.sleep(0.02)
+    passes.wait_until_held()
+    until(job.outputs, "the client has received nothing")
     run = list(site.engine._jobs.values())[-1]
     job.cancel()
-    assert run.ended.wait(10)
+    assert run.ended.wait(PATIENCE)
+    assert run.stop.is_set()
 
 
 def test_the_short_way_past_the_queue_is_closed(site: Site) -> None:
@@ -105,11 +107,12 @@ def test_the_form_reads_what_it_writes(site: Site) -> None:
     page.build()
     playground = page.playground
     stacks = [[n] for n in registry()] + [["prompt-lookup", "h2o", "neuron-drop", "layer-drop"]]
+    warm, plain = values(site, temperature=0.5, seed=3), values(site)
     for names in stacks:
-        settings = playground.read(values(site, temperature=0.5, seed=3))
+        settings = playground.read(warm)
         settings = replace(settings, stack=Stack.from_arguments(names))
         written = playground.write(settings)
-        shown = [written.get(c, old) for c, old in zip(playground.form.inputs, values(site), strict=True)]
+        shown = [written.get(c, old) for c, old in zip(playground.form.inputs, plain, strict=True)]
         assert playground.read(shown) == settings
 
 

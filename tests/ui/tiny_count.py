@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import dataclass
 from typing import ClassVar
 
 from llmlab.lab.study import Chart, Claim, Findings, Study, Subject
 from llmlab.runtime.configurable import knob
+from tests.held import Gate
 
 ATTACK = '<img src=x onerror="window.pwned=1"> ${7*7} {{7*7}} <script>window.pwned=2</script> `${window.pwned=3}`'
 
@@ -28,9 +28,11 @@ class TinyCount(Study):
     claim = "Counts to a number and says what it has found on the way."
     threads: ClassVar[list[str]] = []
     """The names of the threads that have carried it out."""
+    gate: ClassVar[Gate] = Gate()
+    """What each step passes after it has been told of."""
 
     steps: int = knob(4, 1, 1000, "how far it counts")
-    slow: float = knob(0.0, 0.0, 1.0, "seconds per step")
+    cost: float = knob(1.5, 0.0, 10.0, "what its first step costs")
     word: str = knob("auto", choices=("auto", "*"), help="a word that it repeats")
     loud: bool = knob(False, help="whether it shouts", advanced=True)
 
@@ -39,12 +41,12 @@ class TinyCount(Study):
         rows = []
         for i in range(self.steps):
             subject.progress("Counting", i, self.steps)
-            time.sleep(self.slow)
+            self.gate.pass_through(subject.stop)
             rows.append(
                 {
                     "n": i,
                     "level": i % 2,
-                    "cost": 1.5 + i,
+                    "cost": self.cost + i,
                     "correct": i % 3 > 0,
                     "half": i / 2,
                     "says": ATTACK + self.word,
