@@ -15,7 +15,7 @@ PATIENCE = 240.0
 
 
 class Gate:
-    """A door that work passes through: open by default, and shut by a test that wants the work to stand still.
+    """What work passes through: open by default, and shut by a test that wants the work to stand still.
 
     A job that is asked to stop passes a shut gate too, so that a test may see what stopping does.
     """
