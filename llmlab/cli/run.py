@@ -17,7 +17,7 @@ def execute(a: argparse.Namespace) -> None:
 
     lab = Lab()
     prepared = lab.prepare(run_of(a), report)
-    events = show_events(lab.run(prepared, report=report), prepared, a.json == "-")
+    events = show_events(lab.route(prepared, report=report), prepared, a.json == "-")
     value = lab.record(prepared, events)
     say(metrics_line(value["metrics"]))
     write(value, a.json)

@@ -23,6 +23,7 @@ from llmlab.models.formats.registry import FORMATS
 from llmlab.models.loading.loaded import Loaded, prompt_tokens
 from llmlab.runtime.events import Committed, Compared, Drafted, Event, Finished, Started, WeightsChanged
 from llmlab.runtime.generate import committed_tokens, generate
+from llmlab.runtime.roles import Router
 from llmlab.runtime.sampling import Sampler
 from llmlab.runtime.tools import Tools
 
@@ -128,8 +129,6 @@ class Lab:
         settings, loaded, stack = prepared.settings, prepared.loaded, prepared.settings.stack
         tools = self.tools(prepared)
         changed = self.model_cache.transformed(loaded, stack, tools, report)
-        for technique in stack:
-            technique.prepare(changed.model, tools)
         labels = IncrementalDetokenizer(loaded.tokenizer)
         prompt_text = labels.commit(prepared.prompt)
         started = Started(
@@ -194,6 +193,25 @@ class Lab:
             loaded.tokenizer,
             tools,
         )
+
+    def route(
+        self, prepared: Prepared, stop: threading.Event | None = None, report: Report | None = None
+    ) -> Iterator[Event]:
+        """As `run`; and as long as the stack's router names another model, that model's run of the same prompt.
+
+        Raises Refused where a model that the router names cannot be had.
+        """
+        router, stop, answers = prepared.settings.stack.one("Router"), stop or threading.Event(), list[str]()
+        while True:
+            text = []
+            for e in self.run(prepared, stop, report=report):
+                text += e.text if isinstance(e, Committed) else []
+                yield e
+            answers.append("".join(text))
+            asked = router.next(answers) if isinstance(router, Router) and not stop.is_set() else None
+            if asked is None:
+                return
+            prepared = self.prepare(replace(prepared.settings, model=asked), report)
 
     def compare(
         self, prepared: Prepared, stop: threading.Event | None = None, report: Report | None = None

@@ -79,7 +79,7 @@ class Run(Job):
         prepared = lab.prepare(self.settings, self.report)
         if self.stop.is_set():
             return
-        go = lab.compare if self.compare else lab.run
+        go = lab.compare if self.compare else lab.route
         for e in go(prepared, self.stop, report=self.report):
             self.events.append(e)
             self.note = ""
