@@ -118,7 +118,7 @@ def stretches(lab: Lab, count: int, length: int) -> list[list[int]]:
 def test_verification_is_bitwise_sequential_decoding(lab: Lab, weights: str) -> None:
     """200 continuations under drafts that know the truth and corrupt it: no token and no bit of the memory differs.
 
-    Most are computed on one thread and some on all there are, for products are cut up differently then.
+    Most are computed on one thread and the first few on all there are, for products are cut up differently then.
     """
     model, limit = loaded(lab, weights).model, 7
     memories: list[Any] = []
@@ -127,7 +127,7 @@ def test_verification_is_bitwise_sequential_decoding(lab: Lab, weights: str) -> 
     model.memory = lambda: memories.append(original()) or memories[-1]
     try:
         for i, prompt in enumerate(stretches(lab, 200, 8)):
-            torch.set_num_threads(cores() if i < 20 else 1)
+            torch.set_num_threads(cores() if i < 5 else 1)
             truth = committed_tokens(list(generate(model, prompt, limit + 4)))
             script = laws.Script(truth=(*prompt, *truth), seed=i, tree=bool(i % 2), most=4)
             events = list(generate(model, prompt, limit, Stack([script])))
