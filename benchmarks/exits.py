@@ -1,4 +1,4 @@
-"""What leaving early costs and gains on held-out prompts of six kinds: agreement, layers per token, time per pass.
+"""What early exits cost and gain on held-out prompts of six kinds: agreement, layers per token, time per pass.
 
     python -m benchmarks.exits [--technique early-exit:head=trained,rule=margin,threshold=0.6 …] [--weights int4]
                                [--tokens 96] [--json OUT|-]

@@ -130,23 +130,7 @@ class Lab:
         tools = self.tools(prepared)
         changed = self.model_cache.transformed(loaded, stack, tools, report)
         labels = IncrementalDetokenizer(loaded.tokenizer)
-        prompt_text = labels.commit(prepared.prompt)
-        started = Started(
-            t=0.0,
-            model=settings.model,
-            lane=lane or ("stack" if len(stack) else "baseline"),
-            device=prepared.device,
-            weights=settings.weights,
-            stack=stack.to_json(),
-            settings=settings.to_json(),
-            prompt_tokens=len(prepared.prompt),
-            layers=len(changed.model.layers),
-            weight_bytes=changed.model.nbytes,
-            lossless=stack.lossless(),
-            prompt=prompt_text,
-            least_seconds=least_seconds(changed.model, len(prepared.prompt)),
-            engine_paths=engine_paths(changed.model, settings.verify),
-        )
+        started = self._started(prepared, changed.model, lane, labels.commit(prepared.prompt))
         events = generate(
             changed.model,
             prepared.prompt,
@@ -175,6 +159,26 @@ class Lab:
                     change = WeightsChanged(e.t, who, before, after, note)
                     seen.append(change)
                     yield change
+
+    @staticmethod
+    def _started(prepared: Prepared, model: Any, lane: str, prompt: list[str]) -> Started:
+        settings, stack = prepared.settings, prepared.settings.stack
+        return Started(
+            t=0.0,
+            model=settings.model,
+            lane=lane or ("stack" if len(stack) else "baseline"),
+            device=prepared.device,
+            weights=settings.weights,
+            stack=stack.to_json(),
+            settings=settings.to_json(),
+            prompt_tokens=len(prepared.prompt),
+            layers=len(model.layers),
+            weight_bytes=model.nbytes,
+            lossless=stack.lossless(),
+            prompt=prompt,
+            least_seconds=least_seconds(model, len(prepared.prompt)),
+            engine_paths=engine_paths(model, settings.verify),
+        )
 
     def quality(self, prepared: Prepared, baseline: Sequence[Event], events: Sequence[Event]) -> dict[str, Any]:
         """What the stack's run cost in quality against the baseline's run of the same settings."""

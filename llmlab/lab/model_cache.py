@@ -97,35 +97,36 @@ class ModelCache:
             if key in self._held:
                 self._held.move_to_end(key)
                 return self._held[key]
-            tell = report or progress.quiet
-            found = locate.find(ref)
-            size = found.entry.size if found.entry else fit.size_of(read_config(found))
-            self._make_room(fit.weight_bytes(size, weights))
-            free, decodes = free_memory(device), self._decodes(found)
-            # What does not fit a GPU is spread over it and the processor's memory by accelerate.
-            spread = device.startswith("cuda") and found.kind != "gguf" and not fit.fit(size, weights, rows, free).fits
-            if spread:
-                free += free_memory()
-            formats = FORMATS if decodes else WRAPPED_FORMATS
-            fit.require_fit(size, weights, rows, free, found.name, formats, catalog.open_sizes())
-            found = locate.fetch(found, tell)
-            tell("Loading the tokenizer", 0, 0)
-            tokenizer, config = read_tokenizer(found), read_config(found)
-            if decodes and not spread:
-                source = checkpoint(found)
-                roomy = copies and fit.copy_bytes(size, weights) < free / 2
-                loading = partial(tell, "Loading the weights")
-                model: Any = build_decoder(source, weights, device, loading, roomy)
-                origin = source.source
-            else:
-                from llmlab.models import wrapped
-
-                tell("Loading the weights", 0, 0)
-                model, origin = wrapped.build(str(found.path), weights, device), f"transformers, {found.name}"
-            loaded = Loaded(found.name, model, tokenizer, weights, stop_tokens(tokenizer, config), origin)
-            warm_up(model)
+            loaded = self._load(ref, weights, device, rows, report or progress.quiet, copies)
             self._held[key] = loaded
             return loaded
+
+    def _load(self, ref: str, weights: str, device: str, rows: int, tell: Report, copies: bool) -> Loaded:
+        found = locate.find(ref)
+        size = found.entry.size if found.entry else fit.size_of(read_config(found))
+        self._make_room(fit.weight_bytes(size, weights))
+        free, decodes = free_memory(device), self._decodes(found)
+        # What does not fit a GPU is spread over it and the processor's memory by accelerate.
+        spread = device.startswith("cuda") and found.kind != "gguf" and not fit.fit(size, weights, rows, free).fits
+        if spread:
+            free += free_memory()
+        formats = FORMATS if decodes else WRAPPED_FORMATS
+        fit.require_fit(size, weights, rows, free, found.name, formats, catalog.open_sizes())
+        found = locate.fetch(found, tell)
+        tell("Loading the tokenizer", 0, 0)
+        tokenizer, config = read_tokenizer(found), read_config(found)
+        if decodes and not spread:
+            source = checkpoint(found)
+            roomy = copies and fit.copy_bytes(size, weights) < free / 2
+            model: Any = build_decoder(source, weights, device, partial(tell, "Loading the weights"), roomy)
+            origin = source.source
+        else:
+            from llmlab.models import wrapped
+
+            tell("Loading the weights", 0, 0)
+            model, origin = wrapped.build(str(found.path), weights, device), f"transformers, {found.name}"
+        warm_up(model)
+        return Loaded(found.name, model, tokenizer, weights, stop_tokens(tokenizer, config), origin)
 
     def transformed(self, loaded: Loaded, stack: Stack, tools: Tools, report: Report | None = None) -> TransformedModel:
         """The stack's weight transforms carried out on a private copy, kept under (model, format, transforms)."""

@@ -70,7 +70,7 @@ class Stopped(Exception):
 class Subject:
     """What a study works on: a model with its tokenizer, loaded when first asked for, and a way to report progress.
 
-    `settings` give model, weights, device, seed and threads; their prompt and stack are not looked at.
+    `settings` give model, weights, device, seed and threads; their prompt and stack are not used.
     """
 
     lab: Lab

@@ -18,7 +18,7 @@ from llmlab.runtime.tools import Tools
 STRIDE = 8
 """Tokens scored per pass where the stack allows several."""
 DECIDING = ("Drafter", "Acceptor")
-"""Roles that choose among tokens and leave the probabilities of a given text alone."""
+"""Roles that choose among tokens and do not change the probabilities of a given text."""
 EVALUATED = 256
 CONTEXT = 32
 """The evaluation text: how many of its tokens are read, and how many of those are context only."""

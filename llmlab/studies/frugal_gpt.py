@@ -38,7 +38,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Answers:
-    """What a level says of all queries, with what it looked at and what it took."""
+    """What a level says of all queries, with a scorer's features and what it took."""
 
     level: Level
     features: Tensor

@@ -43,7 +43,7 @@ class MotCascade(Study):
     Idea: A weak model answers the same question several times, in chains of words and in programs. Where its answers
     agree it is believed; where they do not, a strong model is asked.
     Method: Vote: agreement is the share of the commonest answer among all samples; it is accepted at a threshold τ.
-    Verify: the commonest answer of the chains must equal that of the programs. Every method looks at as many samples.
+    Verify: the commonest answer of the chains must equal that of the programs. Every method draws as many samples.
     Everybody asked is paid, in price (a token of the strong model costs `ratio` tokens of the weak) and in GFLOPs.
     What to look for: Each method against the line of sending on by chance. Two representations make different mistakes,
     so their agreement should say more than that of one alone: see the area under the ROC curve.
@@ -59,7 +59,7 @@ class MotCascade(Study):
     claim_zh = "当弱模型的推理链与程序结论一致时，就相信它。"
 
     models: str = knob("variants", choices=("variants", "*"), help="a pruned copy first, or two names joined with +")
-    samples: int = knob(4, 2, 20, "answers of the weak model that a method looks at")
+    samples: int = knob(4, 2, 20, "answers of the weak model that a method draws")
     temperature: float = knob(0.5, 0.1, 2.0, "of the weak model")
     threshold: float = knob(0.5, 0.0, 1.0, "agreement of mixed votes at which the rows per query accept")
     strong: str = knob("pot", choices=("pot", "cot"), help="how the strong model is asked")
@@ -132,7 +132,7 @@ def decide(method: str, chains: Sequence[Reply], programs: Sequence[Reply]) -> t
 def weak_level(
     method: str, cot: Sequence[Sequence[Reply]], pot: Sequence[Sequence[Reply]], truth: Sequence[Fraction]
 ) -> tuple[Level, list[list[Reply]]]:
-    """The weak level under a method, and the samples that it looks at: as many for each method."""
+    """The weak level under a method, and the samples that it draws: as many for each method."""
     k = len(cot[0])
     half = k // 2
     parts = {"chains, vote": (k, 0), "programs, vote": (0, k)}.get(method, (k - half, half))

@@ -25,7 +25,7 @@ SHARES = (0.6, 0.7, 0.8, 0.9)
 """After which shares of the layers exits sit."""
 INNER, GATE = 384, 64
 ROWS = 768
-"""Rows of a batch that are looked at: the head takes most of a step's time."""
+"""Rows of a batch that are trained on: the head takes most of a step's time."""
 FITTED = 30_000
 """Rows from which the exits' matrices are fitted before training."""
 AGREEMENT = 0.95
@@ -129,7 +129,7 @@ class Trainer:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """On the kept texts: how often each exit is right; and, leaving where 95 % of words stay the same, how many
+        """On the kept texts: how often each exit is right; and, exiting where 95 % of words stay the same, how many
         layers run on average and under which bar: for all texts, and for those that were written greedily."""
         scores: dict[str, list[Tensor]] = {"probability": [], "margin": [], "learned": []}
         same, greedy = [], []

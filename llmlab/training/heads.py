@@ -20,7 +20,7 @@ from llmlab.training.parts import Plan, Texts, train
 
 HEADS = 4
 ROWS = 512
-"""Rows of a batch that are looked at: the head takes most of a step's time."""
+"""Rows of a batch that are trained on: the head takes most of a step's time."""
 FADE = 0.8
 """Weight of each head's loss against the one before it (Medusa, section 2.2.1)."""
 

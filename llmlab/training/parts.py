@@ -92,6 +92,56 @@ def padded(tensors: list[Tensor]) -> Tensor:
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True)
 
 
+def learning_rate(plan: Plan, step: int, done: float) -> float:
+    """A linear warm-up, then a cosine from `plan.rate` to a twentieth of it; `done` is the share that is over."""
+    return plan.rate * min(1.0, (step + 1) / plan.warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def _means(figures: list[dict[str, float]]) -> dict[str, float]:
+    found = {k: [f[k] for f in figures if k in f] for k in figures[-1]}
+    return {k: sum(v) / len(v) for k, v in found.items()}
+
+
+class Checkpoint:
+    """A training on the disk, and its clock: seconds of this call, since the last save, and of all calls."""
+
+    def __init__(self, path: Path, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.path, self.net, self.optimizer = path, net, optimizer
+        self.start = self.saved = time.monotonic()
+        self.spent = 0.0
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def load(self) -> tuple[int, list[dict[str, float]]]:
+        """(steps made, curve) of an interrupted training, put into network and optimizer; (0, []) where none is."""
+        if not self.path.is_file():
+            return 0, []
+        held = torch.load(self.path, weights_only=True)
+        self.net.load_state_dict(held["net"])
+        self.optimizer.load_state_dict(held["optimizer"])
+        self.spent = held["seconds"]
+        return held["step"], held["curve"]
+
+    def save(self, step: int, curve: list[dict[str, float]]) -> None:
+        """Replace the file by the present state; an interruption leaves the old one whole."""
+        value = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "step": step, "curve": curve}
+        part = self.path.with_suffix(".part")
+        torch.save({**value, "seconds": self.seconds_in_all}, part)
+        part.rename(self.path)
+        self.saved = time.monotonic()
+
+    @property
+    def seconds_now(self) -> float:
+        return time.monotonic() - self.start
+
+    @property
+    def seconds_since(self) -> float:
+        return time.monotonic() - self.saved
+
+    @property
+    def seconds_in_all(self) -> float:
+        return self.spent + self.seconds_now
+
+
 def train(
     net: nn.Module,
     loss: Callable[[list[Sequence]], tuple[Tensor, dict[str, float]]],
@@ -105,37 +155,21 @@ def train(
 ) -> dict[str, Any]:
     """Train `net` with AdamW and a cosine rate; goes on where `checkpoint` ended, and ends early after `seconds`.
 
-    `loss(batch)` gives the loss and figures to follow; `measure()` looks at the kept texts; `pace(done)` hears before
-    each step which share of the training is over. Returns the curve: a list
-    of figures by step, and what `measure` says at the end. Raises nothing for an interruption: the next call goes on.
+    `loss(batch)` gives the loss and figures to follow; `measure()` gives figures of the held-out texts; `pace(done)` is
+    called before each step with the share of the training that is over. Returns the curve, a list of figures by step,
+    and what `measure` says at the end. Raises nothing for an interruption: the next call goes on.
     """
     optimizer = torch.optim.AdamW(net.parameters(), lr=plan.rate, betas=(0.9, 0.95), weight_decay=0.01)
-    curve: list[dict[str, float]] = []
-    first, spent = 0, 0.0
-    if checkpoint.is_file():
-        held = torch.load(checkpoint, weights_only=True)
-        net.load_state_dict(held["net"])
-        optimizer.load_state_dict(held["optimizer"])
-        first, curve, spent = held["step"], held["curve"], held["seconds"]
-    start, saved, step = time.monotonic(), time.monotonic(), first
+    saved = Checkpoint(checkpoint, net, optimizer)
+    step, curve = saved.load()
     recent: list[dict[str, float]] = []
-
-    def keep() -> None:
-        value = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "curve": curve}
-        part = checkpoint.with_suffix(".part")
-        torch.save({**value, "seconds": spent + time.monotonic() - start}, part)
-        part.rename(checkpoint)
-
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    for batch in texts.batches(plan, first):
-        late = time.monotonic() - start > seconds
-        if step >= plan.steps or late:
+    for batch in texts.batches(plan, step):
+        if step >= plan.steps or saved.seconds_now > seconds:
             break
         # Where time ends before the steps do, the rate must have come down all the same.
-        done = max(step / plan.steps, (time.monotonic() - start) / seconds)
-        rate = plan.rate * min(1.0, (step + 1) / plan.warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+        done = max(step / plan.steps, saved.seconds_now / seconds)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate(plan, step, done)
         pace(done)
         value, figures = loss(batch)
         optimizer.zero_grad(set_to_none=True)
@@ -145,19 +179,17 @@ def train(
         step += 1
         recent.append({"loss": float(value.detach()), **figures})
         if step % 25 == 0 or step == plan.steps:
-            held = {k: [r[k] for r in recent if k in r] for k in recent[-1]}
-            mean = {k: sum(v) / len(v) for k, v in held.items()}
+            mean = _means(recent)
             curve.append({"step": step, **{k: round(v, 4) for k, v in mean.items()}})
             recent = []
             report("Training: " + ", ".join(f"{k} {v:.3f}" for k, v in mean.items()), step, plan.steps)
-        if time.monotonic() - saved > 120:
-            keep()
-            saved = time.monotonic()
-    keep()
+        if saved.seconds_since > 120:
+            saved.save(step, curve)
+    saved.save(step, curve)
     return {
         "steps": step,
         "tokens_of_text": texts.tokens,
-        "seconds": round(spent + time.monotonic() - start),
+        "seconds": round(saved.seconds_in_all),
         "curve": curve,
         "held_out": measure(),
         "kinds": list(KINDS),

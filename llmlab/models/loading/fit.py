@@ -19,7 +19,7 @@ SPARE = 0.4e9
 @dataclass(frozen=True)
 class Size:
     """What memory depends on. `tables`: parameters of the embedding and, untied, of the head. `row`: numbers that one
-    token leaves in the memory of one layer, keys and values together."""
+    token adds to the memory of one layer, keys and values together."""
 
     parameters: int
     tables: int
@@ -82,7 +82,7 @@ def copy_bytes(size: Size, weights: str) -> int:
 
 
 def kv_bytes(size: Size, rows: int, weights: str) -> int:
-    """Bytes of float32 keys and values for `rows` tokens, and of their brief form where there are many."""
+    """Bytes of float32 keys and values for `rows` tokens, and of their bfloat16 mirror where there are many."""
     return size.layers * size.row * rows * (6 if rows > MIRROR_FROM and weights != "dense-fp32" else 4)
 
 

@@ -44,7 +44,7 @@ def decoders(
 def flops(model: Decoder, past: int, tokens: int, scored: int) -> float:
     """Multiplications and additions of `tokens` after `past` others, of which `scored` get logits.
 
-    From the matrices as they stand, pruned or not; attention looks at every row before and at each token itself.
+    From the matrices as they stand, pruned or not; attention reads every row before and at each token itself.
     """
     s = model.shape
     inner = s.heads * s.head_size

@@ -146,7 +146,7 @@ def new_lines(tokenizer: Any) -> frozenset[int]:
 
 
 def features(reply: Reply) -> list[float]:
-    """What a scorer may look at without knowing the truth."""
+    """A scorer's features, which need no knowledge of the truth."""
     answer = reply.reading.answer
     size = 0.0 if answer is None else min(6.0, len(str(abs(answer.numerator))))
     whole = answer is not None and answer.denominator == 1 and answer >= 0

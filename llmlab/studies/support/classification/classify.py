@@ -108,7 +108,7 @@ def batch_of(model: Any, sequences: Sequence[Sequence[int]]) -> Batch:
 def flops(shape: Shape, counts: Sequence[int], filled: Sequence[int] = ()) -> float:
     """Multiplications and additions of one sentence, with `counts` tokens in each layer that it goes through.
 
-    `filled`: in each layer, the tokens of which only keys and values are made; the others look at their rows too. No
+    `filled`: in each layer, the tokens of which only keys and values are made; the others attend to their rows too. No
     head: classifiers of C classes cost less than a thousandth of a layer.
     """
     head = 2 * shape.vocab * shape.width
@@ -116,9 +116,9 @@ def flops(shape: Shape, counts: Sequence[int], filled: Sequence[int] = ()) -> fl
     for i, n in enumerate(counts):
         extra = filled[i] if i < len(filled) else 0
         linear = flops_per_token(shape, 1, 0) - head
-        look = flops_per_token(shape, 1, 1) - head - linear
+        attention = flops_per_token(shape, 1, 1) - head - linear
         qkv = 2 * shape.width * (shape.heads + 2 * shape.kv_heads) * shape.head_size
-        total += n * linear + extra * qkv + look * (n * (n + 1) / 2 + n * extra)
+        total += n * linear + extra * qkv + attention * (n * (n + 1) / 2 + n * extra)
     return total
 
 

@@ -74,7 +74,7 @@ def retention(worth: Tensor, places: Sequence[int], layers: int, share: float) -
 
 
 class Perceptron(nn.Module):
-    """Two layers that look at a state: E to 32 to 1. States are put on one scale first."""
+    """Two layers on a state: E to 32 to 1. States are put on one scale first."""
 
     def __init__(self, h: Tensor, seed: int) -> None:
         """h (n, E): states to take the scale from."""
@@ -103,8 +103,8 @@ class Contribution:
     share: float | None = None
 
     @torch.no_grad()
-    def __call__(self, look: LayerView) -> Tensor:
-        S = torch.softmax(self.network(look.h), -1).to(look.h.device)
+    def __call__(self, view: LayerView) -> Tensor:
+        S = torch.softmax(self.network(view.h), -1).to(view.h.device)
         if self.share is None:
             return self.eta / len(S) <= S
         keep = torch.zeros(len(S), dtype=torch.bool, device=S.device)
@@ -160,10 +160,10 @@ class Policy:
     dice: torch.Generator | None = None
 
     @torch.no_grad()
-    def __call__(self, look: LayerView) -> Tensor:
-        p = torch.sigmoid(self.network(look.h))
+    def __call__(self, view: LayerView) -> Tensor:
+        p = torch.sigmoid(self.network(view.h))
         keep = p > (self.bar if self.dice is None else torch.rand(len(p), generator=self.dice))
-        return keep.to(look.h.device)
+        return keep.to(view.h.device)
 
 
 def imitated(h: Tensor, worth: Tensor, spans: Sequence[tuple[int, int]], seed: int, steps: int = 100) -> Perceptron:
