@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -18,11 +17,12 @@ from torch import Tensor
 from llmlab.errors import Refused
 from llmlab.kv.memory import Memory
 from llmlab.kv.rows import Rows
-from llmlab.models.batch import Batch, Pattern, Span, Taps, Watch
+from llmlab.models.batch import Pattern
 from llmlab.models.decoder import Plan
 from llmlab.models.embedding import EmbeddingAndHead
 from llmlab.models.result import ForwardResult
 from llmlab.runtime.draft import Draft
+from llmlab.runtime.piece import Piece, forward_pieces
 from llmlab.runtime.prompt import Prompt
 from llmlab.runtime.sampling import RandomSource, Sampler, SeededRandom
 
@@ -46,19 +46,6 @@ class Policy(Protocol):
     def keep(self, rows: Rows) -> Tensor: ...
 
     def after_eviction(self, rows: Rows, session: Session) -> None: ...
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A sequence's part in a pass: T tokens at `positions` (T,), of which the last `last` are asked for logits."""
-
-    tokens: list[int]
-    positions: Tensor
-    last: int
-    visible: Tensor | None
-    first: int | None
-    watch: Watch | None
-    embeddings: Tensor | None = None
 
 
 class Session:
@@ -164,7 +151,7 @@ class Session:
         done = 0
         while self.unread:
             piece = self.prefill_piece()
-            (result,) = forward_pieces(self.model, [self], [piece], self.prefill_plan)
+            (result,) = forward_pieces(self.model, [piece], self.prefill_plan)
             done += len(piece.tokens)
             evicted = self.prefilled(piece, result)
             yield done, None
@@ -184,7 +171,7 @@ class Session:
         while self.uncached > PIECE:
             at = len(tokens) - self.uncached
             piece = self._piece(tokens[at : at + PIECE], None, 0, None)
-            self.prefilled(piece, forward_pieces(self.model, [self], [piece], None)[0])
+            self.prefilled(piece, forward_pieces(self.model, [piece], None)[0])
 
     # Passes ---------------------------------------------------------------------------------------------------------
 
@@ -208,7 +195,7 @@ class Session:
         """
         draft = draft or Draft()
         piece = self.decode_piece(draft)
-        (result,) = forward_pieces(self.model, [self], [piece], plan or draft.plan or self.plan)
+        (result,) = forward_pieces(self.model, [piece], plan or draft.plan or self.plan)
         self.passed(result)
         return result
 
@@ -233,7 +220,20 @@ class Session:
         if self._embeddings is not None:
             at = len(self.tokens) - self.uncached
             soft = self._soft(tokens, at)
-        return Piece(list(tokens), positions, last, visible, start if offsets is None else None, watch, soft)
+        return Piece(
+            list(tokens),
+            positions,
+            last,
+            self.memory,
+            visible,
+            start if offsets is None else None,
+            self.patterns,
+            watch,
+            soft,
+            () if self.speculating else self.taps,
+            self.exact,
+            self.exact_top,
+        )
 
     def _soft(self, tokens: Sequence[int], at: int) -> Tensor:
         """(T, E): the prompt's own embeddings for its tokens from place `at` on, the model's for what follows."""
@@ -354,44 +354,3 @@ class Session:
         self.memory.next_position += self.uncached
         self.tokens.append(token)
         self.uncached = 1
-
-
-@torch.inference_mode()
-def forward_pieces(
-    model: Any, sessions: Sequence[Session], pieces: Sequence[Piece], plan: Plan | None
-) -> list[ForwardResult]:
-    """One pass over the pieces of several sequences; what each is told.
-
-    Those that ask for no logits must come first, and all must want the same taps. With a plan there is one sequence.
-    """
-    asked = sum(piece.last for piece in pieces)
-    taps = sessions[0].taps if not sessions[0].speculating else ()
-    spans, starts, at = [], [], 0
-    for session, piece in zip(sessions, pieces, strict=True):
-        starts.append(at)
-        at += len(piece.tokens)
-        spans.append(Span(starts[-1], at, session.memory, piece.visible, session.patterns, piece.watch, piece.first))
-    tokens = torch.tensor([t for piece in pieces for t in piece.tokens], device=model.device)
-    positions = torch.cat([piece.positions for piece in pieces]) if len(pieces) > 1 else pieces[0].positions
-    exact = all(session.exact for session in sessions) and asked > 0
-    batch = Batch(tokens, positions.to(model.device), spans, exact, _soft(model, pieces), Taps(taps) if taps else None)
-    result = model.forward(batch, plan, asked, sessions[0].exact_top if asked else 0)
-    if len(pieces) == 1:
-        return [result]
-    out, row = [], 0
-    for piece, start in zip(pieces, starts, strict=True):
-        states = None if result.states is None else result.states[start : start + len(piece.tokens)]
-        out.append(ForwardResult(result.logits[row : row + piece.last], result.layers_run, (), states))
-        row += piece.last
-    return out
-
-
-def _soft(model: Any, pieces: Sequence[Piece]) -> Tensor | None:
-    """(N, E): the embeddings of a pass, where one of its pieces brings its own."""
-    if all(piece.embeddings is None for piece in pieces):
-        return None
-    parts = []
-    for piece in pieces:
-        own = torch.tensor(piece.tokens, device=model.device)
-        parts.append(model.embedding.lookup(own) if piece.embeddings is None else piece.embeddings)
-    return torch.cat(parts)

@@ -14,8 +14,9 @@ from torch import Tensor
 from llmlab.models.kernels.topk import argmax
 from llmlab.models.result import ForwardResult
 from llmlab.runtime.draft import Draft, Verdict
+from llmlab.runtime.piece import Piece, forward_pieces
 from llmlab.runtime.sampling import RandomSource, Sampler, accept, accept_greedy
-from llmlab.runtime.session import Evicted, Piece, Session, forward_pieces
+from llmlab.runtime.session import Evicted, Session
 from llmlab.runtime.tools import Tools
 
 
@@ -118,15 +119,12 @@ def verify(model: Any, works: Sequence[Work]) -> list[tuple[Piece, ForwardResult
         session = w.lane.session
         plan = session.prefill_plan if w.read else w.draft.plan or session.plan
         if plan or len(works) == 1:
-            (results[i],) = forward_pieces(model, [session], [pieces[i]], plan)
+            (results[i],) = forward_pieces(model, [pieces[i]], plan)
         else:
             together.append(i)
     together.sort(key=lambda i: pieces[i].last > 0)  # logits are those of a batch's last rows
     if together:
-        sessions = [works[i].lane.session for i in together]
-        for i, result in zip(
-            together, forward_pieces(model, sessions, [pieces[i] for i in together], None), strict=True
-        ):
+        for i, result in zip(together, forward_pieces(model, [pieces[i] for i in together], None), strict=True):
             results[i] = result
     out = []
     for w, piece, got in zip(works, pieces, results, strict=True):
