@@ -106,7 +106,7 @@ class Checkpoint:
     """A training on the disk, and its clock: seconds of this call, since the last save, and of all calls."""
 
     def __init__(self, path: Path, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.path, self.net, self.optimizer = path, net, optimizer
+        self.path, self.network, self.optimizer = path, net, optimizer
         self.start = self.saved = time.monotonic()
         self.spent = 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,16 +116,16 @@ class Checkpoint:
         if not self.path.is_file():
             return 0, []
         held = torch.load(self.path, weights_only=True)
-        self.net.load_state_dict(held["net"])
+        self.network.load_state_dict(held["net"])
         self.optimizer.load_state_dict(held["optimizer"])
         self.spent = held["seconds"]
         return held["step"], held["curve"]
 
     def save(self, step: int, curve: list[dict[str, float]]) -> None:
         """Replace the file by the present state; an interruption leaves the old one whole."""
-        value = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "step": step, "curve": curve}
+        states = {"net": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         part = self.path.with_suffix(".part")
-        torch.save({**value, "seconds": self.seconds_in_all}, part)
+        torch.save({**states, "step": step, "curve": curve, "seconds": self.seconds_in_all}, part)
         part.rename(self.path)
         self.saved = time.monotonic()
 
