@@ -28,6 +28,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", default=None, help=folder)
     out = "where the part goes (default: the cache)"
     parser.add_argument("--out", default=None, metavar="FILE.safetensors", help=out)
+    mean = "train nothing: write the mean of two trained files of this part to --out"
+    parser.add_argument("--average", nargs=2, default=None, metavar="FILE", help=mean)
     add_json(parser, "the card")
 
 
@@ -39,6 +41,9 @@ def parts() -> dict[str, Any]:
 
 
 def execute(a: argparse.Namespace) -> None:
+    if a.average:
+        write(mean_of(a), a.json)
+        return
     card = train(a)
     held_out = ", ".join(
         f"{name} {f'{value:.1%}' if value <= 1 else f'{value:.1f}'}" for name, value in card["held_out"].items()
@@ -46,6 +51,17 @@ def execute(a: argparse.Namespace) -> None:
     text = f"{card['steps']} steps on {card['tokens_of_text']} tokens; on texts kept back {held_out}"
     say(f"{card['file']}: {text}")
     write(card, a.json)
+
+
+def mean_of(a: argparse.Namespace) -> dict[str, Any]:
+    """Write the mean of two trained files; returns its card."""
+    from llmlab.training.averaged import average
+
+    if not a.out:
+        raise Refused("The mean of two parts", "has no place to go", "Name a file with --out")
+    card = average(*map(Path, a.average), Path(a.out))
+    say(f"{a.out}: the mean of {' and '.join(a.average)}")
+    return card
 
 
 def train(a: argparse.Namespace) -> dict[str, Any]:
