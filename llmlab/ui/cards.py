@@ -58,14 +58,14 @@ def search_index() -> dict[str, dict[str, str]]:
     for name, t in registry().items():
         papers = " ".join(re.sub(r"<[^>]*>", "", _source(c)) for c in t.covers)
         words = [name, title(t), t.claim, t.claim_zh, papers, *(word(t.role, lang) for lang in LANGUAGES)]
-        found[name] = {"door": t.role, "words": " ".join(words).lower()}
+        found[name] = {"role": t.role, "words": " ".join(words).lower()}
     return found
 
 
-def fold(door: str, count: int, open_: bool) -> str:
+def fold(role: str, count: int, open_: bool) -> str:
     """The button that folds and unfolds a family of techniques."""
-    told = f'{both_words(door)} <span class="count">{count}</span>'
-    return f'<button type="button" class="fold" data-fold="{door}" aria-expanded="{str(open_).lower()}">{told}</button>'
+    told = f'{both_words(role)} <span class="count">{count}</span>'
+    return f'<button type="button" class="fold" data-fold="{role}" aria-expanded="{str(open_).lower()}">{told}</button>'
 
 
 def switch_rules() -> str:

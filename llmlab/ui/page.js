@@ -46,7 +46,7 @@
     const wanted = text.trim().toLowerCase().split(/\s+/).filter(Boolean);
     const rules = [];
     const families = {};
-    for (const [name, { door: role, words: own }] of Object.entries(techniques)) {
+    for (const [name, { role, words: own }] of Object.entries(techniques)) {
       const hit = wanted.every((w) => own.includes(w));
       families[role] ||= hit;
       if (!hit) rules.push(`#controls label:has(input:is([value="${name}"], [name="${name}"])) { display: none !important; }`);

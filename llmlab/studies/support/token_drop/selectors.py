@@ -1,4 +1,4 @@
-"""Who may leave, learned: how many words each layer keeps, what a word contributes, and a policy that picks them.
+"""Learned choices of tokens: how many words each layer keeps, what a word contributes, and a policy that picks them.
 
 Each learns on a frozen model, from a pass forth and back (`saliency`) or from rewards. Shapes: T tokens of a sequence,
 E width.
@@ -103,8 +103,8 @@ class Contribution:
     share: float | None = None
 
     @torch.no_grad()
-    def __call__(self, look: LayerView) -> Tensor:
-        S = torch.softmax(self.network(look.h), -1).to(look.h.device)
+    def __call__(self, view: LayerView) -> Tensor:
+        S = torch.softmax(self.network(view.h), -1).to(view.h.device)
         if self.share is None:
             return self.eta / len(S) <= S
         keep = torch.zeros(len(S), dtype=torch.bool, device=S.device)
@@ -150,20 +150,20 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """Select a word with probability σ(network(h)): by chance while it learns (`dice`), above `bar` afterwards.
+    """Select a word with probability σ(network(h)): by chance while it learns (`rng`), above `bar` afterwards.
 
     TR-BERT (arXiv 2105.11618, section 3.2).
     """
 
     network: Perceptron
     bar: float = 0.5
-    dice: torch.Generator | None = None
+    rng: torch.Generator | None = None
 
     @torch.no_grad()
-    def __call__(self, look: LayerView) -> Tensor:
-        p = torch.sigmoid(self.network(look.h))
-        keep = p > (self.bar if self.dice is None else torch.rand(len(p), generator=self.dice))
-        return keep.to(look.h.device)
+    def __call__(self, view: LayerView) -> Tensor:
+        p = torch.sigmoid(self.network(view.h))
+        keep = p > (self.bar if self.rng is None else torch.rand(len(p), generator=self.rng))
+        return keep.to(view.h.device)
 
 
 def imitated(h: Tensor, worth: Tensor, spans: Sequence[tuple[int, int]], seed: int, steps: int = 100) -> Perceptron:
