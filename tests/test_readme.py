@@ -66,11 +66,40 @@ def test_the_front_matter_is_a_space_s() -> None:
     assert len(values["short_description"]) <= 60
 
 
-def test_the_architecture_names_every_module() -> None:
-    tree = README.split("## Architecture")[1].split("##")[0]
-    for path in (ROOT / "llmlab").glob("**/*.py"):
-        if path.name != "__init__.py" and "techniques" not in path.parts:
-            assert path.name in tree, path
+def named_in_the_tree() -> list[str]:
+    """The paths below llmlab/ in the README's tree, where a line indented by two begins a folder or is a file."""
+    tree = README.split("## Architecture")[1].split("```")[1].split("llmlab/\n")[1]
+    paths, folder = [], ""
+    for line in tree.splitlines():
+        if entry := re.match(r"  (\S+)", line):
+            folder = entry[1] if entry[1].endswith("/") else ""
+        elif line[:1] != " ":  # a folder beside llmlab/
+            break
+        found = re.findall(r"\w+\.(?:py|js|css|json)\b", line)
+        paths += [folder + name for name in (found if folder else [entry[1] if entry else ""])]
+    return paths
+
+
+def test_the_readme_s_tree_is_the_tree() -> None:
+    """Every file is named under its folder, once, and nothing is named that is not there."""
+    kinds = (".py", ".js", ".css", ".json")
+    files = [p for p in (ROOT / "llmlab").glob("**/*") if p.suffix in kinds and p.name != "__init__.py"]
+    there = {p.relative_to(ROOT / "llmlab").as_posix() for p in files}
+    named = named_in_the_tree()
+    assert {path for path in named if named.count(path) > 1} == set()
+    assert set(named) - there == set(), "named in the README's tree, but not there"
+    assert there - set(named) == set(), "missing in the README's tree"
+
+
+def test_a_token_is_followed_through_files_that_do_what_is_said() -> None:
+    """At most twelve, and each holds the names that its line gives."""
+    section = README.split("### Following a token")[1].split("\n## ")[0]
+    steps = re.findall(r"^\d+\. `(\S+)`:(.*?)(?=^\d+\. |\Z)", section, re.DOTALL | re.MULTILINE)
+    assert 10 <= len(steps) <= 12
+    for path, story in steps:
+        source = (ROOT / "llmlab" / path).read_text(encoding="utf-8")
+        for name in re.findall(r"\w+", " ".join(re.findall(r"`(.+?)`", story))):
+            assert name in source, f"{path} has no {name}"
 
 
 def test_the_recorded_figures_are_those_of_the_recorded_runs() -> None:

@@ -32,7 +32,7 @@ LONGEST_TEXT = 400_000
 
 
 def engine_paths(model: Any, verify: str) -> list[str]:
-    """Which ways of the engine a run takes, for the page to say: "bitwise" or "fast", "copies", "no-bf16", …"""
+    """Which paths through the engine a run takes, for the page to say: "bitwise" or "fast", "copies", "no-bf16", …"""
     taken = [verify] if isinstance(model, Decoder) else ["wrapped"]
     if getattr(model, "copied_bytes", 0):
         taken.append("copies")

@@ -48,5 +48,5 @@ def table(found: Mapping[str, Any]) -> str:
 
 def verdicts(found: Mapping[str, Any]) -> list[str]:
     """One line per claim: confirmed, refuted or not testable here, and the evidence."""
-    said = {True: "confirmed", False: "refuted", None: "not testable here"}
-    return [f"{c['source']}: {c['claim']}\n  {said[c['holds']]}: {c['evidence']}" for c in found["claims"]]
+    verdict = {True: "confirmed", False: "refuted", None: "not testable here"}
+    return [f"{c['source']}: {c['claim']}\n  {verdict[c['holds']]}: {c['evidence']}" for c in found["claims"]]

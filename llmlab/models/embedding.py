@@ -1,4 +1,4 @@
-"""The two tables by the vocabulary, embedding and head, and finding what is highest in a row of logits."""
+"""Embedding and head, the two matrices over the vocabulary, and finding what is highest in a row of logits."""
 
 from __future__ import annotations
 
@@ -76,22 +76,22 @@ class DenseTable(nn.Module):
 class EmbeddingAndHead(nn.Module):
     """Embedding and head over one matrix (V, E), or two where the model does not tie them.
 
-    In the low-bit formats both are 8-bit rows. `look` (4 bits) or `reordered` (bfloat16), kept where wanted and
-    counted, is the head once more in a form that is quick to multiply with. It takes a first look: the best candidates
-    are scored again in float32, because bfloat16 logits tie too often to choose by.
+    In the low-bit formats both are 8-bit rows. `candidate_head` (4 bits) or `reordered` (bfloat16), kept where wanted
+    and counted, is the head once more in a form that multiplies faster. Its logits are approximate: the best
+    candidates are scored again in float32, because bfloat16 logits tie too often to choose by.
     """
 
     CANDIDATES = 32
     """Scored again for a greedy choice; the token chosen by the exact head was never below rank 9 (see README)."""
     REACHABLE = 512
-    """Scored again where tokens are drawn; what lies below keeps its probability to the first look's accuracy."""
+    """Scored again where tokens are drawn; what lies below keeps its approximate probability."""
 
     def __init__(self, embed: Matrix, head: Matrix | None, weights: str) -> None:
         super().__init__()
         embed, head = as_dense(embed), None if head is None else as_dense(head)
         self.candidate_head: Int4 | None = None
         self.reordered: OneDnnWeight | None = None
-        self._quick: Callable[[Tensor], Tensor] | None = None
+        self._approximate: Callable[[Tensor], Tensor] | None = None
         self.batches = False
         dtype = {"dense-fp32": torch.float32, "dense-bf16": torch.bfloat16}.get(weights)
         make = Int8Table if dtype is None else partial(DenseTable, dtype=dtype)
@@ -101,16 +101,16 @@ class EmbeddingAndHead(nn.Module):
         self.short = -width % GROUP if dtype is None else 0
 
     def keep_candidate_head(self) -> None:
-        """Keep the head once more in a quick form, where there is one."""
+        """Keep the head once more in a faster form, where there is one."""
         if isinstance(self.head, DenseTable):
             if self.head.weight.is_cpu and self.head.weight.dtype == torch.bfloat16 and onednn(torch.bfloat16):
                 self.reordered = OneDnnWeight(self.head.weight)
         elif int4_kernel(self.head.q.device.type, *self.head.q.shape):
             self.candidate_head = Int4(F.pad(self.head.dense(), (0, self.short)))
             self.batches = self.head.q.is_cpu and onednn(torch.bfloat16)
-        self._quick = None
+        self._approximate = None
 
-    def _first_look(self) -> Callable[[Tensor], Tensor] | None:
+    def _approximate_product(self) -> Callable[[Tensor], Tensor] | None:
         """The quickest product with the head in bfloat16, (N, E) to (N, V); None where there is but the exact one."""
         if self.candidate_head is not None:
             return self.candidate_head.few()
@@ -138,16 +138,16 @@ class EmbeddingAndHead(nn.Module):
 
         In the formats below float32 each row is computed as if alone, whatever the number of rows.
         """
-        if self._quick is None:
-            self._quick = self._first_look()
-        if self._quick is None or not 0 < best < self.vocabulary:
+        if self._approximate is None:
+            self._approximate = self._approximate_product()
+        if self._approximate is None or not 0 < best < self.vocabulary:
             whole = isinstance(self.head, DenseTable) and self.head.weight.dtype == torch.float32
             return self.head.logits(h) if whole else in_turn(h, self.head.logits)
         if self.batches and len(h) >= MANY:  # from so many rows on the head pays in bfloat16, as other matrices do
             self.reordered = self.reordered or OneDnnWeight(self.head.dense().bfloat16())
             y = self.reordered(h.bfloat16())
         else:
-            y = self._quick((F.pad(h, (0, self.short)) if self.short else h).bfloat16())
+            y = self._approximate((F.pad(h, (0, self.short)) if self.short else h).bfloat16())
         index = top_indices(y, best)  # (N, C)
         exact = torch.stack([torch.mv(r, x) for r, x in zip(self.head.rows(index), h, strict=True)])
         return y.float().scatter_(1, index, exact)

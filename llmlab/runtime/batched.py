@@ -1,4 +1,4 @@
-"""Many texts at once: sequences that decode together, each leaving when it ends and the next one taking its place."""
+"""Many texts at once: sequences that decode together, each replaced by the next one when it ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a token leaves the layers early, and what becomes of the keys and values that the layers above it lack.
+"""How a token exits early, and what becomes of the keys and values that the layers above it lack.
 
 "copy": they are made at once from the state it left with (state propagation: Elbayad et al., arXiv 1910.10073; CALM,
 arXiv 2207.07061, section 3.3). "later": its state waits where it left, and goes up together with the next token that

@@ -323,7 +323,7 @@ class Session:
 
     @contextmanager
     def speculative_scope(self) -> Iterator[Session]:
-        """Decode ahead inside, with `forward` and `append_token`; on leaving, tokens and memory are what they were."""
+        """Decode ahead inside, with `forward` and `append_token`; on exit, tokens and memory are what they were."""
         marks, position, tokens, uncached = (
             self.memory.mark(),
             self.memory.next_position,

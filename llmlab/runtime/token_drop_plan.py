@@ -1,4 +1,4 @@
-"""Fewer tokens in deeper layers: a plan that lets tokens go on the way, and what decides who may go.
+"""Fewer tokens in deeper layers: a plan that drops tokens between layers, and the rules that choose them.
 
 A layer has rows of its own, so that a token may be in the memory of the first layers and not of the later ones. Works
 on the prompt of a run and on sentences that are classified. The first and the last token of a sequence always stay: the
@@ -22,7 +22,7 @@ from llmlab.models.decoder import Decoder
 from llmlab.models.result import PlanResult
 
 Fate = Literal["discard", "pass", "fuse"]
-"""What becomes of a token that leaves: nothing; it waits and joins the last layer; it melts into one with its like."""
+"""What becomes of dropped tokens: nothing; they join again in the last layer; they are merged into one."""
 FATES: tuple[Fate, ...] = ("discard", "pass", "fuse")
 
 
@@ -43,7 +43,7 @@ class LayerView:
 
 
 Selector = Callable[[LayerView], Tensor]
-"""(T,) bool: who goes on. Where it has an attribute `watches` that is true, attention weights are made for it."""
+"""(T,) bool: the tokens that stay. With a true attribute `watches`, attention weights are made for it."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,19 @@ class Top:
     def watches(self) -> bool:
         return self.score != "random"
 
-    def __call__(self, look: LayerView) -> Tensor:
-        T = len(look.h)
-        n = min(T, max(1, math.ceil(self.share * (look.whole if self.of_whole else T) - 1e-9)))
+    def __call__(self, view: LayerView) -> Tensor:
+        T = len(view.h)
+        n = min(T, max(1, math.ceil(self.share * (view.whole if self.of_whole else T) - 1e-9)))
         if self.score == "random":
-            dice = torch.Generator().manual_seed(self.seed + 7919 * look.layer + T)
-            worth = torch.rand(T, generator=dice).to(look.h.device)
+            rng = torch.Generator().manual_seed(self.seed + 7919 * view.layer + T)
+            worth = torch.rand(T, generator=rng).to(view.h.device)
         else:
-            worth = look.last if self.score == "last" else look.received
+            worth = view.last if self.score == "last" else view.received
         worth = worth.clone()
         if self.score == "mean":
             worth /= torch.arange(T, 0, -1, device=worth.device)
         worth[0] = worth[-1] = torch.inf
-        keep = torch.zeros(T, dtype=torch.bool, device=look.h.device)
+        keep = torch.zeros(T, dtype=torch.bool, device=view.h.device)
         keep[worth.topk(n).indices] = True
         return keep
 
@@ -84,13 +84,13 @@ class AtLeast:
     bar: float
     watches = True
 
-    def __call__(self, look: LayerView) -> Tensor:
-        return look.received >= self.bar * look.received.mean()
+    def __call__(self, view: LayerView) -> Tensor:
+        return view.received >= self.bar * view.received.mean()
 
 
 @dataclass
 class TokenDropPlan:
-    """A plan in which, after some layers, `at[layer]` decides which tokens go on; see `Fate` for the others.
+    """A plan in which, after some layers, `at[layer]` decides which tokens stay; see `Fate` for the others.
 
     Afterwards `counts` holds how many tokens of each sequence every layer had, `states` the last tokens' states
     (sequences, E) after every layer, and `kept` who was kept: per layer, the positions of each sequence.
@@ -104,11 +104,11 @@ class TokenDropPlan:
     states: list[Tensor] = field(default_factory=list)
     kept: dict[int, list[Tensor]] = field(default_factory=dict)
     remember: bool = False
-    looks: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    choices: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     """Per layer with a selector, for each sequence the states that it saw and whom it kept, where `remember` is set."""
 
     def __call__(self, model: Decoder, h: Tensor, batch: Batch) -> PlanResult:
-        self.counts, self.states, self.kept, self.looks = [], [], {}, {}
+        self.counts, self.states, self.kept, self.choices = [], [], {}, {}
         taps = batch.taps
         # The buffers of a pass of a few rows have one place for every token, so that pass is prepared anew.
         batch = replace(batch, kernel=None, taps=None)
@@ -150,14 +150,14 @@ class TokenDropPlan:
         lengths: Sequence[int],
         attention: Sequence[tuple[Tensor, Tensor]],
     ) -> Tensor:
-        """(N,) bool: who goes on."""
+        """(N,) bool: the tokens that stay."""
         keep = torch.ones(len(h), dtype=torch.bool, device=h.device)
         for span, n, (received, last) in zip(batch.spans, lengths, attention, strict=True):
             part = slice(span.start, span.stop)
             keep[part] = select(LayerView(ran, n, h[part], received, last))
             keep[span.start] = keep[span.stop - 1] = True
             if self.remember:
-                self.looks.setdefault(ran, []).append((h[part].clone(), keep[part].clone()))
+                self.choices.setdefault(ran, []).append((h[part].clone(), keep[part].clone()))
         return keep
 
 
@@ -192,7 +192,7 @@ class AttentionTap:
 def _remaining(
     h: Tensor, batch: Batch, here: Tensor, keep: Tensor, worth: Tensor | None
 ) -> tuple[Tensor, Batch, Tensor]:
-    """States, batch and places of those that stay. With `worth` (N,), those of a sequence that leave become one token,
+    """States, batch and places of those that stay. With `worth` (N,), the dropped tokens of a sequence become one,
     their mean by worth, at the place of the worthiest."""
     keep, spans, at = keep.clone(), [], 0
     if worth is not None:

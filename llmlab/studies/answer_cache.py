@@ -54,7 +54,7 @@ class AnswerCache(Study):
     queries again and again to keep the dear ones. With keys that only look alike, watch the wrong hits.
     Differences from the paper: The theory assumes keys that match exactly; embeddings (mean-pooled states of an early
     layer) are tried as well, with their wrong hits. Costs are known after one answer, so means stand where the paper
-    has confidence bounds. In the simulation each query costs each model 1 or `ratio`, by a coin. In the measured part
+    has confidence bounds. In the simulation each query costs each model 1 or `ratio`, at random. In the measured part
     every (query, model) is really answered once, and streams are then drawn over those costs.
     """
 
@@ -110,9 +110,9 @@ class AnswerCache(Study):
                         }
 
     def _table(self, seed: int) -> list[list[float]]:
-        """A cost for each query and model: 1 or the ratio, by a coin."""
-        dice = random.Random(seed)
-        return [[dice.choice((1.0, self.ratio)) for _ in range(2)] for _ in range(self.prompts)]
+        """A cost for each query and model: 1 or the ratio, with equal chance."""
+        rng = random.Random(seed)
+        return [[rng.choice((1.0, self.ratio)) for _ in range(2)] for _ in range(self.prompts)]
 
     # Measured -------------------------------------------------------------------------------------------------------
 

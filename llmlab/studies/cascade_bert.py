@@ -202,10 +202,10 @@ class CascadeBert(Study):
         at_four = "one of the two does not reach a quarter of the FLOPs"
         if None not in fast:
             at_four = f"at a quarter of the FLOPs {fast[0]:.1%} against {fast[1]:.1%}"
-        said, holds = [], []
+        gaps, holds = [], []
         for member, (_, cut) in zip(members[:-1], shallow, strict=True):
             d, e = paired_difference((member.p["none"].argmax(-1) == member.y).float(), cut.float())
-            said.append(f"{member.name}: {100 * d:+.1f} ± {100 * e:.1f} points")
+            gaps.append(f"{member.name}: {100 * d:+.1f} ± {100 * e:.1f} points")
             holds.append(d > 0)
         # Layers taken out of a model leave nothing that was ever trained to be complete: no test of what is claimed.
         cut_out = self.models == cascade_models.VARIANTS
@@ -224,7 +224,7 @@ class CascadeBert(Study):
                   why + ("the two have no cost in common" if gap is None else
                          f"{100 * gap:+.1f} points on average over the costs that both reach; {at_four}")),
             Claim(f"{where}, section 3", "A complete model knows more than as many first layers of a deep one.",
-                  None if cut_out else all(holds), why + "complete against cut off, " + "; ".join(said)),
+                  None if cut_out else all(holds), why + "complete against cut off, " + "; ".join(gaps)),
             Claim(f"{where}, section 4.2", "The difficulty margin makes confidence a better guide.",
                   clearly_above(better, error),
                   f"area under ROC {better:+.3f} ± {error:.3f} with it; the smallest model, " + "; ".join(known)),

@@ -51,7 +51,7 @@ class ExitRules(Study):
     Idea: Put a small classifier behind every layer of a frozen model and let a sentence leave as soon as a rule trusts
     what has been said of it. Seven papers differ in how the classifiers are trained and in when they are trusted.
     Method: Leave when the entropy −Σ p ln p is below a threshold (BranchyNet with two branches, DeeBERT with one per
-    layer; MPEE on a memory of all that was said, Past-Future on states seen and imitated), when it is below `speed`
+    layer; MPEE on a memory of earlier answers, Past-Future on states seen and imitated), when it is below `speed`
     times ln C (FastBERT, whose classifiers learn from the last one), when t classifiers in a row have agreed (PABEE),
     or when a meta-classifier's score is above a bar that conformal calibration sets for a promised agreement 1 − ε
     (CATs).

@@ -201,7 +201,7 @@ def claims(learned: Sequence[tuple[float, Plan, dict[str, Cell]]], tested: Seque
     rows = [row for _, _, row in learned]
     able = [r for r in rows if r["right"] >= top.accuracy - error and r["share"] < 1]
     first = min(able, key=lambda r: r["share"], default=None)
-    said = f"best level alone: {top.name}, {top.accuracy:.1%} ± {error:.1%} right"
+    alone = f"best level alone: {top.name}, {top.accuracy:.1%} ± {error:.1%} right"
     less = "no cascade matched it for less"
     if first:
         less = f"{first['name']}: {first['right']:.1%} right for {first['share']:.1%} of the cost"
@@ -211,7 +211,7 @@ def claims(learned: Sequence[tuple[float, Plan, dict[str, Cell]]], tested: Seque
     more = True if gain >= 0.04 else None if gain > 0 else False  # some gain, less than the most: nothing is refuted
     return [
         Claim(where, "A cascade matches the best model with up to 98 % less cost.", first is not None,
-              f"{said}; {less}. The share follows from the price table, which is an input"),
+              f"{alone}; {less}. The share follows from the price table, which is an input"),
         Claim(where, "At equal cost a cascade is right up to 4 points more often than the best model.", more,
-              f"{said}; the best cascade within its cost: {100 * gain:+.1f} points"),
+              f"{alone}; the best cascade within its cost: {100 * gain:+.1f} points"),
     ]  # fmt: skip

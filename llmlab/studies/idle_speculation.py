@@ -36,7 +36,7 @@ class Speculating(Scheduler):
         return shares
 
     def spare(self, mandatory: int, waiting: int) -> int:
-        """Rows for guesses in a pass of `mandatory` rows, while `waiting` requests have no seat."""
+        """Rows for guesses in a pass of `mandatory` rows, while `waiting` requests have no slot."""
         if self.policy == "always":
             return mandatory * self.length
         if self.policy == "off" or waiting:
@@ -57,7 +57,7 @@ class IdleSpeculation(Study):
     drafted tokens take rows of the same passes as the next tokens of the requests that it serves.
     Method: Mandatory rows are the next tokens of the m running requests, at most `rows`. Guesses get no row ("off"),
     `length` rows each ("always"), or, "idle-only", the rows that are missing to the next multiple of `block`, and none
-    while a request waits for a seat. Requests arrive as a Poisson process; a load of 1 is what "off" just manages.
+    while a request waits for a slot. Requests arrive as a Poisson process; a load of 1 is what "off" just manages.
     What to look for: Throughput and latency against load: where "always" crosses "off", and whether "idle-only" ever
     does. Then the guesses that came to nothing: under load they take the place of work.
     Differences from the paper: Burton's speculative tasks run on idle processors, which cost nothing. Rows do: the

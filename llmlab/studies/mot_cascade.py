@@ -137,11 +137,11 @@ def weak_level(
     half = k // 2
     parts = {"chains, vote": (k, 0), "programs, vote": (0, k)}.get(method, (k - half, half))
     taken = [(list(c[: parts[0]]), list(p[: parts[1]])) for c, p in zip(cot, pot, strict=True)]
-    said = [decide(method, c, p) for c, p in taken]
+    decisions = [decide(method, c, p) for c, p in taken]
     return Level(
         f"weak: {method}",
-        torch.tensor([s for _, s in said], dtype=torch.double),
-        torch.tensor([a == t for (a, _), t in zip(said, truth, strict=True)]),
+        torch.tensor([s for _, s in decisions], dtype=torch.double),
+        torch.tensor([a == t for (a, _), t in zip(decisions, truth, strict=True)]),
         torch.tensor([sum(map(tokens, c + p)) for c, p in taken], dtype=torch.double),
     ), [c + p for c, p in taken]
 

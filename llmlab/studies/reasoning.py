@@ -132,7 +132,7 @@ def claims(got: dict[tuple[str, str], list[Any]]) -> list[Claim]:
     def each(one: str, other: str, slips: bool = False) -> list[tuple[str, float, float]]:
         return [(n, *gain(got[n, one], got[n, other], slips)) for n in names]
 
-    def said(found: list[tuple[str, float, float]]) -> str:
+    def evidence(found: list[tuple[str, float, float]]) -> str:
         return "; ".join(f"{n}: {100 * d:+.0f} ± {100 * e:.0f} points" for n, d, e in found)
 
     chain, program = each("cot", "direct"), each("pot", "cot")
@@ -143,18 +143,18 @@ def claims(got: dict[tuple[str, str], list[Any]]) -> list[Claim]:
             "arXiv 2201.11903, section 3.2",
             "Chains of thought do not help small models; the gain comes with about 100 billion parameters.",
             all(d <= 2 * e for _, d, e in chain),
-            f"Chain against the bare answer, {said(chain)}. No model here has more than a few billion",
+            f"Chain against the bare answer, {evidence(chain)}. No model here has more than a few billion",
         ),
         Claim(
             "arXiv 2211.12588, abstract",
             "Programs are right about 12 points more often than chains, on average.",
             mean >= 0.12,
-            said(program),
+            evidence(program),
         ),
         Claim(
             "arXiv 2211.12588, section 1",
             "Leaving the sums to an interpreter gains what chains lose by arithmetic: the plans are as good.",
             all(d >= -2 * e for _, d, e in planned),
-            f"Programs against chains whose sums were corrected, {said(planned)}",
+            f"Programs against chains whose sums were corrected, {evidence(planned)}",
         ),
     ]

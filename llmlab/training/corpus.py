@@ -44,33 +44,33 @@ class Prompts:
     """An endless supply of prompts of six kinds. `learn` adds a passage that later prompts may be about."""
 
     def __init__(self, seed: int) -> None:
-        self.dice = random.Random(seed)
+        self.rng = random.Random(seed)
         self.passages: list[str] = []
 
     def learn(self, text: str) -> None:
         sentences = re.findall(r"[A-Z][^.!?\n]{20,200}[.!?]", text)
         if len(sentences) >= 2:
-            self.passages.append(" ".join(sentences[: self.dice.randint(2, 6)]))
+            self.passages.append(" ".join(sentences[: self.rng.randint(2, 6)]))
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """(kind, prompt), without end."""
         while True:
-            kind = self.dice.choice(KINDS)
-            template = self.dice.choice(lists()[kind])
+            kind = self.rng.choice(KINDS)
+            template = self.rng.choice(lists()[kind])
             if ("{passage}" in template or "{typos}" in template) and not self.passages:
                 continue
             yield kind, self._filled(template)
 
     def _filled(self, template: str) -> str:
-        pick, words = self.dice.choice, lists()
-        (topic, topic2), (person, person2) = (self.dice.sample(words[w], 2) for w in ("topics", "people"))
-        (place, place2), (things, things2) = (self.dice.sample(words[w], 2) for w in ("places", "things"))
-        a, b = self.dice.randint(11, 90), self.dice.randint(2, 12)
+        pick, words = self.rng.choice, lists()
+        (topic, topic2), (person, person2) = (self.rng.sample(words[w], 2) for w in ("topics", "people"))
+        (place, place2), (things, things2) = (self.rng.sample(words[w], 2) for w in ("places", "things"))
+        a, b = self.rng.randint(11, 90), self.rng.randint(2, 12)
         passage = pick(self.passages) if self.passages else ""
         return template.format(
             topic=topic, topic2=topic2, person=person, person2=person2, place=place, place2=place2, things=things,
-            things2=things2, a=a, b=b, c=a + b + self.dice.randint(1, 60), a2=self.dice.randint(2, 4),
-            b2=b + self.dice.randint(5, 15), passage=passage, typos=self._mistyped(passage), task=pick(words["tasks"]),
+            things2=things2, a=a, b=b, c=a + b + self.rng.randint(1, 60), a2=self.rng.randint(2, 4),
+            b2=b + self.rng.randint(5, 15), passage=passage, typos=self._mistyped(passage), task=pick(words["tasks"]),
             code=pick(words["code_pieces"]), name=pick(words["names"]),
         )  # fmt: skip
 
@@ -78,7 +78,7 @@ class Prompts:
         """The text with two letters swapped in every eighth word or so."""
         words = text.split()
         for i, word in enumerate(words):
-            if len(word) > 4 and self.dice.random() < 0.12:
+            if len(word) > 4 and self.rng.random() < 0.12:
                 words[i] = word[0] + word[2] + word[1] + word[3:]
         return " ".join(words)
 
@@ -97,13 +97,13 @@ def write(
     done = sum(_count(path) for path in have)
     if done >= tokens:
         return
-    supply, dice = Prompts(seed + len(have)), random.Random(seed + len(have))
+    supply, rng = Prompts(seed + len(have)), random.Random(seed + len(have))
 
     def texts() -> Iterator[Text]:
         for kind, prompt in supply:
             ids = prompt_tokens(loaded, prompt)
             if len(ids) <= 400:
-                yield Text(ids, len(ids), dice.randint(LONGEST // 3, LONGEST), dice.choice(TEMPERATURES), kind)
+                yield Text(ids, len(ids), rng.randint(LONGEST // 3, LONGEST), rng.choice(TEMPERATURES), kind)
 
     batch: list[Text] = []
     held = 0

@@ -73,7 +73,7 @@ class Trainer:
         self.head = (model.embedding.head.dense().float().cpu() * norm).bfloat16()
         self.short = self.head[self.shortlist].clone()
         self.network = Exits(model.shape.width, len(self.layers))
-        self.dice = torch.Generator().manual_seed(0)
+        self.rng = torch.Generator().manual_seed(0)
         self._fit()
 
     def _rms(self, h: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Trainer:
 
     @staticmethod
     def _answers(s: Sequence) -> Tensor:
-        """(n, l + 1, E): the states from which a text's answer was said, word by word."""
+        """(n, l + 1, E): the states from which a text's answer was predicted, word by word."""
         assert s.states is not None
         return s.states[max(0, s.prompt - 1) :]
 
@@ -107,18 +107,18 @@ class Trainer:
         (n,); and the model's logits over the shortlist (n, S)."""
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             whole = F.linear(self._rms(h[:, -1]), self.head)
-            said = whole.argmax(-1)
+            best = whole.argmax(-1)
         out = []
         for i in range(len(self.layers)):
             x = self._rms(h[:, i])
             with torch.autocast("cpu", torch.bfloat16):
                 got = F.linear(self._rms(self.network(x, i)), self.short)
-            out.append((got.float(), self.shortlist[got.argmax(-1)] == said, self.network.odds(x, i)))
+            out.append((got.float(), self.shortlist[got.argmax(-1)] == best, self.network.odds(x, i)))
         return out, whole[:, self.shortlist].float()
 
     def loss(self, batch: list[Sequence]) -> tuple[Tensor, dict[str, float]]:
         h = torch.cat([self._answers(s) for s in batch])
-        h = h[torch.randperm(len(h), generator=self.dice)[:ROWS]]
+        h = h[torch.randperm(len(h), generator=self.rng)[:ROWS]]
         out, want = self.says(h)
         p, total, figures = torch.softmax(want, -1), torch.zeros(()), {}
         for layer, (got, right, odds) in zip(self.layers, out, strict=True):

@@ -51,7 +51,7 @@ def run(
     texts, norm = Texts(folder, taps(model)), model.norm.weight.float().cpu()
     shortlist, covered = texts.shortlist(words, model.shape.vocab)
     head = model.embedding.head.rows(shortlist.to(model.device)).float().cpu().clone()
-    net, dice = Heads(model.shape.width, HEADS), torch.Generator().manual_seed(plan.seed)
+    net, rng = Heads(model.shape.width, HEADS), torch.Generator().manual_seed(plan.seed)
 
     def pairs(batch: list[Sequence], most: int = ROWS) -> list[tuple[Tensor, Tensor]]:
         """Per head: its logits (n, S) and the model's own where that word is decided (n, S)."""
@@ -60,16 +60,16 @@ def run(
             x = [F.rms_norm(h, norm.shape, norm, model.shape.eps) for h in states]
         out = []
         for k in range(HEADS):
-            ahead, said = [], []
+            ahead, following = [], []
             for s, rows in zip(batch, x, strict=True):
                 first, last = max(0, s.prompt - 2 - k), len(rows) - 1 - k
                 if last > first:
                     ahead.append(rows[first:last])
-                    said.append(rows[first + 1 + k : last + 1 + k])
+                    following.append(rows[first + 1 + k : last + 1 + k])
             rows_of = torch.cat(ahead)
-            chosen = torch.randperm(len(rows_of), generator=dice)[:most]
+            chosen = torch.randperm(len(rows_of), generator=rng)[:most]
             with torch.no_grad():
-                want = F.linear(torch.cat(said)[chosen], head).float()
+                want = F.linear(torch.cat(following)[chosen], head).float()
             out.append((F.linear(net(rows_of[chosen], k), head).float(), want))
         return out
 

@@ -49,11 +49,11 @@ class Texts:
         As many as are asked for, but a multiple of 64, which the int4 kernel wants; all of a smaller vocabulary.
         """
         size = min(words, vocabulary) // 64 * 64 or vocabulary
-        said: Counter[int] = Counter()
+        counts: Counter[int] = Counter()
         for s in self.learn:
-            said.update(s.following[s.prompt - 1 :].tolist())
-        chosen = {word for word, _ in said.most_common(size)}
-        chosen.update([w for w in range(vocabulary) if w not in said][: size - len(chosen)])
+            counts.update(s.following[s.prompt - 1 :].tolist())
+        chosen = {word for word, _ in counts.most_common(size)}
+        chosen.update([w for w in range(vocabulary) if w not in counts][: size - len(chosen)])
         kept = [t for s in self.kept for t in s.following[s.prompt - 1 :].tolist()]
         return torch.tensor(sorted(chosen)), sum(t in chosen for t in kept) / max(1, len(kept))
 
@@ -63,11 +63,11 @@ class Texts:
         step, epoch = 0, 0
         while True:
             if not order:
-                dice = torch.Generator().manual_seed(plan.seed * 1000 + epoch)
-                texts = [self.learn[i] for i in torch.randperm(len(self.learn), generator=dice)]
+                rng = torch.Generator().manual_seed(plan.seed * 1000 + epoch)
+                texts = [self.learn[i] for i in torch.randperm(len(self.learn), generator=rng)]
                 texts.sort(key=lambda s: -(-len(s.tokens) // WIDTHS))
                 order = _grouped(texts, plan.batch)
-                order = [order[i] for i in torch.randperm(len(order), generator=dice)]
+                order = [order[i] for i in torch.randperm(len(order), generator=rng)]
                 epoch += 1
             batch = order.pop()
             if step >= first:

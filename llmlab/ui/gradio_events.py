@@ -11,7 +11,7 @@ import gradio as gr
 from llmlab.ui.i18n import language
 
 SMALL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-"""How the page's own quick events are wired."""
+"""How the page's own short events are wired."""
 STREAM: dict[str, Any] = {
     "show_progress": "hidden",
     "concurrency_limit": 16,

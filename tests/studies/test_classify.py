@@ -212,7 +212,7 @@ def test_leaving_by_hand() -> None:
     p = torch.tensor([[sure, flat, flat], [flat, sure, flat], [other, other, other]])
     left = run_exits(Entropy(0.2), p, (2, 5, 9))
     assert left.layers.tolist() == [2, 5, 9]
-    assert left.said.tolist() == [0, 0, 1]
+    assert left.labels.tolist() == [0, 0, 1]
     assert left.accuracy(torch.tensor([0, 1, 1])) == pytest.approx(2 / 3)
     assert left.mean() == pytest.approx(16 / 3)
     each = run_exits(Each((Entropy(0.0), Entropy(0.7))), p, (2, 5, 9))
@@ -220,7 +220,7 @@ def test_leaving_by_hand() -> None:
     assert run_exits(Patience(1), p, (2, 5, 9)).layers.tolist() == [5, 5, 5]
     assert run_exits(Patience(2), p, (2, 5, 9)).layers.tolist() == [9, 9, 9]
     turned = run_exits(Entropy(0.2), p, (2, 5, 9), lambda so_far: so_far[0].flip(-1))
-    assert turned.said[0].item() == 1
+    assert turned.labels[0].item() == 1
 
 
 def test_curves_by_hand() -> None:
@@ -497,7 +497,7 @@ def test_rewards_teach_a_policy() -> None:
 
     def act(step: int) -> tuple[list[selectors.Choices], Tensor]:
         seen = [torch.randn(16, 6, generator=dice) for _ in range(4)] * 4
-        policy = selectors.Policy(net, dice=dice)
+        policy = selectors.Policy(net, rng=dice)
         kept = [policy(LayerView(1, 16, x, x[:, 0], x[:, 0])) for x in seen]
         reward = [float(torch.where(x[1:-1, 0] > 0, 1.0, -1.0)[k[1:-1]].sum()) for x, k in zip(seen, kept, strict=True)]
         return [list(zip(seen, kept, strict=True))], torch.tensor(reward).view(4, 4).t()

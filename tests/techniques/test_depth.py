@@ -406,17 +406,17 @@ def test_routers_foretell_how_much_a_layer_turns(llama: Decoder) -> None:
     """The regression beats its own mean, and its bar lets the asked share through."""
     tokens = tiny.text(300)
     routers = skip_layer.fitted(llama, tokens)
-    assert routers.said.shape == (4, 300)
+    assert routers.scores.shape == (4, 300)
     for density in (0.9, 0.7, 0.6):
-        runs = (routers.said > routers.bar(density))[1:-1].float().sum() + 2 * 300
+        runs = (routers.scores > routers.bar(density))[1:-1].float().sum() + 2 * 300
         assert float(runs) / 1200 == pytest.approx(density, abs=0.01)
     assert routers.bar(1.0) == -math.inf
-    assert bool((routers.said[1:-1] <= routers.bar(0.1)).all())
+    assert bool((routers.scores[1:-1] <= routers.bar(0.1)).all())
     session = Session(llama, taps=(1, 2))
     list(session.prefill([*tokens[:200], 0]))
     before, after = session.states().unbind(1)
     turned = (1 - F.cosine_similarity(before, after, dim=-1)).log()
-    error = (turned - routers.said[1, :200]).square().mean()
+    error = (turned - routers.scores[1, :200]).square().mean()
     assert float(error) < 0.8 * float(turned.var())
 
 

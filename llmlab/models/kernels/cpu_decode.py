@@ -59,7 +59,7 @@ class BoundBlocks:
         self._bound: dict[tuple[Block, bool], BoundBlock | None] = {}
 
     def of(self, block: Block, many: bool) -> BoundBlock | None:
-        """None for a block that this kernel has no way for."""
+        """None for a block that this kernel cannot compute."""
         if self._count != self._version.count:
             self._bound.clear()
             self._count = self._version.count

@@ -18,7 +18,7 @@ from llmlab.models.mixers.attention import Attention
 
 
 class CpuPrefill:
-    """Layers over a stretch of one sequence; what it has no way for goes as the block says."""
+    """Layers over a stretch of one sequence; a block that it cannot compute runs as it is written."""
 
     def layer(self, block: Block, h: Tensor, batch: Batch, kv_only: bool) -> Tensor:
         parts = fused_parts(block)

@@ -67,9 +67,9 @@ def _size(
     `matrices` per feed-forward block (3 where it is gated), `positions` learned (0: rotary).
     """
     D = head_size or width // heads
-    tables = vocab * width * (1 if tied else 2) + positions * width
+    embeddings = vocab * width * (1 if tied else 2) + positions * width
     block = 2 * width * D * (heads + kv_heads) + matrices * width * feed_forward
-    return Size(tables + layers * block, tables, layers, 2 * kv_heads * D, context)
+    return Size(embeddings + layers * block, embeddings, layers, 2 * kv_heads * D, context)
 
 
 MODELS: dict[str, Entry] = {

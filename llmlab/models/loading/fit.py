@@ -18,11 +18,11 @@ SPARE = 0.4e9
 
 @dataclass(frozen=True)
 class Size:
-    """What memory depends on. `tables`: parameters of the embedding and, untied, of the head. `row`: numbers that one
-    token adds to the memory of one layer, keys and values together."""
+    """What memory depends on. `embeddings`: parameters of the embedding and, untied, of the head. `row`: numbers that
+    one token adds to the memory of one layer, keys and values together."""
 
     parameters: int
-    tables: int
+    embeddings: int
     layers: int
     row: int
     context: int
@@ -52,14 +52,14 @@ def size_of(config: Any) -> Size:
         raise Refused(
             f"The architecture {config.model_type}", "cannot be built from this config", "Choose another model"
         ) from e
-    tables = {
+    embeddings = {
         id(t.weight): t.weight.numel() for t in (model.get_input_embeddings(), model.get_output_embeddings()) if t
     }
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Size(
         sum(p.numel() for p in model.parameters()),
-        sum(tables.values()),
+        sum(embeddings.values()),
         text.num_hidden_layers,
         2 * heads * head_size,
         getattr(text, "max_position_embeddings", None) or 2048,
@@ -68,17 +68,17 @@ def size_of(config: Any) -> Size:
 
 def weight_bytes(size: Size, weights: str) -> int:
     """Bytes of the weights in a format, to within a few percent."""
-    tables = {"dense-fp32": 4, "dense-bf16": 2}.get(weights, 8.5 / 8)
-    return int((size.parameters - size.tables) * BITS[weights] / 8 + size.tables * tables)
+    each = {"dense-fp32": 4, "dense-bf16": 2}.get(weights, 8.5 / 8)
+    return int((size.parameters - size.embeddings) * BITS[weights] / 8 + size.embeddings * each)
 
 
 def copy_bytes(size: Size, weights: str) -> int:
-    """Bytes of what `Decoder.keep_copies` keeps beside the weights of a format."""
+    """Bytes of what `Decoder.keep_prefill_copies` keeps beside the weights of a format."""
     if weights == "dense-fp32":
         return 0
     if weights == "dense-bf16":
-        return 2 * size.tables
-    return 2 * (size.parameters - size.tables) + size.tables * 5 // 8
+        return 2 * size.embeddings
+    return 2 * (size.parameters - size.embeddings) + size.embeddings * 5 // 8
 
 
 def kv_bytes(size: Size, rows: int, weights: str) -> int:

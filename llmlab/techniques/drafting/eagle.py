@@ -65,7 +65,7 @@ class Eagle(Drafter):
         while True:
             memory.restore([held])
             fresh, tokens = session.states(), session.tokens
-            if not len(fresh):  # a prompt of one token: the model has said nothing yet
+            if not len(fresh):  # a prompt of one token: the model has computed no state yet
                 yield Draft()
                 continue
             states, n = net.fused(fresh), len(fresh)

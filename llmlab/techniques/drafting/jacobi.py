@@ -63,7 +63,7 @@ class _Beginning:
 
     def __init__(self, init: str, pad: int) -> None:
         self.init, self.pad = init, pad
-        self.dice = random.Random(0)
+        self.rng = random.Random(0)
         self.place: dict[int, int] = {}
         self.indexed = 0
 
@@ -75,7 +75,7 @@ class _Beginning:
             case "pad":
                 return [self.pad] * lack
             case "random":
-                return [self.dice.choice(tokens) for _ in range(lack)]
+                return [self.rng.choice(tokens) for _ in range(lack)]
             case "copy":
                 # A token that is the last one of the text has nothing behind it to copy.
                 for at in range(self.indexed, len(tokens) - 1):

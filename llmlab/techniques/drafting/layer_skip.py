@@ -53,7 +53,7 @@ def upper(layer: int, states: Tensor) -> Plan:
 class LayerSkip(Drafter):
     """LayerSkip.
 
-    Idea: Early exit without loss. The model drafts by leaving after a middle layer, and checks the draft with the
+    Idea: Early exit without loss. The model drafts by exiting after a middle layer, and checks the draft with the
     layers that it left out, going on from the hidden states, keys and values that drafting has made already.
     Method: Draft d₁ … d_k from the head after layer `layer`, while it gives them at least `confidence`; then run layers
     `layer` + 1 … L on all k + 1 rows in one pass and accept as speculative decoding does. A pass that accepts a tokens
@@ -67,7 +67,7 @@ class LayerSkip(Drafter):
 
     covers = ("https://arxiv.org/abs/2404.16710",)
     needs = Drafter.needs | {Capability.LAYERS}
-    claim = "Drafts by leaving early, then checks with only the layers left out."
+    claim = "Drafts by exiting early, then checks with only the layers left out."
     claim_zh = "提前退出来打草稿，再只用剩下的层验证。"
     biting_settings = {"length": 5, "confidence": 0.0, "layer": 3}
     main_knob = "length"

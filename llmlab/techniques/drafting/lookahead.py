@@ -42,13 +42,13 @@ class Lookahead(Drafter):
 
     def drafts(self, session: Session, tools: Tools) -> Generator[Draft, Verdict, None]:
         W, N = self.window, self.ngram
-        dice = random.Random(0)
+        rng = random.Random(0)
         pool: dict[int, dict[tuple[int, ...], None]] = {}
         read = 0
         # The window: `oldest` holds the guesses at the places 1 … W - 1 ahead, place 0 being the last committed token;
         # `levels[k][i]` is what the model said on place i's diagonal k + 1 passes later, one place further each time.
-        oldest = [dice.choice(session.tokens) for _ in range(W - 1)]
-        levels = [[dice.choice(session.tokens) for _ in range(W)] for _ in range(N - 2)]
+        oldest = [rng.choice(session.tokens) for _ in range(W - 1)]
+        levels = [[rng.choice(session.tokens) for _ in range(W)] for _ in range(N - 2)]
         while True:
             tokens, last = session.tokens, session.tokens[-1]
             if self.text:

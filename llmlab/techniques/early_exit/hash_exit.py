@@ -28,11 +28,11 @@ CLASSES = 64
 @torch.inference_mode()
 def answers(model: Decoder, tokens: list[int]) -> Tensor:
     """(n,): the word that the model would say after each of n tokens."""
-    said = []
+    found = []
     for piece in torch.tensor(tokens, device=model.device).split(256):
         batch = Batch(piece, torch.arange(len(piece), device=model.device), [Span(0, len(piece), model.memory())])
-        said.append(model.forward(batch).logits.argmax(-1))
-    return torch.cat(said).cpu()
+        found.append(model.forward(batch).logits.argmax(-1))
+    return torch.cat(found).cpu()
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ class HashExit(LayerPlan):
         text = tools.calibration(CALIBRATION)
         if self.assign == "frequency":
             return hash_tables.frequency_hash(torch.bincount(torch.tensor(text), minlength=V), places)
-        said = answers(model, text)
-        often = torch.bincount(said, minlength=V).argsort(descending=True, stable=True)[: CLASSES - 1]
+        predicted = answers(model, text)
+        often = torch.bincount(predicted, minlength=V).argsort(descending=True, stable=True)[: CLASSES - 1]
         classes = torch.full((V,), CLASSES - 1)
         classes[often] = torch.arange(len(often))
-        return hash_tables.information_hash(torch.tensor(text), classes[said], V, places)
+        return hash_tables.information_hash(torch.tensor(text), classes[predicted], V, places)
 
     def plan(self, model: Decoder, tools: Tools) -> Plan | None:
         heads, table = self._ready(model, tools)
@@ -104,10 +104,10 @@ class HashExit(LayerPlan):
             return None
 
         def begin(batch: Batch) -> ExitTest:
-            leaves = int(table.at(batch.tokens[-1:].cpu()))
+            exit_at = int(table.at(batch.tokens[-1:].cpu()))
 
             def test(ran: int, h: Tensor) -> tuple[Tensor, float] | None:
-                if ran != leaves:
+                if ran != exit_at:
                     return None
                 logits = heads.logits(ran, h)
                 return heads.spread(logits), float(torch.softmax(logits, -1).amax())

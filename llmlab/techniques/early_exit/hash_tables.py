@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Rules that look at nothing -----------------------------------------------------------------------------------------
+# Rules that ask no classifier ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Hash:
-    """Every token has its layer, whatever is said: no classifier is asked.
+    """Every token has its layer, whatever the text: no classifier is asked.
 
     HashEE (arXiv 2203.01670). `layers` (V,): after how many layers each token of the vocabulary leaves.
     """

@@ -46,7 +46,7 @@ def exit_heads(
 
 
 def sample_draft(heads: ExitHeads, layer: int, h: Tensor, session: Session) -> tuple[int, Tensor | None, float]:
-    """A draft token from the state h (1, E) after `layer` layers, as `Session.guess`."""
+    """A draft token from the state h (1, E) after `layer` layers, as `Session.sample_draft`."""
     logits = heads.logits(layer, h)
     if not session.sampler.greedy or heads.words is None:
         return session.sample_draft(heads.spread(logits)[0])
@@ -66,7 +66,7 @@ def own_words(model: Decoder, tools: Tools, layers: tuple[int, ...]) -> tuple[Te
 
     def write() -> tuple[Tensor, Tensor]:
         given = torch.tensor(tools.calibration(TEXTS * GIVEN)).split(GIVEN)
-        states, said = [], []
+        states, words = [], []
         for piece in given:
             session = Session(model, taps=layers)
             for _ in session.prefill(piece.tolist()):
@@ -74,9 +74,9 @@ def own_words(model: Decoder, tools: Tools, layers: tuple[int, ...]) -> tuple[Te
             for _ in range(WRITTEN):
                 token = int(session.forward().logits.argmax())
                 session.commit((), token)
-                said.append(token)
+                words.append(token)
             states.append(session.states()[-WRITTEN:])
-        return torch.cat(states).transpose(0, 1), torch.tensor(said, device=model.device)
+        return torch.cat(states).transpose(0, 1), torch.tensor(words, device=model.device)
 
     return cached_on(model, ("own words", layers), write)
 
@@ -86,11 +86,11 @@ def answers_on_own_words(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the heads after `layers` say (l, n, S) along the model's own words, whether that is what the model said
     (l, n), and the odds that they give themselves (l, n); 1 without a gate."""
-    states, said = own_words(heads.model, tools or Tools(), layers)
+    states, words = own_words(heads.model, tools or Tools(), layers)
     p, best, odds = [], [], []
     for layer, h in zip(layers, states, strict=True):
         logits = heads.logits(layer, h)
         p.append(torch.softmax(logits, -1))
         best.append(logits.argmax(-1) if heads.words is None else heads.words[logits.argmax(-1)])
         odds.append(heads.odds(layer, h))
-    return torch.stack(p), torch.stack(best) == said, torch.stack(odds)
+    return torch.stack(p), torch.stack(best) == words, torch.stack(odds)

@@ -1,6 +1,6 @@
 """When to leave: exit rules over the answers of internal classifiers, shared by the harnesses that run them.
 
-A harness asks classifiers one after the other, from the lowest layer up, and hands a rule what they have said so far.
+A harness asks classifiers one after the other, from the lowest layer up, and hands a rule their answers so far.
 Shapes: l classifiers asked so far (oldest first), N things that are decided one by one (tokens, sentences), C classes.
 The rules know neither models nor tasks. What makes a threshold from calibration data stands below them.
 """
@@ -29,7 +29,7 @@ class Rule(Protocol):
     def leaves(self, p: Tensor) -> Tensor: ...
 
 
-# Rules of one look --------------------------------------------------------------------------------------------------
+# Rules of one answer ------------------------------------------------------------------------------------------------
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class Each:
 
 @dataclass(frozen=True)
 class Patience:
-    """Leave when `patience` classifiers in a row have said the same as the one before them.
+    """Leave when `patience` classifiers in a row have given the same label as the one before them.
 
     PABEE (arXiv 2006.04152, equation 5): the counter starts at 0, so that patience t takes t + 1 classifiers.
     """
@@ -144,8 +144,8 @@ class Patience:
 
     def score(self, p: Tensor) -> Tensor:
         """How many times in a row, up to now, the answer has stayed the same."""
-        said = p.argmax(-1)  # (l, N)
-        same = (said == said[-1]).flip(0).long()
+        labels = p.argmax(-1)  # (l, N)
+        same = (labels == labels[-1]).flip(0).long()
         return same.cumprod(0).sum(0) - 1
 
     def leaves(self, p: Tensor) -> Tensor:
@@ -204,8 +204,8 @@ def named(name: str, threshold: float, patience: int) -> Rule:
 def features(p: Tensor) -> Tensor:
     """What a meta-classifier looks at, (N, 5): the newest top probability, its lead, 1 - normalised entropy, the mean
     probability that the earlier classifiers gave that class (0 for the first), and how many have been asked."""
-    said = p[-1].argmax(-1)
-    before = p[:-1, torch.arange(p.shape[1]), said].mean(0) if len(p) > 1 else torch.zeros(p.shape[1], device=p.device)
+    label = p[-1].argmax(-1)
+    before = p[:-1, torch.arange(p.shape[1]), label].mean(0) if len(p) > 1 else torch.zeros(p.shape[1], device=p.device)
     asked = torch.full_like(before, len(p))
     sure = (Probability(0).score(p), Margin(0).score(p), NormalisedEntropy(0).score(p))
     return torch.stack([*sure, before, asked], -1).float()

@@ -23,17 +23,17 @@ RIDGE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Routers:
-    """Per layer a linear router on x = rms(h): weights (L, E), bias (L,), and what they said on n tokens (L, n)."""
+    """Per layer a linear router on x = rms(h): weights (L, E), bias (L,), and their scores on n tokens (L, n)."""
 
     weights: Tensor
     bias: Tensor
-    said: Tensor
+    scores: Tensor
 
     def bar(self, density: float) -> float:
         """What a router must say for its layer to run, so that this share of all layers runs on the tokens at hand."""
-        L, n = self.said.shape
+        L, n = self.scores.shape
         skipped = min(round((1 - density) * L * n), (L - 2) * n)
-        return float(self.said[1:-1].flatten().sort().values[skipped - 1]) if skipped > 0 else -torch.inf
+        return float(self.scores[1:-1].flatten().sort().values[skipped - 1]) if skipped > 0 else -torch.inf
 
 
 @torch.inference_mode()
@@ -42,7 +42,7 @@ def fitted(model: Decoder, tokens: list[int]) -> Routers:
     each layer of the unchanged model."""
     batch = calibration_batch(model, tokens)
     h = model.embedding.lookup(batch.tokens)
-    weights, bias, said = [], [], []
+    weights, bias, scores = [], [], []
     for i in range(len(model.layers)):
         out = model.run_layers(h, batch, i, i + 1)
         x = F.rms_norm(h, (h.shape[-1],), None, model.shape.eps)
@@ -52,9 +52,9 @@ def fitted(model: Decoder, tokens: list[int]) -> Routers:
         w = torch.linalg.solve(A, (x - middle).t() @ (y - level) / len(x))
         weights.append(w)
         bias.append(level - middle @ w)
-        said.append(x @ w + bias[-1])
+        scores.append(x @ w + bias[-1])
         h = out
-    return Routers(torch.stack(weights), torch.stack(bias), torch.stack(said))
+    return Routers(torch.stack(weights), torch.stack(bias), torch.stack(scores))
 
 
 @dataclass(frozen=True)

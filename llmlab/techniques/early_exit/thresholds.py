@@ -25,7 +25,7 @@ class Consistency:
 
     @classmethod
     def along(cls, p: Tensor, consistent: Tensor, threshold: float) -> Consistency:
-        """Fitted on all that l classifiers said, p (l, n, C), and whether each was consistent (l, n)."""
+        """Fitted on the answers of l classifiers, p (l, n, C), and whether each was consistent (l, n)."""
         x = torch.cat([features(p[:asked]) for asked in range(1, len(p) + 1)])
         return cls.fitted(x.cpu(), consistent.flatten().cpu(), threshold)
 
@@ -70,7 +70,7 @@ class Above:
 
 
 def conformal(scores: Tensor, consistent: Tensor, epsilon: float, delta: float | None = None) -> float:
-    """The bar above which leaving keeps to the full model's answer with probability at least 1 - epsilon.
+    """The bar above which exiting keeps to the full model's answer with probability at least 1 - epsilon.
 
     scores (l, n) and consistent (l, n) bool: for each of n calibration examples and each classifier, how sure the rule
     was, and whether its answer is the full model's. An example goes wrong under a bar only if one of its inconsistent

@@ -16,14 +16,14 @@ from llmlab.runtime.tools import Tools
 class TokenDrop(LayerPlan):
     """Token dropping.
 
-    Idea: Deep in the model most words of a prompt have said what they had to say. While the prompt is read, those that
+    Idea: Deep in the model most words of a prompt have done their work. While the prompt is read, those that
     get little attention go no further, and the rest of the layers reads a shorter prompt.
     Method: At `times` layers from `first` on, keep the (1 − `ratio`)·T tokens of largest significance. received: Sig(j)
     = Σ_h Σ_i A_h[i, j], the attention that token j draws; mean: the same divided by how many could look, since early
     tokens are seen by more; last: what the last token pays to it. The memory of the layers below keeps all rows, that
     of the layers above only the survivors'.
     What to look for: Time to the first token against rows in memory. The weights of the layers that choose must be
-    made, which the quick way of reading never does: on short prompts that costs more than it saves. The text follows
+    made, which the fast prefill never does: on short prompts that costs more than it saves. The text follows
     fewer and fewer of the prompt's details.
     Differences from the paper: PoWER-BERT drops words from a fine-tuned encoder between attention and feed-forward, and
     learns how many; here a causal model loses them after a whole layer, at one ratio (the study of dropped tokens

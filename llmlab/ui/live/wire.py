@@ -1,6 +1,6 @@
 """What the panel is told of a run: every event as an object whose keys are the event's own fields.
 
-Nothing here lists the events or their fields, so one that is added to `llmlab.events` reaches the panel as it is. The
+Nothing here lists the events or their fields, so one added to `runtime/events.py` reaches the panel as it is. The
 table `SHAPES` names what travels otherwise: shorter, rounded, in one number, or not at all. A trace may come from a
 stranger, so nothing is passed on that JSON or JavaScript cannot hold, and nothing longer than a panel can show.
 """

@@ -111,11 +111,11 @@ class Studies:
             self.refusals.put(owner, str(e))
             yield refusal_html(str(e))
             return
-        said = None
+        shown = None
         with closing(job.beats(PERIOD)) as beats:  # a visitor who has left needs no findings
             for _ in beats:
-                if (job.state, job.note) != said:
-                    said = (job.state, job.note)
+                if (job.state, job.note) != shown:
+                    shown = (job.state, job.note)
                     yield progress_html(job)
 
     def halt(self, request: gr.Request) -> None:

@@ -30,8 +30,8 @@ def ahead(one: Level, other: Level, draws: int = 200) -> tuple[float, float]:
         a, b = (auc(level.score[at], level.correct[at]) for level in (one, other))
         return None if a is None or b is None else a - b
 
-    n, dice = len(one.score), torch.Generator().manual_seed(0)
-    found = [g for g in (gap(torch.randint(0, n, (n,), generator=dice)) for _ in range(draws)) if g is not None]
+    n, rng = len(one.score), torch.Generator().manual_seed(0)
+    found = [g for g in (gap(torch.randint(0, n, (n,), generator=rng)) for _ in range(draws)) if g is not None]
     whole = gap(torch.arange(n))
     return (0.0, 0.0) if whole is None or len(found) < 2 else (whole, float(torch.tensor(found).std()))
 

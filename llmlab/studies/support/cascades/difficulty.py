@@ -17,8 +17,8 @@ def missed(x: Tensor, y: Tensor, classes: int, folds: int = FOLDS) -> Tensor:
     place = torch.arange(len(y)) % folds
     for fold in range(folds):
         own = place == fold
-        said = probes.trained(x[:, ~own], y[~own], classes)(x[:, own])[0].argmax(-1)
-        hard[own] = said != y[own]
+        predicted = probes.trained(x[:, ~own], y[~own], classes)(x[:, own])[0].argmax(-1)
+        hard[own] = predicted != y[own]
     return hard
 
 

@@ -33,8 +33,8 @@ class Template:
     ranges: dict[str, tuple[int, int]]
 
 
-def _one(question: str, said: str, expression: str, **ranges: tuple[int, int]) -> Template:
-    return Template("one step", question, ((said, "ans", expression),), ranges)
+def _one(question: str, step: str, expression: str, **ranges: tuple[int, int]) -> Template:
+    return Template("one step", question, ((step, "ans", expression),), ranges)
 
 
 def _two(question: str, first: tuple[str, str, str], last: tuple[str, str], **ranges: tuple[int, int]) -> Template:
@@ -94,27 +94,27 @@ class Problem:
 
     def solution(self, style: str) -> str:
         """The line that an example in the prompt shows."""
-        said = number(self.answer)
-        return {"direct": said, "cot": f"{self.chain} The answer is {said}.", "pot": self.program}[style]
+        answer = number(self.answer)
+        return {"direct": answer, "cot": f"{self.chain} The answer is {answer}.", "pot": self.program}[style]
 
 
-def made(template: Template, dice: random.Random) -> Problem:
+def made(template: Template, rng: random.Random) -> Problem:
     """One problem of a template, with numbers and names drawn."""
-    numbers = {letter: dice.randint(*span) for letter, span in template.ranges.items()}
+    numbers = {letter: rng.randint(*span) for letter, span in template.ranges.items()}
     if "{ab}" in template.question:
         numbers["ab"] = numbers["a"] * numbers["b"]
     if "share them equally between" in template.question:  # halves must be whole
         numbers["b"] += (numbers["a"] + numbers["b"]) % 2
-    name, other = dice.sample(NAMES, 2)
-    words = {"name": name, "other": other, "things": dice.choice(THINGS), "month": dice.choice(MONTHS), **numbers}
+    name, other = rng.sample(NAMES, 2)
+    words = {"name": name, "other": other, "things": rng.choice(THINGS), "month": rng.choice(MONTHS), **numbers}
     known = {letter: Fraction(n) for letter, n in numbers.items()}
-    said, lines = [], []
+    steps, lines = [], []
     for text, result, expression in template.steps:
         known[result] = value(expression, known)
         written = re.sub(r"[a-z]+", lambda m: number(known[m[0]]), expression)
-        said.append(f"{text.format(**words)}: {written} = {number(known[result])}.")
+        steps.append(f"{text.format(**words)}: {written} = {number(known[result])}.")
         lines.append(f"{result} = " + re.sub(r"[a-z]+", lambda m: str(numbers.get(m[0], m[0])), expression))
-    return Problem(template.question.format(**words), known["ans"], template.kind, " ".join(said), "; ".join(lines))
+    return Problem(template.question.format(**words), known["ans"], template.kind, " ".join(steps), "; ".join(lines))
 
 
 def problems(count: int, seed: int, kinds: Sequence[str] = KINDS, without: Sequence[Problem] = ()) -> list[Problem]:
@@ -122,19 +122,19 @@ def problems(count: int, seed: int, kinds: Sequence[str] = KINDS, without: Seque
 
     Raises Refused where there are not so many.
     """
-    dice, found = random.Random(seed), dict[str, Problem]()
+    rng, found = random.Random(seed), dict[str, Problem]()
     seen = {p.question for p in without}
     for tries in range(50 * count):
         if len(found) == count:
             break
         ready = [t for t in TEMPLATES if t.kind in kinds]
-        problem = made(ready[tries % len(ready)], dice)
+        problem = made(ready[tries % len(ready)], rng)
         if problem.question not in seen:
             found.setdefault(problem.question, problem)
     if len(found) < count:
         raise Refused("These problems", f"are fewer than {count}", "Ask for fewer, or for more kinds")
     made_ = list(found.values())
-    dice.shuffle(made_)
+    rng.shuffle(made_)
     return made_
 
 
@@ -148,9 +148,9 @@ def asked(kind: str, each: int, seed: int = 0, examples: int = 5) -> list[Proble
 
 def shots(kind: str, count: int, seed: int = 0) -> list[Problem]:
     """Examples of a kind for a prompt, from different templates as long as there are any."""
-    dice = random.Random(1_000_003 + seed)
+    rng = random.Random(1_000_003 + seed)
     ready = [t for t in TEMPLATES if t.kind == kind]
-    return [made(t, dice) for _ in range(-(-count // len(ready))) for t in dice.sample(ready, len(ready))][:count]
+    return [made(t, rng) for _ in range(-(-count // len(ready))) for t in rng.sample(ready, len(ready))][:count]
 
 
 def number(n: Fraction) -> str:

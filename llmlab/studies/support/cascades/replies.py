@@ -54,7 +54,7 @@ def ask(
 ) -> list[Reply]:
     """`samples` replies to each problem, in the problems' order, after `examples` of the problem's own kind.
 
-    Examples are read once for all problems of a kind; FLOPs are those of the question and the answer, which look back
+    Examples are read once for all problems of a kind; FLOPs are those of the question and the answer, which attend
     at them. Raises Refused where they do not fit the model's context.
     """
     found: list[Reply] = []

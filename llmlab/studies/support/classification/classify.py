@@ -225,13 +225,13 @@ def answers(
 
 @dataclass(frozen=True)
 class Exits:
-    """Where n sentences exited: `layers` (n,) that each went through, and the label (n,) that was `said` there."""
+    """Where n sentences exited: the `layers` (n,) that each went through, and the `labels` (n,) given there."""
 
     layers: Tensor
-    said: Tensor
+    labels: Tensor
 
     def accuracy(self, y: Tensor) -> float:
-        return float((self.said == y).double().mean())
+        return float((self.labels == y).double().mean())
 
     def mean(self) -> float:
         return float(self.layers.double().mean())
@@ -245,12 +245,12 @@ def run_exits(rule: Rule, p: Tensor, depths: Sequence[int], answer: Callable[[Te
     """
     n = p.shape[1]
     layers = torch.full((n,), depths[-1])
-    said = torch.empty(n, dtype=torch.long)
+    labels = torch.empty(n, dtype=torch.long)
     here = torch.ones(n, dtype=torch.bool)
     for l, depth in enumerate(depths, 1):
         so_far = p[:l]
         go = here & rule.leaves(so_far) if l < len(depths) else here
         out = so_far[-1] if answer is None else answer(so_far)
-        said[go], layers[go] = out[go].argmax(-1), depth
+        labels[go], layers[go] = out[go].argmax(-1), depth
         here = here & ~go
-    return Exits(layers, said)
+    return Exits(layers, labels)

@@ -107,7 +107,7 @@ def distilled(x: Tensor, teacher: Tensor) -> Linear:
     return _layerwise(x, loss, teacher.shape[-1])
 
 
-# A memory of what was said ------------------------------------------------------------------------------------------
+# A memory of earlier labels -----------------------------------------------------------------------------------------
 
 
 def remembered(z: Tensor, recent: float) -> Tensor:

@@ -146,59 +146,59 @@ class Labelled:
     test: tuple[Sentence, ...]
 
 
-def verdict(dice: random.Random, thing: str, good: bool, depth: int) -> str:
+def verdict(rng: random.Random, thing: str, good: bool, depth: int) -> str:
     """A clause that calls a thing good or bad through `depth` negations, each of which turns it round."""
-    word = dice.choice(GOOD if good == (depth % 2 == 0) else BAD)
-    inner = depth > 0 and (depth == 1 or dice.random() < 0.5)
-    clause = f"the {thing} {dice.choice(NOT) if inner else 'was'} {word}"
-    for denial in dice.sample(DENIALS, depth - inner):
+    word = rng.choice(GOOD if good == (depth % 2 == 0) else BAD)
+    inner = depth > 0 and (depth == 1 or rng.random() < 0.5)
+    clause = f"the {thing} {rng.choice(NOT) if inner else 'was'} {word}"
+    for denial in rng.sample(DENIALS, depth - inner):
         clause = f"{denial} {clause}"
     return clause
 
 
-def _hearsay(dice: random.Random, thing: str) -> str:
-    said = dice.choice(("said that the {} was {}", "found the {} {}", "called the {} {}"))
-    return f"{dice.choice(OTHERS)} {said.format(thing, dice.choice(GOOD + BAD))}"
+def _hearsay(rng: random.Random, thing: str) -> str:
+    clause = rng.choice(("said that the {} was {}", "found the {} {}", "called the {} {}"))
+    return f"{rng.choice(OTHERS)} {clause.format(thing, rng.choice(GOOD + BAD))}"
 
 
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def review(dice: random.Random, label: str, depth: int, words: int) -> str:
+def review(rng: random.Random, label: str, depth: int, words: int) -> str:
     """A review with this label of about so many words, at least what its verdict takes."""
-    one, two = dice.sample(THINGS, 2)
+    one, two = rng.sample(THINGS, 2)
     if label == "neutral":
-        said = [dice.choice(NEUTRAL).format(one)]
+        clauses = [rng.choice(NEUTRAL).format(one)]
     else:
-        good = label == "positive" or (label == "mixed" and dice.random() < 0.5)
-        said = [verdict(dice, one, good, depth)]
+        good = label == "positive" or (label == "mixed" and rng.random() < 0.5)
+        clauses = [verdict(rng, one, good, depth)]
         # Two verdicts must not give "mixed" away, so others have two as well, which agree.
-        if label == "mixed" or dice.random() < 0.25:
-            said.append(verdict(dice, two, good != (label == "mixed"), dice.randint(0, depth)))
-    joint = dice.choice((", and ", "; ", ", while "))
-    parts = [_capital(joint.join(said)) + "."]
+        if label == "mixed" or rng.random() < 0.25:
+            clauses.append(verdict(rng, two, good != (label == "mixed"), rng.randint(0, depth)))
+    joint = rng.choice((", and ", "; ", ", while "))
+    parts = [_capital(joint.join(clauses)) + "."]
     length = len(parts[0].split())
     facts = list(FACTS)
     while length < words:
-        if dice.random() < HEARSAY:
-            more = _capital(_hearsay(dice, one)) + "."
+        if rng.random() < HEARSAY:
+            more = _capital(_hearsay(rng, one)) + "."
         else:
             if not facts:
                 facts = list(FACTS)
-            more = facts.pop(dice.randrange(len(facts))) + "."
-        parts.insert(dice.randint(0, len(parts)), more)
+            more = facts.pop(rng.randrange(len(facts))) + "."
+        parts.insert(rng.randint(0, len(parts)), more)
         length += len(more.split())
     return " ".join(parts)
 
 
-def _made(dice: random.Random, labels: Sequence[str], shortest: int, longest: int) -> Iterator[Sentence]:
+def _made(rng: random.Random, labels: Sequence[str], shortest: int, longest: int) -> Iterator[Sentence]:
     """Labels in turn, so that each is as frequent as the others, and depths as `DEPTHS` says."""
     seen: set[str] = set()
     i = 0
     while True:
         label, depth = i % len(labels), DEPTHS[i // len(labels) % len(DEPTHS)]
-        text = review(dice, labels[label], depth, dice.randint(shortest, longest))
+        text = review(rng, labels[label], depth, rng.randint(shortest, longest))
         if text not in seen:
             seen.add(text)
             i += 1
@@ -209,11 +209,11 @@ def make(
     classes: int, train: int, calibration: int, test: int, seed: int = 0, words: tuple[int, int] = (4, 26)
 ) -> Labelled:
     """Sentences that we make, the same for the same arguments. `words`: shortest and longest, about."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     labels = LABELS[classes]
-    made = _made(dice, labels, *words)
+    made = _made(rng, labels, *words)
     found = [next(made) for _ in range(train + calibration + test)]
-    dice.shuffle(found)
+    rng.shuffle(found)
     return _parts(labels, found, train, calibration, test)
 
 

@@ -83,7 +83,7 @@ def patience(f: Tried) -> list[Claim]:
     tried = f.method.curve("calibration", y["calibration"])
     best = max(range(len(tried)), key=lambda i: (tried[i][1], -tried[i][0]))
     setting = f.method.tried[best][0]
-    gain, error = paired_difference((f.exits[setting].said == y["test"]).double(), f.right)
+    gain, error = paired_difference((f.exits[setting].labels == y["test"]).double(), f.right)
     other = deebert(f.t)
     ahead = lead(f.curve(), other.curve("test", y["test"]))
     claims = [
@@ -111,22 +111,22 @@ def patience(f: Tried) -> list[Claim]:
 def _robust(f: Tried, other: ExitMethod) -> Claim:
     """Both rules on clean and on noisy copies of some test sentences, each at its own chosen threshold."""
     t, n = f.t, min(NOISY, len(f.t.y["test"]))
-    dice = torch.Generator().manual_seed(t.data.seed)
+    rng = torch.Generator().manual_seed(t.data.seed)
     noisy = []
     for ids in t.ids["test"][:n]:
-        wrong = torch.rand(len(ids), generator=dice) < f.noise
+        wrong = torch.rand(len(ids), generator=rng) < f.noise
         wrong[len(ids) - t.asked :] = False
-        random = torch.randint(0, t.shape.vocab, (len(ids),), generator=dice)
+        random = torch.randint(0, t.shape.vocab, (len(ids),), generator=rng)
         noisy.append(torch.where(wrong, random, torch.tensor(ids)).tolist())
-    said = t.probes(t.see(noisy))
+    answers = t.probes(t.see(noisy))
     y = t.y["test"][:n]
     falls = []
     for found in (f, Tried(t, other, f.full, f.loss)):
         rule = dict(found.method.tried).get(found.setting)
         if rule is None:
             return Claim("PABEE, arXiv 2006.04152", ROBUST, None, "no threshold was good enough to compare")
-        exits = run_exits(rule, said, found.method.depths)
-        falls.append((exits.said == y).double() - (found.exits[found.setting].said[:n] == y).double())
+        exits = run_exits(rule, answers, found.method.depths)
+        falls.append((exits.labels == y).double() - (found.exits[found.setting].labels[:n] == y).double())
     gap, error = paired_difference(*falls)
     return Claim(
         "PABEE, arXiv 2006.04152",

@@ -52,7 +52,7 @@ def branchynet(t: Task) -> ExitMethod:
     """Two branches, a threshold each, of which those pairs stay that calibration sentences find on the front."""
     L, most = t.layers, math.log(len(t.labels))
     depths = sorted({max(1, L // 3), max(1, 2 * L // 3), L})
-    p = {part: said[[d - 1 for d in depths]] for part, said in _both(t.probes, t).items()}
+    p = {part: answers[[d - 1 for d in depths]] for part, answers in _both(t.probes, t).items()}
     pairs = product((0.0, 0.1, 0.3, 0.5, 0.7, 0.9), repeat=len(depths) - 1)
     tried = [(" ".join(f"{u:g}" for u in us), Each(tuple(Entropy(u * most) for u in us))) for us in pairs]
     method = ExitMethod("BranchyNet", p, depths, tried)
@@ -68,9 +68,9 @@ def deebert(t: Task) -> ExitMethod:
 
 
 def fastbert(t: Task) -> ExitMethod:
-    said = t.probes(t.x["train"])[-1]
+    answers = t.probes(t.x["train"])[-1]
     # The last layer is the teacher itself; only the branches are students.
-    students = probes.distilled(t.x["train"][:-1], said)
+    students = probes.distilled(t.x["train"][:-1], answers)
     whole = probes.Linear(torch.cat([students.W, t.probes.W[-1:]]), torch.cat([students.b, t.probes.b[-1:]]))
     tried = [(f"{u:g}", NormalisedEntropy(u)) for u in UNSURE]
     return ExitMethod("FastBERT", _both(whole, t), range(1, t.layers + 1), tried)
@@ -106,10 +106,10 @@ def cats(t: Task) -> ExitMethod:
     p = _both(t.probes, t)
     half = p["calibration"].shape[1] // 2
     asked = range(1, t.layers)
-    same = {part: said[:-1].argmax(-1) == said[-1].argmax(-1) for part, said in p.items()}
+    same = {part: answers[:-1].argmax(-1) == answers[-1].argmax(-1) for part, answers in p.items()}
     x = torch.cat([rules.features(p["calibration"][:l, :half]) for l in asked])
     meta = Consistency.fitted(x, same["calibration"][:, :half].flatten())
-    score = {part: torch.stack([meta.score(said[:l]) for l in asked]) for part, said in p.items()}
+    score = {part: torch.stack([meta.score(answers[:l]) for l in asked]) for part, answers in p.items()}
     rest = score["calibration"][:, half:], same["calibration"][:, half:]
     tried: list[tuple[str, Rule]] = [
         (f"{e:g}", Consistency(thresholds.conformal(*rest, e), meta.weights, meta.bias)) for e in PROMISES

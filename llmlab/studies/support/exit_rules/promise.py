@@ -22,10 +22,10 @@ def promises(method: ExitMethod) -> Iterator[dict[str, Any]]:
     n = scores.shape[1]
     depths, full = tuple(method.depths[:-1]), method.depths[-1]
     for epsilon in PROMISES:
-        dice = torch.Generator().manual_seed(0)
+        rng = torch.Generator().manual_seed(0)
         kept = []
         for _ in range(DRAWS):
-            order = torch.randperm(n, generator=dice)
+            order = torch.randperm(n, generator=rng)
             cal, fresh = order[: n // 2], order[n // 2 :]
             bar = thresholds.conformal(scores[:, cal], same[:, cal], epsilon)
             kept.append(thresholds.trade(scores[:, fresh], same[:, fresh], depths, full, bar))

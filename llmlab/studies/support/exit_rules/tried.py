@@ -43,14 +43,14 @@ class Tried:
             return None
         setting = max(good)[2]
         exits = self.exits[setting]
-        gain, error = paired_difference((exits.said == self.t.y["test"]).double(), self.right)
+        gain, error = paired_difference((exits.labels == self.t.y["test"]).double(), self.right)
         return exits, gain, error, self._told(f"threshold {setting}", exits, gain, error)
 
     def curve(self) -> list[tuple[float, float]]:
         return self.method.curve("test", self.t.y["test"])
 
     def against_full(self) -> tuple[float, float]:
-        return paired_difference((self.chosen.said == self.t.y["test"]).double(), self.right)
+        return paired_difference((self.chosen.labels == self.t.y["test"]).double(), self.right)
 
     def told(self) -> str:
         gain, error = self.against_full()
@@ -83,11 +83,11 @@ def by_layer(t: Task, method: ExitMethod, exits: Exits) -> Iterator[dict[str, Ce
     """What each classifier knows by itself, and the share of exits there."""
     p = method.p["test"]
     for l, depth in enumerate(method.depths, 1):
-        said = p[l - 1] if method.answer is None else method.answer(p[:l])
+        answers = p[l - 1] if method.answer is None else method.answer(p[:l])
         yield {
             "method": method.name,
             "layer": depth,
-            "layer_accuracy": float((said.argmax(-1) == t.y["test"]).double().mean()),
+            "layer_accuracy": float((answers.argmax(-1) == t.y["test"]).double().mean()),
             "left": float((exits.layers == depth).double().mean()),
         }
 
@@ -101,5 +101,5 @@ def by_depth(t: Task, method: ExitMethod, exits: Exits) -> Iterator[dict[str, Ce
             "method": method.name,
             "negations": d,
             "negation_layers": float(exits.layers[at].double().mean()),
-            "negation_accuracy": float((exits.said[at] == t.y["test"][at]).double().mean()),
+            "negation_accuracy": float((exits.labels[at] == t.y["test"][at]).double().mean()),
         }

@@ -34,8 +34,10 @@ def corollary(fixed: Sequence[dict[str, Any]]) -> list[Claim]:
     for name, r in able.items():
         best = max(x["speedup"] for x in fixed if x["technique"] == name)
         bound = (1 + r["acceptance"]) / (1 + r["c"])
-        said = f"{name}: a = {r['acceptance']:.2f}, c = {r['c']:.2f}; best speed-up {best:.2f}, promised {bound:.2f}"
-        found.append(Claim(where, COROLLARY, best >= bound * (1 - CLOSE), said))
+        evidence = (
+            f"{name}: a = {r['acceptance']:.2f}, c = {r['c']:.2f}; best speed-up {best:.2f}, promised {bound:.2f}"
+        )
+        found.append(Claim(where, COROLLARY, best >= bound * (1 - CLOSE), evidence))
     return found
 
 

@@ -59,8 +59,8 @@ def mixing(p: Sequence[Tensor], y: Tensor, thresholds: Sequence[float]) -> tuple
 
         def worth(w: float, before: Tensor = before, own: Tensor = own, here: Tensor = here) -> tuple[float, float]:
             q = w * before[here] + (1 - w) * own[here]
-            said = q[torch.arange(len(q)), y[here]].clamp_min(1e-9).log()
-            return float((q.argmax(-1) == y[here]).double().sum()), float(said.sum())
+            logp = q[torch.arange(len(q)), y[here]].clamp_min(1e-9).log()
+            return float((q.argmax(-1) == y[here]).double().sum()), float(logp.sum())
 
         w = max(tried, key=worth) if here.any() else 0.0
         weights.append(w)

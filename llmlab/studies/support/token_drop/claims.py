@@ -16,10 +16,10 @@ from llmlab.studies.support.token_drop.views import likeness
 def _compared(source: str, claim: str, r: Results, one: str, other: str) -> Claim:
     """Whether one curve lies above another at equal FLOPs."""
     gap = lead(r.curve(one), r.curve(other))
-    said = "the two have no cost in common"
+    evidence = "the two have no cost in common"
     if gap is not None:
-        said = f"{one} against {other}: {100 * gap:+.1f} points on average over the costs that both reach"
-    return Claim(source, claim, None if gap is None else gap > 0, said)
+        evidence = f"{one} against {other}: {100 * gap:+.1f} points on average over the costs that both reach"
+    return Claim(source, claim, None if gap is None else gap > 0, evidence)
 
 
 def of_power_bert(loss: float, b: Bench, learned: Learned, r: Results, pick: DropSetting | None) -> list[Claim]:

@@ -43,7 +43,7 @@ def surface(t: Task, r: Results) -> tuple[list[dict[str, Any]], dict[str, Points
         for unsure in UNSURE:
             exits = run_exits(Entropy(unsure * most), p, range(1, t.layers + 1))
             cost = out.cost(t, exits.layers.tolist())
-            right = (exits.said == y).double()
+            right = (exits.labels == y).double()
             kind = "both" if setting.plan and unsure else "drop" if setting.plan else "exit"
             for half, at in halves.items():
                 points[half][kind].append((float(cost[at].mean()) / 1e9, float(right[at].mean())))

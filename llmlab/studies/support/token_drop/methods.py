@@ -63,26 +63,26 @@ def tr_bert(b: Bench) -> Learned:
     before = dict(zip(at, [Policy(copy.deepcopy(net)) for net in nets], strict=True))
     # The classifier that rewards has been trained on what the policy begins with.
     judge = Judge.trained(t, outcome(t, DropSetting("", "", before, "pass"), t.ids["train"]).x)
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     sentences, samples, rounds = 12, 3, 10
     full = [flops(t.shape, [len(ids)] * L) for ids in t.ids["train"]]
 
     def act(step: int) -> tuple[list[selectors.Choices], Tensor]:
-        picked = torch.randint(0, len(full), (sentences,), generator=dice).tolist()
+        picked = torch.randint(0, len(full), (sentences,), generator=rng).tolist()
         again = picked * samples
-        plan = {p: Policy(net, dice=dice) for p, net in zip(at, nets, strict=True)}
-        depth = TokenDropPlan(plan, "pass", remember=True)
+        plan = {p: Policy(net, rng=rng) for p, net in zip(at, nets, strict=True)}
+        drop = TokenDropPlan(plan, "pass", remember=True)
         with torch.inference_mode():
-            t.model.forward(batch_of(t.model, [t.ids["train"][i] for i in again]), depth, 0)
-        said = (
-            judge.logits(torch.stack(depth.states).cpu())[-1]
+            t.model.forward(batch_of(t.model, [t.ids["train"][i] for i in again]), drop, 0)
+        logp = (
+            judge.logits(torch.stack(drop.states).cpu())[-1]
             .log_softmax(-1)
             .gather(1, t.y["train"][again][:, None])[:, 0]
         )
-        counts = zip(*depth.counts, strict=True)
+        counts = zip(*drop.counts, strict=True)
         cost = [flops(t.shape, c) / full[i] for c, i in zip(counts, again, strict=True)]
-        reward = said - PRICE * torch.tensor(cost)
-        return [depth.looks[p] for p in at], reward.view(samples, sentences).t()
+        reward = logp - PRICE * torch.tensor(cost)
+        return [drop.choices[p] for p in at], reward.view(samples, sentences).t()
 
     curve = selectors.reinforced(nets, act, rounds, lambda d, n: b.subject.progress("Rewarding the policy", d, n))
     settings = []

@@ -31,7 +31,7 @@ class DropSetting:
     candidate: bool = False
     """Whether calibration sentences may choose it: the paper's own method, not what it is compared with."""
 
-    def depth(self) -> TokenDropPlan:
+    def drop_plan(self) -> TokenDropPlan:
         return TokenDropPlan(self.plan, self.fate)
 
 
@@ -45,8 +45,8 @@ class Outcome:
 
     def cost(self, t: Task, layers: Sequence[int] | None = None) -> Tensor:
         """(n,) FLOPs, through all layers or so many of each sentence."""
-        depth = layers if layers is not None else [t.layers] * len(self.counts)
-        return torch.tensor([flops(t.shape, c[:l]) for c, l in zip(self.counts, depth, strict=True)])
+        through = layers if layers is not None else [t.layers] * len(self.counts)
+        return torch.tensor([flops(t.shape, c[:l]) for c, l in zip(self.counts, through, strict=True)])
 
 
 @torch.inference_mode()
@@ -54,11 +54,11 @@ def outcome(t: Task, setting: DropSetting, sequences: Sequence[Sequence[int]]) -
     """What a setting does to token sequences of any lengths."""
     states, counts, kept = [], [], {}
     for a in range(0, len(sequences), AT_ONCE):
-        depth = setting.depth()
-        t.model.forward(batch_of(t.model, sequences[a : a + AT_ONCE]), depth, 0)
-        states.append(torch.stack(depth.states).cpu())
-        counts += [list(c) for c in zip(*depth.counts, strict=True)]
-        for layer, who in depth.kept.items():
+        drop = setting.drop_plan()
+        t.model.forward(batch_of(t.model, sequences[a : a + AT_ONCE]), drop, 0)
+        states.append(torch.stack(drop.states).cpu())
+        counts += [list(c) for c in zip(*drop.counts, strict=True)]
+        for layer, who in drop.kept.items():
             kept.setdefault(layer, []).extend(who)
     with torch.inference_mode(False):  # classifiers are trained on it
         return Outcome(torch.cat(states, 1).clone(), counts, kept)

@@ -1,4 +1,4 @@
-"""Who may leave, learned: how many words each layer keeps, what a word contributes, and a policy that picks them.
+"""Learned choices of tokens: how many words each layer keeps, what a word contributes, and a policy that picks them.
 
 Each learns on a frozen model, from a pass forth and back (`saliency`) or from rewards. Shapes: T tokens of a sequence,
 E width.
@@ -150,19 +150,19 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """Select a word with probability σ(network(h)): by chance while it learns (`dice`), above `bar` afterwards.
+    """Select a word with probability σ(network(h)): by chance while it learns (`rng`), above `bar` afterwards.
 
     TR-BERT (arXiv 2105.11618, section 3.2).
     """
 
     network: Perceptron
     bar: float = 0.5
-    dice: torch.Generator | None = None
+    rng: torch.Generator | None = None
 
     @torch.no_grad()
     def __call__(self, view: LayerView) -> Tensor:
         p = torch.sigmoid(self.network(view.h))
-        keep = p > (self.bar if self.dice is None else torch.rand(len(p), generator=self.dice))
+        keep = p > (self.bar if self.rng is None else torch.rand(len(p), generator=self.rng))
         return keep.to(view.h.device)
 
 
