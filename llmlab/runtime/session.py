@@ -287,7 +287,7 @@ class Session:
         return free if self._draft_limit is None else min(free, self._draft_limit)
 
     def _depth_to_eviction(self) -> int:
-        free = self.model.context - self.memory.next_position - 1
+        free: int = self.model.context - self.memory.next_position - 1
         if self.policy:
             budget, slack = self.policy.budget_and_slack()
             free = min(free, budget + slack - self.memory.longest - 1)

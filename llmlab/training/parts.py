@@ -92,6 +92,65 @@ def padded(tensors: list[Tensor]) -> Tensor:
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True)
 
 
+class _Progress:
+    """What a checkpoint keeps: the net, its optimizer, the step, the curve and the seconds spent."""
+
+    def __init__(self, net: nn.Module, plan: Plan, checkpoint: Path, report: Report) -> None:
+        self.network, self.plan, self.checkpoint, self.report = net, plan, checkpoint, report
+        self.optimizer = torch.optim.AdamW(net.parameters(), lr=plan.rate, betas=(0.9, 0.95), weight_decay=0.01)
+        self.curve: list[dict[str, float]] = []
+        self.step, self._before = 0, 0.0
+        if checkpoint.is_file():
+            held = torch.load(checkpoint, weights_only=True)
+            net.load_state_dict(held["net"])
+            self.optimizer.load_state_dict(held["optimizer"])
+            self.step, self.curve, self._before = held["step"], held["curve"], held["seconds"]
+        self._start = self._saved = time.monotonic()
+        self._recent: list[dict[str, float]] = []
+
+    @property
+    def running(self) -> float:
+        """Seconds since this call began."""
+        return time.monotonic() - self._start
+
+    @property
+    def spent(self) -> float:
+        """Seconds of all calls together."""
+        return self._before + self.running
+
+    def set_rate(self, done: float) -> None:
+        """Warm up, then follow a cosine down to a twentieth; `done` is the share of the training that is over."""
+        cosine = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.rate * min(1.0, (self.step + 1) / self.plan.warmup) * cosine
+
+    def update(self, loss: Tensor, figures: dict[str, float]) -> None:
+        """One step of the optimizer, and its figures into the curve, of which a point is a mean of up to 25 steps."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        self._recent.append({"loss": float(loss.detach()), **figures})
+        if self.step % 25 == 0 or self.step == self.plan.steps:
+            held = {k: [r[k] for r in self._recent if k in r] for k in self._recent[-1]}
+            mean = {k: sum(v) / len(v) for k, v in held.items()}
+            self.curve.append({"step": self.step, **{k: round(v, 4) for k, v in mean.items()}})
+            self._recent = []
+            told = ", ".join(f"{k} {v:.3f}" for k, v in mean.items())
+            self.report(f"Training: {told}", self.step, self.plan.steps)
+
+    def save(self, every: float = 0.0) -> None:
+        """Write the checkpoint, if the last is at least `every` seconds old."""
+        if time.monotonic() - self._saved < every:
+            return
+        value = {"net": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        part = self.checkpoint.with_suffix(".part")
+        torch.save({**value, "step": self.step, "curve": self.curve, "seconds": self.spent}, part)
+        part.rename(self.checkpoint)
+        self._saved = time.monotonic()
+
+
 def train(
     net: nn.Module,
     loss: Callable[[list[Sequence]], tuple[Tensor, dict[str, float]]],
@@ -106,59 +165,26 @@ def train(
     """Train `net` with AdamW and a cosine rate; goes on where `checkpoint` ended, and ends early after `seconds`.
 
     `loss(batch)` gives the loss and figures to follow; `measure()` looks at the kept texts; `pace(done)` hears before
-    each step which share of the training is over. Returns the curve: a list
-    of figures by step, and what `measure` says at the end. Raises nothing for an interruption: the next call goes on.
+    each step which share of the training is over. Returns the curve, a list of figures by step, and what `measure`
+    says at the end. Raises nothing for an interruption: the next call goes on.
     """
-    optimizer = torch.optim.AdamW(net.parameters(), lr=plan.rate, betas=(0.9, 0.95), weight_decay=0.01)
-    curve: list[dict[str, float]] = []
-    first, spent = 0, 0.0
-    if checkpoint.is_file():
-        held = torch.load(checkpoint, weights_only=True)
-        net.load_state_dict(held["net"])
-        optimizer.load_state_dict(held["optimizer"])
-        first, curve, spent = held["step"], held["curve"], held["seconds"]
-    start, saved, step = time.monotonic(), time.monotonic(), first
-    recent: list[dict[str, float]] = []
-
-    def keep() -> None:
-        value = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "curve": curve}
-        part = checkpoint.with_suffix(".part")
-        torch.save({**value, "seconds": spent + time.monotonic() - start}, part)
-        part.rename(checkpoint)
-
+    progress = _Progress(net, plan, checkpoint, report)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    for batch in texts.batches(plan, first):
-        late = time.monotonic() - start > seconds
-        if step >= plan.steps or late:
+    for batch in texts.batches(plan, progress.step):
+        if progress.step >= plan.steps or progress.running > seconds:
             break
         # Where time ends before the steps do, the rate must have come down all the same.
-        done = max(step / plan.steps, (time.monotonic() - start) / seconds)
-        rate = plan.rate * min(1.0, (step + 1) / plan.warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        done = max(progress.step / plan.steps, progress.running / seconds)
+        progress.set_rate(done)
         pace(done)
-        value, figures = loss(batch)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        recent.append({"loss": float(value.detach()), **figures})
-        if step % 25 == 0 or step == plan.steps:
-            held = {k: [r[k] for r in recent if k in r] for k in recent[-1]}
-            mean = {k: sum(v) / len(v) for k, v in held.items()}
-            curve.append({"step": step, **{k: round(v, 4) for k, v in mean.items()}})
-            recent = []
-            report("Training: " + ", ".join(f"{k} {v:.3f}" for k, v in mean.items()), step, plan.steps)
-        if time.monotonic() - saved > 120:
-            keep()
-            saved = time.monotonic()
-    keep()
+        progress.update(*loss(batch))
+        progress.save(every=120)
+    progress.save()
     return {
-        "steps": step,
+        "steps": progress.step,
         "tokens_of_text": texts.tokens,
-        "seconds": round(spent + time.monotonic() - start),
-        "curve": curve,
+        "seconds": round(progress.spent),
+        "curve": progress.curve,
         "held_out": measure(),
         "kinds": list(KINDS),
     }
