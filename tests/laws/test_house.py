@@ -36,7 +36,7 @@ The one exception is made at run time and by name: `runtime.configurable` looks 
 FLAT, FOLDERS, FILE, FUNCTION, COMPLEXITY, MEDIAN = 4, 12, 400, 60, 20, 130
 
 TOO_LONG: frozenset[str] = frozenset()
-"""Functions that are longer or more complex than allowed, as `module.function`. May only shrink."""
+"""Functions, by qualified name, that are longer or more complex than allowed. May only shrink."""
 
 DISCOVERERS = {"llmlab.runtime.configurable.discover"}
 """Who imports modules by name."""
@@ -44,11 +44,11 @@ DISCOVERERS = {"llmlab.runtime.configurable.discover"}
 LAYER_BY_LAYER = {
     "llmlab.runtime.calibration.walk_layers",  # a transform changes a layer before the next one runs
     "llmlab.runtime.calibration.layer_influence",  # compares what goes into each layer with what comes out
-    "llmlab.runtime.token_drop_plan.__call__",  # rows may leave after every layer
+    "llmlab.runtime.token_drop_plan.TokenDropPlan.__call__",  # rows may leave after every layer
     "llmlab.techniques.early_exit.skip_layer.fitted",  # a router per layer, from its input and output
-    "llmlab.techniques.early_exit.skip_layer.plan",  # each layer is run or skipped
-    "llmlab.studies.support.classification.classify.__call__",  # reads the last token after every layer
-    "llmlab.studies.support.token_drop.saliency.through",  # rows leave at the layer that is asked about
+    "llmlab.techniques.early_exit.skip_layer.SkipLayer.plan.plan",  # each layer is run or skipped
+    "llmlab.studies.support.classification.classify.Ends.__call__",  # reads the last token after every layer
+    "llmlab.studies.support.token_drop.saliency._Texts.through",  # rows leave at the layer that is asked about
 }
 """Who runs layers one at a time, through `run_layers` like everyone, and why."""
 
@@ -136,11 +136,20 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 def too_long(modules: Sources) -> set[str]:
     """Functions with too many lines or too many branches (McCabe; comprehensions and conditional values count too)."""
     return {
-        f"{name}.{node.name}"
+        name + inside
         for name, text in modules.items()
-        for node in ast.walk(_tree(text))
-        if isinstance(node, Function) and (_lines(node) > FUNCTION or complexity(node) > COMPLEXITY)
+        for inside, node in _functions(_tree(text))
+        if _lines(node) > FUNCTION or complexity(node) > COMPLEXITY
     }
+
+
+def _functions(node: ast.AST, inside: str = "") -> Iterator[tuple[str, Function]]:
+    """Every function and its qualified name, after a dot."""
+    for child in ast.iter_child_nodes(node):
+        named = f"{inside}.{child.name}" if isinstance(child, Function | ast.ClassDef) else inside
+        if isinstance(child, Function):
+            yield named, child
+        yield from _functions(child, named)
 
 
 def _lines(node: Function) -> int:
@@ -159,17 +168,17 @@ def long_files(files: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _users(modules: Sources, wanted: Callable[[ast.Call], bool], allowed: Iterable[str]) -> list[str]:
-    """Functions, as `module.function`, that make a call like this though they are not among the `allowed`."""
-    found = {f"{name}.{f}" for name, text in modules.items() for f, call in _calls(_tree(text)) if wanted(call)}
+    """Functions by qualified name that make a call like this though they are not among the `allowed`."""
+    found = {name + f for name, text in modules.items() for f, call in _calls(_tree(text)) if wanted(call)}
     return sorted(found - {*allowed})
 
 
 def _calls(node: ast.AST, inside: str = "") -> Iterator[tuple[str, ast.Call]]:
-    """Every call, and the innermost function that it stands in."""
+    """Every call, and the classes and functions that it stands in: "", ".f" or ".C.f"."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Call):
             yield inside, child
-        yield from _calls(child, child.name if isinstance(child, Function) else inside)
+        yield from _calls(child, f"{inside}.{child.name}" if isinstance(child, Function | ast.ClassDef) else inside)
 
 
 def _called(call: ast.Call) -> str:
