@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from llmlab.cli import bench, compare, models, replay, run, studies, study, sweep, techniques, train
@@ -21,8 +21,10 @@ class Command(Protocol):
     """A module of `llmlab.cli`; whatever is slow to import, it imports in `execute`."""
 
     HELP: str
-    add_options: Callable[[argparse.ArgumentParser], None]
-    execute: Callable[[argparse.Namespace], None]
+
+    def add_options(self, parser: argparse.ArgumentParser, /) -> None: ...
+
+    def execute(self, a: argparse.Namespace, /) -> None: ...
 
 
 COMMANDS: dict[str, Command] = {

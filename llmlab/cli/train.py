@@ -59,7 +59,8 @@ def mean_of(a: argparse.Namespace) -> dict[str, Any]:
 
     if not a.out:
         raise Refused("The mean of two parts", "has no place to go", "Name a file with --out")
-    card = average(*map(Path, a.average), Path(a.out))
+    one, two = map(Path, a.average)
+    card = average(one, two, Path(a.out))
     say(f"{a.out}: the mean of {' and '.join(a.average)}")
     return card
 

@@ -74,6 +74,9 @@ class PlainStorage:
         self.heads, self.head_size = heads, head_size
         self.rebind(torch.empty(2, heads, 0, head_size, dtype=dtype, device=device))
 
+    _k: Tensor
+    _v: Tensor
+
     def rebind(self, kv: Tensor) -> None:
         """Go on with `kv` (2, H, capacity, D), which holds the rows already."""
         self._kv = kv

@@ -15,7 +15,7 @@ class IncrementalDetokenizer:
         self._text = self._read(self._ids)
 
     def _read(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
     def _added(self, ids: Sequence[int], before: list[int], old: str) -> tuple[list[str], list[int], str]:
         """What each of `ids` adds after `before`, which reads `old`; and what to go on from, with its text."""
@@ -41,7 +41,8 @@ class IncrementalDetokenizer:
         """The text of a draft's nodes, each read after its ancestors."""
         texts: list[str] = []
         for i, token in enumerate(tokens):
-            line, p = [], parents[i]
+            line: list[int] = []
+            p = parents[i]
             while p >= 0:
                 line.insert(0, tokens[p])
                 p = parents[p]

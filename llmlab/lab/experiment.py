@@ -11,7 +11,7 @@ import torch
 
 from llmlab.errors import Refused
 from llmlab.lab.detokenizer import IncrementalDetokenizer
-from llmlab.lab.model_cache import ModelCache, Report
+from llmlab.lab.model_cache import ModelCache
 from llmlab.lab.records import record
 from llmlab.lab.settings import Settings, without_techniques
 from llmlab.measure import quality, trace
@@ -21,6 +21,7 @@ from llmlab.models.decoder import Decoder
 from llmlab.models.formats.onednn import bfloat16_instructions
 from llmlab.models.formats.registry import FORMATS
 from llmlab.models.loading.loaded import Loaded, prompt_tokens
+from llmlab.models.loading.progress import Report
 from llmlab.runtime.events import Committed, Compared, Drafted, Event, Finished, Started, WeightsChanged
 from llmlab.runtime.generate import committed_tokens, generate
 from llmlab.runtime.roles import Router

@@ -29,6 +29,7 @@ from llmlab.models.loading.tokenizers import read_tokenizer
 from llmlab.models.mixers.attention import Attention
 from llmlab.models.wrapped import ABILITIES as WRAPPED
 from llmlab.models.wrapped import FORMATS as WRAPPED_FORMATS
+from llmlab.runtime.roles import WeightTransform
 from llmlab.runtime.session import Session
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.tools import Tools
@@ -50,7 +51,7 @@ class ModelCache:
 
     def __init__(self, most: int | None = None) -> None:
         self.most = most or total_memory() // 2
-        self._held: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._held: OrderedDict[tuple[Any, ...], Any] = OrderedDict()  # `Loaded` and `TransformedModel`
         self._lock = threading.RLock()
 
     @property
@@ -58,7 +59,7 @@ class ModelCache:
         """Bytes of every model that is kept, with the networks kept with it; what a transformed copy shares, once."""
         models = [v.model for v in self._held.values()]
         modules = [m for x in models for m in (x, *kept_with(x)) if isinstance(m, nn.Module)]
-        others = {id(m): m.nbytes for m in models if not isinstance(m, nn.Module)}
+        others: dict[int, int] = {id(m): m.nbytes for m in models if not isinstance(m, nn.Module)}
         return nbytes(nn.ModuleList(modules)) + sum(others.values())
 
     def capabilities(self, ref: str) -> frozenset[Capability]:
@@ -96,7 +97,8 @@ class ModelCache:
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)
-                return self._held[key]
+                held: Loaded = self._held[key]
+                return held
             loaded = self._load(ref, weights, device, rows, report or progress.quiet, copies)
             self._held[key] = loaded
             return loaded
@@ -130,7 +132,7 @@ class ModelCache:
 
     def transformed(self, loaded: Loaded, stack: Stack, tools: Tools, report: Report | None = None) -> TransformedModel:
         """The stack's weight transforms carried out on a private copy, kept under (model, format, transforms)."""
-        transforms = stack.with_role("WeightTransform")
+        transforms = tuple(t for t in stack if isinstance(t, WeightTransform))
         if not transforms:
             return TransformedModel(loaded.model, ())
         Stack(transforms).require(loaded.model.capabilities, loaded.name)
@@ -138,7 +140,8 @@ class ModelCache:
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)
-                return self._held[key]
+                held: TransformedModel = self._held[key]
+                return held
             self._make_room(loaded.model.nbytes)
             model, changes = loaded.model.private_copy(), []
             for i, transform in enumerate(transforms):

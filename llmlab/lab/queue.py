@@ -6,10 +6,10 @@ import itertools
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from llmlab.errors import Refused
 from llmlab.lab.experiment import Lab, out_of_memory
@@ -53,7 +53,7 @@ class Job:
     def fail(self, message: str) -> None:
         self.end("error", message)
 
-    def beats(self, period: float) -> Iterator[bool]:
+    def beats(self, period: float) -> Generator[bool, None, None]:
         """False every `period` seconds while the job is not over, then True once.
 
         Closing this generator stops the job: nobody reads the events of a visitor who has gone.
@@ -89,7 +89,7 @@ class Run(Job):
         self.events.append(Failed(last, message))
         super().fail(message)
 
-    def tail(self, period: float) -> Iterator[list[Event]]:
+    def tail(self, period: float) -> Generator[list[Event], None, None]:
         """What has happened since the last call, at most every `period` seconds, until the run is over."""
         sent = 0
         with closing(self.beats(period)) as beats:
@@ -137,7 +137,11 @@ class Engine:
         found = self._jobs.get(run)
         return found if isinstance(found, Run) else None
 
-    def latest(self, owner: str, kind: type[J] = Run) -> J | None:
+    @overload
+    def latest(self, owner: str) -> Run | None: ...
+    @overload
+    def latest(self, owner: str, kind: type[J]) -> J | None: ...
+    def latest(self, owner: str, kind: type[Job] = Run) -> Job | None:
         """A visitor's last job of a kind."""
         jobs = reversed(list(self._jobs.values()))
         return next((j for j in jobs if j.owner == owner and isinstance(j, kind)), None)

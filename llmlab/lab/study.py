@@ -25,6 +25,13 @@ from llmlab.runtime.tools import Tools
 Cell = str | int | float | bool | None
 
 
+def number(row: Mapping[str, Cell], name: str) -> float:
+    """A cell that holds a number."""
+    value = row[name]
+    assert isinstance(value, int | float), f"{name} is {value!r}"
+    return value
+
+
 @dataclass(frozen=True)
 class Chart:
     """A figure over a study's rows: column `y` against column `x`, one line, bar or cloud per value of `group`.

@@ -76,7 +76,7 @@ def tokens_of(tokenizer: Any, count: int) -> list[int]:
     return list((ids * (count // len(ids) + 1))[:count])
 
 
-Call = Callable[[str, list[Any]], Any]
+Call = Callable[[str, list[Any]], float | None]
 """call(verb, arguments): one engine, in this process or in another."""
 
 

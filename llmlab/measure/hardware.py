@@ -70,7 +70,7 @@ def use_threads(wanted: int) -> None:
 
 def total_memory() -> int:
     """Bytes that this process may use: the machine's, or its container's limit."""
-    return min(psutil.virtual_memory().total, _container("memory.max") or 1 << 62)
+    return min(int(psutil.virtual_memory().total), _container("memory.max") or 1 << 62)
 
 
 def free_memory(device: str = "cpu") -> int:
@@ -78,7 +78,7 @@ def free_memory(device: str = "cpu") -> int:
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info()[0]
     limit, used = _container("memory.max"), _container("memory.current")
-    free = psutil.virtual_memory().available
+    free: int = psutil.virtual_memory().available
     # A container's count of used bytes includes files that the kernel would give back, so this errs on the safe side.
     return free if limit is None or used is None else min(free, max(limit - used, 0))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from llmlab.assets import ASSETS
 from llmlab.models.capabilities import Capability
 from llmlab.runtime.draft import Draft
+from llmlab.runtime.roles import ForwardPatch
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.tools import Tools
 
@@ -36,8 +37,9 @@ def score(model: Any, stack: Stack, tokens: Sequence[int], start: int, tools: To
     one = any(Capability.MANY_ROWS in t.disabled() for t in stack)
     out = []
     with ExitStack() as undo:
-        for patch in stack.with_role("ForwardPatch"):
-            undo.enter_context(patch.installed(session))
+        for patch in stack:
+            if isinstance(patch, ForwardPatch):
+                undo.enter_context(patch.installed(session))
         for _ in session.prefill(tokens[:start]):
             pass
         at = start

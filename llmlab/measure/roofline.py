@@ -52,7 +52,7 @@ def flops_per_token(shape: Any, layers: int, rows: int) -> float:
     attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_size * shape.width
     feed = 3 * shape.width * shape.feed_forward
     per_layer = 2 * (attention + feed) + 4 * rows * shape.heads * shape.head_size
-    return layers * per_layer + 2 * shape.vocab * shape.width
+    return float(layers * per_layer + 2 * shape.vocab * shape.width)
 
 
 def least_seconds(model: Any, rows: int) -> float:

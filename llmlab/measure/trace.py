@@ -110,10 +110,17 @@ def ledger(events: Sequence[Event]) -> dict[str, Any]:
         "seconds_per_pass_median": statistics.median(seconds) if seconds else None,
         "seconds_per_pass_p95": sorted(seconds)[int(0.95 * (len(seconds) - 1))] if seconds else None,
         "weight_bytes": started.weight_bytes,
-        "kv_bytes_peak": max([e.kv_bytes for e in (*prefills, *commits)], default=0),
-        "kv_rows_peak": max([max(e.kv_rows, default=0) for e in (*prefills, *commits)], default=0),
+        **_peaks([*prefills, *commits]),
         "layers_run_mean": statistics.fmean([e.layers_run for e in commits]) if commits else None,
         "evicted_rows": sum(sum(e.before) - sum(e.after) for e in events if isinstance(e, Evicted)),
+    }
+
+
+def _peaks(events: Sequence[Prefilled | Committed]) -> dict[str, int]:
+    """The most bytes and rows that the memory of keys and values held."""
+    return {
+        "kv_bytes_peak": max([e.kv_bytes for e in events], default=0),
+        "kv_rows_peak": max([max(e.kv_rows, default=0) for e in events], default=0),
     }
 
 
@@ -149,7 +156,8 @@ ROUND = ("round", "t", "seconds", "drafted", "accepted", "tokens", "text", "kv_r
 
 def rounds(events: Sequence[Event]) -> list[tuple[Any, ...]]:
     """One row per pass, in the order of `ROUND`."""
-    table, drafted = [], 0
+    table: list[tuple[Any, ...]] = []
+    drafted = 0
     for e in events:
         if isinstance(e, Drafted):
             drafted = len(e.tokens)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, overload
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmlab.models.batch import Batch
 from llmlab.models.feed_forward.feed_forward import FeedForward
@@ -20,8 +21,14 @@ class Block(Versioned):
     This is what a layer computes; `kernels` hold the same in forms that are fast somewhere, and laws hold them to it.
     """
 
+    norm_mixer: Norm
+    norm_feed: Norm
     mixer: Mixer
     feed_forward: FeedForward
+
+    if TYPE_CHECKING:
+
+        def __call__(self, h: Tensor, batch: Batch, kv_only: bool = False) -> Tensor: ...
 
     def __init__(self, index: int, norm_mixer: Norm, mixer: Mixer, norm_feed: Norm, feed_forward: FeedForward) -> None:
         super().__init__()
@@ -61,3 +68,17 @@ class Block(Versioned):
         for name, linear in self.linears().items():
             twin.replace(name, make(linear))
         return twin
+
+
+class Blocks(nn.ModuleList):
+    """A model's layers in their order."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[Block]: ...
+
+        @overload
+        def __getitem__(self, idx: slice) -> Blocks: ...
+        @overload
+        def __getitem__(self, idx: int) -> Block: ...
+        def __getitem__(self, idx: int | slice) -> Block | Blocks: ...

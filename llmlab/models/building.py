@@ -77,7 +77,8 @@ class Builder:
         head_norms = None
         if self.family.head_norms:
             pairs = interleave(s.head_size, s.head_size)
-            head_norms = tuple(self.norm(f"{at}{n}_norm", s.head_size, pairs) for n in "qk")
+            norm_q, norm_k = (self.norm(f"{at}{n}_norm", s.head_size, pairs) for n in "qk")
+            head_norms = norm_q, norm_k
         out = self.linear([self.tensor(f"{at}o_proj.weight", s.width, s.heads * s.head_size)])
         return Attention(s, s.window[i], self.linear(qkv, torch.cat(bias) if bias else None), out, head_norms)
 

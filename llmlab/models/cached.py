@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 def cached_on(model: Any, key: Any, make: Callable[[], T]) -> T:
     """`make()`, made once for this model and key. The model itself keeps it, so that the two go together."""
-    made = model.__dict__.setdefault("_made", {})
+    made: dict[Any, T] = model.__dict__.setdefault("_made", {})
     if key not in made:
         made[key] = make()
     return made[key]

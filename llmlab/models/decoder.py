@@ -9,14 +9,15 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from llmlab.kv.memory import Memory
+from llmlab.kv.rows import Rows
 from llmlab.models.batch import Batch, LayerKernel, Taps
-from llmlab.models.block import Block
+from llmlab.models.block import Block, Blocks
 from llmlab.models.capabilities import Capability
 from llmlab.models.embedding import EmbeddingAndHead
 from llmlab.models.formats.linear import Linear, nbytes
@@ -47,6 +48,10 @@ class Plan(Protocol):
 class Decoder(nn.Module):
     """A decoder-only transformer with its weights in one of the formats of `formats`; its layers are `Block`s."""
 
+    layers: Blocks
+    angles: Tensor
+    """(D/2,) float32: how far each pair turns per position."""
+
     def __init__(
         self,
         shape: Shape,
@@ -60,7 +65,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.shape, self.weights, self.fast = shape, weights, True
         self.version = Version()
-        self.embedding, self.layers, self.norm = embedding, nn.ModuleList(layers), norm
+        self.embedding, self.layers, self.norm = embedding, Blocks(layers), norm
         self.register_buffer("angles", rotations.float())
         self.rotation_scale = 1.0
         self._rotations: Tensor | None = None
@@ -155,7 +160,8 @@ class Decoder(nn.Module):
         on_gpu = self.device.type == "cuda"
         dtype = torch.bfloat16 if self.weights != "dense-fp32" and on_gpu else torch.float32
         mirrored = not on_gpu and self._takes == torch.bfloat16 and bfloat16_instructions()
-        return Memory([block.mixer.memory(dtype, self.device, mirrored) for block in self.layers])
+        layers = [block.mixer.memory(dtype, self.device, mirrored) for block in self.layers]
+        return Memory(cast("list[Rows]", layers))
 
     @property
     def _takes(self) -> torch.dtype:

@@ -19,6 +19,9 @@ from llmlab.models.kernels.topk import top_indices
 class Int8Table(nn.Module):
     """A table (V, E) of 8-bit numbers in groups of 32 with a float16 scale each: a GGUF file's Q8_0, kept exactly."""
 
+    q: Tensor
+    scale: Tensor
+
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.width = weight.shape[1]
@@ -50,6 +53,8 @@ PIECE = 4096
 
 class DenseTable(nn.Module):
     """A table (V, E) as it is, whose rows can be looked up."""
+
+    weight: Tensor
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
@@ -105,7 +110,7 @@ class EmbeddingAndHead(nn.Module):
         if isinstance(self.head, DenseTable):
             if self.head.weight.is_cpu and self.head.weight.dtype == torch.bfloat16 and onednn(torch.bfloat16):
                 self.reordered = OneDnnWeight(self.head.weight)
-        elif int4_kernel(self.head.q.device.type, *self.head.q.shape):
+        elif int4_kernel(self.head.q.device.type, len(self.head.q), self.head.q.shape[1]):
             self.candidate_head = Int4(F.pad(self.head.dense(), (0, self.short)))
             self.batches = self.head.q.is_cpu and onednn(torch.bfloat16)
         self._approximate = None

@@ -34,7 +34,8 @@ class Versioned(nn.Module):
     def share(self, version: Version) -> None:
         """Count changes, those of all parts included, in `version` from now on."""
         self.version = version
-        for part in self.children():
+        parts: list[Any] = list(self.children())
+        for part in parts:
             if isinstance(part, Versioned):
                 part.share(version)
             elif hasattr(part, "version"):

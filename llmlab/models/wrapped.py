@@ -70,19 +70,20 @@ class Wrapped:
         batch = Batch(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), [])
         batch.spans = [Span(0, 1, Memory(probe))]  # type: ignore[arg-type]
         self.forward(batch)
-        if any(p.shape is None for p in probe):
+        shapes = [p.shape for p in probe if p.shape is not None]
+        if len(shapes) < len(probe):
             raise Refused(
                 "This model", "has layers that keep no keys and values, which the lab cannot measure", "Choose another"
             )
-        self._shapes = [p.shape for p in probe]
+        self._shapes = shapes
 
     @property
     def device(self) -> torch.device:
-        return self.hf.device
+        return torch.device(self.hf.device)
 
     @property
     def nbytes(self) -> int:
-        return self.hf.get_memory_footprint()
+        return int(self.hf.get_memory_footprint())
 
     def memory(self) -> Memory:
         return Memory([Rows(PlainStorage(*shape, self._dtype, self.device), self.device) for shape in self._shapes])
@@ -123,7 +124,10 @@ def build(path: str, weights: str, device: str) -> Wrapped:
     AttentionInterface.register(NAME, _attention)
     if weights not in FORMATS:
         raise Refused(f"The {weights} format", "needs our own decoder, which does not run this model", "Choose nf4")
-    kinds = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bnb-int8": {"load_in_8bit": True}}
+    kinds: dict[str, dict[str, Any]] = {
+        "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        "bnb-int8": {"load_in_8bit": True},
+    }
     model = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=torch.float32 if weights == "dense-fp32" else torch.bfloat16,

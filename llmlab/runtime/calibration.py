@@ -5,17 +5,16 @@ Shapes: n calibration tokens, E width, K inputs of a matrix.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmlab.models.batch import Batch, Span
 from llmlab.models.block import Block
 from llmlab.models.decoder import Decoder
-from llmlab.models.formats.linear import Linear
 
 SEQUENCE = 256
 """Calibration tokens per sequence."""
@@ -62,8 +61,8 @@ class InputCollector:
         for hook in self._hooks:
             hook.remove()
 
-    def _seeing(self, name: str) -> object:
-        def hook(_linear: Linear, inputs: tuple[Tensor, ...]) -> None:
+    def _seeing(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_linear: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].float()
             new = InputStatistics(x.square().sum(0), x.abs().amax(0), x.t() @ x if self._gram else None)
             if (old := self.found.get(name)) is not None:

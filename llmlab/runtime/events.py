@@ -166,7 +166,7 @@ def from_json(value: Any) -> Event:
             if not isinstance(v, kinds) or (isinstance(v, bool) and bool not in kinds) or not _sane(v):
                 raise Refused("The trace", f"holds a {value['event']} whose {name} is not {f.type}", "Export it again")
             inner = {"list[int]": (int,), "list[str]": (str,), "list[dict[str, Any]]": (dict,)}.get(str(f.type))
-            if inner and not all(isinstance(x, inner) and _sane(x) for x in v):
+            if inner and not all(isinstance(x, inner) and _sane(x) for x in given[name]):
                 raise Refused("The trace", f"holds a {value['event']} whose {name} is not {f.type}", "Export it again")
     try:
         return kind(**given)

@@ -11,6 +11,7 @@ from typing import Any
 from llmlab.runtime.clock import Clock
 from llmlab.runtime.events import Committed, Drafted, Event, Evicted, Exited, Finished, Prefilled, Started
 from llmlab.runtime.prompt import Prompt
+from llmlab.runtime.roles import ForwardPatch
 from llmlab.runtime.sampling import Sampler, SeededRandom
 from llmlab.runtime.session import Session
 from llmlab.runtime.stack import Stack
@@ -49,8 +50,9 @@ def generate(
     first = started or bare_start(model, stack, given)
     yield replace(first, t=clock(), weight_bytes=model.nbytes + weights, auxiliary_bytes=weights)
     with ExitStack() as undo:
-        for patch in stack.with_role("ForwardPatch"):
-            undo.enter_context(patch.installed(session))
+        for patch in stack:
+            if isinstance(patch, ForwardPatch):
+                undo.enter_context(patch.installed(session))
         for event in _prefill(session, given, clock):
             yield event
             if stop.is_set():
@@ -88,7 +90,7 @@ def _decode(lane: Lane, clock: Clock, stop: threading.Event) -> Iterator[Event]:
         now = clock()
         for layer, confidence in done.exits:
             yield Exited(now, layer, layers, confidence)
-        kv_bytes = session.nbytes + lane.tools.kv_bytes()
+        kv_bytes = session.memory.nbytes + lane.tools.kv_bytes()
         path = list(done.path)
         yield Committed(now, list(done.tokens), path, now - start, session.memory.rows(), kv_bytes, done.layers_run)
         if done.evicted:

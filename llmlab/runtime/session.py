@@ -91,12 +91,6 @@ class Session:
         self._pass_states: Tensor | None = None
         self._states: list[Tensor] = []
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its memory and of the hidden states that nobody has taken yet."""
-        waiting = [*self._states, *([] if self._pass_states is None else [self._pass_states])]
-        return self.memory.nbytes + sum(t.nbytes for t in waiting)
-
     def states(self) -> Tensor:
         """(n, taps, E): the tapped states of the tokens committed and computed since the last call, oldest first."""
         taken, self._states = self._states, []
@@ -287,7 +281,7 @@ class Session:
         return free if self._draft_limit is None else min(free, self._draft_limit)
 
     def _depth_to_eviction(self) -> int:
-        free = self.model.context - self.memory.next_position - 1
+        free: int = self.model.context - self.memory.next_position - 1
         if self.policy:
             budget, slack = self.policy.budget_and_slack()
             free = min(free, budget + slack - self.memory.longest - 1)

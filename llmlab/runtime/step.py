@@ -56,7 +56,7 @@ class Lane:
 
     @property
     def context_full(self) -> bool:
-        return self.session.memory.next_position >= self.session.model.context
+        return bool(self.session.memory.next_position >= self.session.model.context)
 
     def propose(self, most: int | None = None) -> Draft:
         """What its drafter expects next, at most `most` tokens deep and never past what policy and limit allow."""

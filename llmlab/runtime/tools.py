@@ -54,7 +54,7 @@ class Tools:
             self._calibration = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._calibration[:length]
 
-    def part(self, kind: str, model: Any, who: str, make: Callable[[Any, dict[str, Tensor]], Any]) -> Any:
+    def part(self, kind: str, model: Any, who: str, make: Callable[[Any, dict[str, Tensor]], T]) -> T:
         """`make(model, tensors)` of the part of this kind trained for `model`, made once per model.
 
         Raises Refused, in the name of `who`, where none was trained.

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -126,7 +127,7 @@ class AnswerCache(Study):
         for name, model, tokenizer in pair:
             replies = ask(
                 model, tokenizer, asked, self.style,
-                lambda done, all, name=name: subject.progress(name, done, all), self.examples, seed=seed,
+                partial(subject.progress, name), self.examples, seed=seed,
             )  # fmt: skip
             spent["GFLOPs"].append([r.flops / 1e9 for r in replies])
             spent["ms"].append([1000 * r.seconds for r in replies])

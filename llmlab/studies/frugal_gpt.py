@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from llmlab.errors import Refused
-from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject, number
 from llmlab.measure.statistics import share_error
 from llmlab.runtime.configurable import knob
 from llmlab.studies.support.cascades import calibration, cascade, problems
@@ -111,7 +112,7 @@ class FrugalGpt(Study):
                 who = f"{name}, {style}"
                 replies = ask(
                     model, tokenizer, asked, style,
-                    lambda done, all, who=who: subject.progress(who, done, all), self.examples, seed=seed,
+                    partial(subject.progress, who), self.examples, seed=seed,
                 )  # fmt: skip
                 levels.append(self._level(who, replies, price, learn))
         return levels, learn, test
@@ -199,15 +200,15 @@ def claims(learned: Sequence[tuple[float, Plan, dict[str, Cell]]], tested: Seque
     where, top = "arXiv 2305.05176, abstract", tested[best]
     error = share_error(top.accuracy, len(top.correct))
     rows = [row for _, _, row in learned]
-    able = [r for r in rows if r["right"] >= top.accuracy - error and r["share"] < 1]
-    first = min(able, key=lambda r: r["share"], default=None)
+    able = [r for r in rows if number(r, "right") >= top.accuracy - error and number(r, "share") < 1]
+    first = min(able, key=lambda r: number(r, "share"), default=None)
     alone = f"best level alone: {top.name}, {top.accuracy:.1%} ± {error:.1%} right"
     less = "no cascade matched it for less"
     if first:
         less = f"{first['name']}: {first['right']:.1%} right for {first['share']:.1%} of the cost"
     equal = [r for (share, _, _), r in zip(learned, rows, strict=True) if share <= 1]
-    most = max(equal, key=lambda r: r["right"], default=None)
-    gain = most["right"] - top.accuracy if most else 0.0
+    most = max(equal, key=lambda r: number(r, "right"), default=None)
+    gain = number(most, "right") - top.accuracy if most else 0.0
     more = True if gain >= 0.04 else None if gain > 0 else False  # some gain, less than the most: nothing is refuted
     return [
         Claim(where, "A cascade matches the best model with up to 98 % less cost.", first is not None,

@@ -114,7 +114,7 @@ class IdleSpeculation(Study):
         return Findings(
             {"policy": "guesses", "load": "load", "ratio": "× off", "other": "texts other than off's", **HEADINGS},
             [
-                {"policy": p, "load": load, "ratio": against_off(by, p)[0], "other": others(by, p)} | figures(by[p])
+                {"policy": p, "load": load, "ratio": against_off(by, p)[0], "other": others(by, p), **figures(by[p])}
                 for load, by in found.items()
                 for p in POLICIES
             ],

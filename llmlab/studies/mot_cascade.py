@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
+from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject, number
 from llmlab.measure.statistics import share_error
 from llmlab.runtime.configurable import knob
 from llmlab.studies.support.cascades import calibration, cascade, problems
@@ -77,12 +78,12 @@ class MotCascade(Study):
         for style in ("cot", "pot"):
             what = f"Weak model: {self.samples} times {style}"
             replies = ask(
-                weak, weak_words, asked, style, lambda done, all, what=what: subject.progress(what, done, all),
+                weak, weak_words, asked, style, partial(subject.progress, what),
                 self.examples, self.samples, self.temperature, seed,
             )  # fmt: skip
             drawn[style] = [replies[i : i + self.samples] for i in range(0, len(replies), self.samples)]
         sure = ask(
-            strong, strong_words, asked, self.strong, lambda done, all: subject.progress("Strong model", done, all),
+            strong, strong_words, asked, self.strong, partial(subject.progress, "Strong model"),
             self.examples, seed=seed,
         )  # fmt: skip
         truth = [p.answer for p in asked]
@@ -102,7 +103,7 @@ class MotCascade(Study):
             rows += kept[method]
         first, _ = weak_level("mixed, vote", drawn["cot"], drawn["pot"], truth)
         for row in cascade.route([first, last], [self.threshold]).rows([first, last]):
-            rows.append({"way": "query", **row, "cost": row["cost"] / unit})
+            rows.append({"way": "query", **row, "cost": number(row, "cost") / unit})
         notes = [f"{len(asked)} problems; {self.samples} samples at temperature {self.temperature:g}."]
         return Findings(COLUMNS, rows, charts(), claims(kept, last), notes)
 
@@ -177,15 +178,15 @@ def claims(kept: dict[str, list[dict[str, Cell]]], strong: Level) -> list[Claim]
     where = "arXiv 2310.03094"
     error = share_error(strong.accuracy, len(strong.correct))
     rows = [r for found in kept.values() for r in found]
-    able = [r for r in rows if r["right"] >= strong.accuracy - error]
-    first = min(able, key=lambda r: r["price"])
-    areas = {m: found[0]["auc"] for m, found in kept.items()}
-    known = {m: a for m, a in areas.items() if a is not None}
+    able = [r for r in rows if number(r, "right") >= strong.accuracy - error]
+    first = min(able, key=lambda r: number(r, "price"))
+    known = {m: number(found[0], "auc") for m, found in kept.items() if found[0]["auc"] is not None}
     mixed = max((a for m, a in known.items() if m.startswith("mixed")), default=None)
     single = max((a for m, a in known.items() if not m.startswith("mixed")), default=None)
-    lead = [r["right"] - r["chance"] for r in rows if 0 < r["sent"] < 1]
+    lead = [number(r, "right") - number(r, "chance") for r in rows if 0 < number(r, "sent") < 1]
     return [
-        Claim(f"{where}, abstract", "The cascade matches the strong model at 40 % of its cost.", first["price"] <= 0.4,
+        Claim(f"{where}, abstract", "The cascade matches the strong model at 40 % of its cost.",
+              number(first, "price") <= 0.4,
               f"strong alone: {strong.accuracy:.1%} ± {error:.1%}; cheapest match: {first['way']},"
               f" {first['right']:.1%} right at {first['price']:.0%} of the price, {first['gflops']:.1f} GFLOPs"),
         Claim(f"{where}, section 4", "Agreement across chains and programs tells more than agreement within one.",

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ class Reasoning(Study):
             for style in STYLES:
                 replies = ask(
                     model, tokenizer, asked, style,
-                    lambda done, all, what=f"{name}: {style}": subject.progress(what, done, all),
+                    partial(subject.progress, f"{name}: {style}"),
                     self.examples, seed=subject.settings.seed,
                 )  # fmt: skip
                 got[name, style] = replies

@@ -37,7 +37,8 @@ SHARD = 40_000
 @cache  # one file of the project's own, read once
 def lists() -> dict[str, list[str]]:
     """Subjects, tasks and other lists that prompts are put together from."""
-    return json.loads((ASSETS / "texts" / "training_prompts.json").read_text(encoding="utf-8"))
+    found: dict[str, list[str]] = json.loads((ASSETS / "texts" / "training_prompts.json").read_text(encoding="utf-8"))
+    return found
 
 
 class Prompts:
@@ -148,7 +149,7 @@ def taps(folder: Path) -> tuple[int, ...]:
 
 def _count(path: Path) -> int:
     with safe_open(path, "pt") as f:
-        return f.get_slice("tokens").get_shape()[0]
+        return int(f.get_slice("tokens").get_shape()[0])
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,9 @@ class Trainer:
     def guesses(self, batch: list[Sequence]) -> list[tuple[Tensor, Tensor]]:
         """Per guess: the layer's logits (n, S) and the model's own distribution over the shortlist (n, S)."""
         texts = [s for s in batch if s.states is not None]
-        lengths = [len(s.states) for s in texts]
-        states = torch.cat([s.states for s in texts]).float()  # (N, taps, E)
+        seen = [s.states for s in batch if s.states is not None]
+        lengths = [len(states) for states in seen]
+        states = torch.cat(seen).float()  # (N, taps, E)
         starts = [0, *itertools.accumulate(lengths)]
         with torch.no_grad():
             following = torch.cat([s.following for s in texts])

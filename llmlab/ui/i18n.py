@@ -12,7 +12,8 @@ from typing import Any
 @cache  # one value
 def catalogue() -> dict[str, dict[str, str]]:
     """Every word by language and key; both languages hold the same keys."""
-    return json.loads(Path(__file__).with_name("i18n.json").read_text(encoding="utf-8"))
+    found: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("i18n.json").read_text(encoding="utf-8"))
+    return found
 
 
 def language(accept: str | None) -> str:

@@ -85,7 +85,7 @@ def study_from_query(parameters: Mapping[str, str]) -> tuple[Study, Settings]:
     """The inverse of `study_query`. Raises Refused for what cannot work."""
     name = str(parameters["study"])[:LONGEST]
     knobs = {k.removeprefix(f"{name}."): v for k, v in parameters.items() if k.startswith(f"{name}.")}
-    given = {n: str(parameters[SHORT[n]])[:LONGEST] for n in STUDIED if SHORT[n] in parameters}
+    given: dict[str, Any] = {n: str(parameters[SHORT[n]])[:LONGEST] for n in STUDIED if SHORT[n] in parameters}
     return make_study(name, **knobs), Settings(**given)
 
 
@@ -112,7 +112,7 @@ def _options(settings: Settings, names: Collection[str]) -> list[str]:
 
 
 def _changed(study: Study, k: Knob) -> bool:
-    return getattr(study, k.name) != k.default
+    return bool(getattr(study, k.name) != k.default)
 
 
 def settings_of(started: Any) -> Settings:

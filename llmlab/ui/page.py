@@ -45,7 +45,8 @@ class Page:
 
     def build(self) -> gr.Blocks:
         _, exports = self.i18n, Exports()
-        with gr.Blocks(title="llmlab", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
+        demo = gr.Blocks(title="llmlab", analytics_enabled=False, delete_cache=(3600, 3600))
+        with demo:
             with gr.Row(elem_id="header"):
                 gr.HTML(f'<h1>llmlab</h1><p class="tagline">{both_words("tagline")}</p>', elem_id="title")
                 gr.HTML(view_switch(), elem_id="views")

@@ -62,7 +62,7 @@ class Facts:
     @cached_property
     def whole(self) -> int:
         """Tokens of prompt and text."""
-        return self.m["prompt_tokens"] + self.m["new_tokens"]
+        return int(self.m["prompt_tokens"] + self.m["new_tokens"])
 
     @cached_property
     def speed_ratio(self) -> float | None:
@@ -192,7 +192,7 @@ COMPARISON = (
     Rule("s_not_paid", lambda f: f.did_not_pay, lambda f: {"why": next(_told(WHY_NOT, f))}),
 )
 """Told of a run that has a baseline to be compared with."""
-WHY_NOT = (
+WHY_NOT: tuple[Rule, ...] = (
     Rule("w_no_draft", lambda f: f.has_drafter and not f.m["drafted"]),
     Rule(
         "w_wide",

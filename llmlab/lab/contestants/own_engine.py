@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llmlab.kv.memory import Memory
 from llmlab.lab.experiment import Lab, Prepared
@@ -88,7 +89,8 @@ class Ours:
         spans = [Span(i * n, (i + 1) * n, memory, first=at) for i, memory in enumerate(memories)]
         positions = torch.arange(at, at + n).repeat(len(parts)).to(device)
         batch = Batch(torch.tensor(parts).flatten().to(device), positions, spans)
-        return self.model.forward(batch, last=len(parts) if n == 1 else 1, best=32).logits
+        logits: Tensor = self.model.forward(batch, last=len(parts) if n == 1 else 1, best=32).logits
+        return logits
 
     def events(self, count: int) -> float:
         """Time per token of a whole run: text, events and meters on."""

@@ -29,9 +29,10 @@ class Transformers:
         found = locate.fetch(locate.find(ref))
         self.device = pick_device(device)
         dtype = torch.float32 if weights == "dense-fp32" else torch.bfloat16
+        assert found.path is not None
         at: dict[str, Any] = {"gguf_file": found.path.name} if found.kind == "gguf" else {}
         folder = found.path.parent if found.kind == "gguf" else found.path
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False, **at
         )
         if weights == "nf4":
@@ -98,7 +99,8 @@ class _Ticks:
     """Notes when `generate` has logits: transformers calls it once for each new token."""
 
     def __init__(self) -> None:
-        self.start, self.at = time.perf_counter(), []
+        self.start = time.perf_counter()
+        self.at: list[float] = []
 
     def __call__(self, ids: Any, scores: Any) -> Any:
         self.at.append(time.perf_counter())

@@ -32,7 +32,8 @@ class Exit:
 
     def __call__(self, x: Tensor) -> Tensor:
         y, up, gate = self.first(x).split([self.width, *[(self.first.outputs - self.width) // 2] * 2], -1)
-        return y + self.bias + self.second(F.silu(up) * gate)
+        said: Tensor = y + self.bias + self.second(F.silu(up) * gate)
+        return said
 
     def odds(self, x: Tensor) -> Tensor:
         """(n,): the probability that the model's last layer would say the same."""

@@ -126,7 +126,8 @@ class GrowingTree:
         nodes = [*self.out, *new]
         place = {node: i for i, node in enumerate(nodes)}
         visible = torch.eye(len(nodes), dtype=torch.bool)
-        depths, states = [], []
+        depths: list[int] = []
+        states: list[Tensor] = []
         for i, node in enumerate(nodes):
             above = self.parent[node]
             depths.append(0 if above < 0 else depths[place[above]] + 1)

@@ -33,7 +33,7 @@ def fingerprint(model: Any) -> Tensor:
     """(256,) float32: a few numbers of the embedding, which no technique and hardly any format changes."""
     vocabulary, width = model.shape.vocab, model.shape.width
     tokens = torch.arange(16) * max(1, vocabulary // 17) % vocabulary
-    rows = model.embedding.lookup(tokens.to(model.device)).float().cpu()
+    rows: Tensor = model.embedding.lookup(tokens.to(model.device)).float().cpu()
     return rows[:, : min(16, width)].flatten()
 
 
@@ -62,7 +62,8 @@ def card_of(path: Path) -> dict[str, Any]:
     """A part's card. Raises Refused for a file that is none."""
     try:
         with safe_open(path, "pt") as f:
-            return json.loads((f.metadata() or {})["card"])
+            card: dict[str, Any] = json.loads((f.metadata() or {})["card"])
+            return card
     except (OSError, SafetensorError, KeyError, ValueError) as e:
         raise Refused(f"The file {path.name}", "is no trained part of this lab", "Train it again") from e
 

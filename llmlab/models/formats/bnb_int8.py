@@ -20,6 +20,8 @@ class BnbInt8(Linear):
     """
 
     buffers_held = ("q", "scale")
+    q: Tensor
+    scale: Tensor
 
     def _set(self, weight: Matrix) -> None:
         dense = as_dense(weight)
@@ -36,4 +38,5 @@ class BnbInt8(Linear):
 
 def _llm_int8(x: Tensor, q: Tensor, scale: Tensor, lib: Any) -> Tensor:
     rows, row_scale, _ = lib.int8_vectorwise_quant(x.half())
-    return lib.int8_mm_dequant(lib.int8_linear_matmul(rows, q), row_scale, scale).to(x.dtype)
+    y: Tensor = lib.int8_mm_dequant(lib.int8_linear_matmul(rows, q), row_scale, scale)
+    return y.to(x.dtype)

@@ -18,6 +18,8 @@ class Dense(Linear):
     """The matrix as it is, in float32 or bfloat16; in oneDNN's layout where there is one."""
 
     buffers_held = ("weight",)
+    weight: Tensor | None
+    """None where oneDNN's layout is kept instead."""
     reordered: OneDnnWeight | None = None
 
     def __init__(self, weight: Matrix, dtype: torch.dtype, bias: Tensor | None = None) -> None:
@@ -37,13 +39,16 @@ class Dense(Linear):
     @property
     def matrix(self) -> Tensor:
         """The tensor that is multiplied with, in whichever layout."""
-        return self.weight if self.reordered is None else self.reordered.weight
+        if self.reordered is not None:
+            return self.reordered.weight
+        assert self.weight is not None
+        return self.weight
 
     def many(self, x: Tensor) -> Tensor:
         return (F.linear if self.reordered is None else onednn_linear)(x, self.matrix)
 
     def dense(self) -> Tensor:
-        return (self.weight if self.reordered is None else self.reordered.dense()).float()
+        return (self.matrix if self.reordered is None else self.reordered.dense()).float()
 
     def keep_copy(self, parts: int = 1, source: Matrix | None = None) -> None:
         """Nothing: a dense matrix needs no dense copy."""

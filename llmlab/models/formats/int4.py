@@ -22,10 +22,14 @@ class Int4(Linear):
     """
 
     buffers_held = ("packed", "scales")
+    packed: Tensor
+    scales: Tensor
 
     def _set(self, weight: Matrix) -> None:
-        fits = isinstance(weight, QuantizedGroups) and (weight.bits, weight.group) == (4, GROUP)
-        codes = weight if fits else QuantizedGroups.of(as_dense(weight).float())
+        if isinstance(weight, QuantizedGroups) and (weight.bits, weight.group) == (4, GROUP):
+            codes = weight
+        else:
+            codes = QuantizedGroups.of(as_dense(weight).float())
         self.shape = codes.q.shape
         self.outputs = self.shape[0]
         # w = d·q + m, while the kernels compute scale·(q - 8) + zero.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,12 @@ class Linear(nn.Module):
     takes: torch.dtype = torch.bfloat16
     outputs = 0
     """M."""
+    bias: Tensor | None
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
     buffers_held: tuple[str, ...] = ()
     """The names of the buffers that `_set` fills."""
 

@@ -36,6 +36,8 @@ class Nf4(Linear):
     """
 
     buffers_held = ("packed",)
+    packed: Tensor
+    state: Any
     blocked = False
 
     def _set(self, weight: Matrix) -> None:
@@ -48,7 +50,7 @@ class Nf4(Linear):
             self.packed, self.state = lib._convert_weight_packed_for_cpu(self.packed, self.state)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Nf4:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.blocked and not self.packed.is_cpu:
             self.packed, self.state, self.blocked = *self._plain(), False
         self.state.to(self.packed.device)
@@ -75,11 +77,13 @@ class Nf4(Linear):
         return F.linear(x, self.dense().to(x.dtype))
 
     def dense(self) -> Tensor:
-        return bitsandbytes_functions("nf4").dequantize_4bit(*self._plain()).float()
+        found: Tensor = bitsandbytes_functions("nf4").dequantize_4bit(*self._plain())
+        return found.float()
 
     @property
     def extra_bytes(self) -> int:
-        return super().extra_bytes + self.state.absmax.nbytes + self.state.code.nbytes
+        own: int = self.state.absmax.nbytes + self.state.code.nbytes
+        return super().extra_bytes + own
 
 
 def _nf4_kernel(M: int, K: int) -> bool:
@@ -90,4 +94,5 @@ def _nf4_kernel(M: int, K: int) -> bool:
 
 
 def _nf4_blocked(x: Tensor, packed: Tensor, state: Any) -> Tensor:
-    return torch.ops.bitsandbytes.gemv_4bit(x, packed, state.shape, state.absmax, state.code, state.blocksize)
+    y: Tensor = torch.ops.bitsandbytes.gemv_4bit(x, packed, state.shape, state.absmax, state.code, state.blocksize)
+    return y

@@ -39,7 +39,7 @@ class OneDnnWeight:
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 256)
+        self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 256)
         self.nbytes = weight.nbytes
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OneDnnWeight:
@@ -50,18 +50,21 @@ class OneDnnWeight:
 
     def silu(self, x: Tensor) -> Tensor:
         """silu(x Wᵀ), the activation within the product."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "swish", [], "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "swish", [], "")
+        return y
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """(x Wᵀ) · other, the second product within the first."""
-        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, None, "mul")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, None, "mul")
+        return y
 
     def dense(self) -> Tensor:
         return self.weight.to_dense()
 
 
 def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return y
 
 
 def in_blocks(x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:

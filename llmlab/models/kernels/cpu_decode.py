@@ -76,11 +76,15 @@ def _bind(block: Block, many: bool) -> BoundBlock | None:
     mixer, feed = parts
     root = math.sqrt(mixer.shape.width)
     linears = (mixer.qkv, mixer.out, feed.gate_up, feed.down)
+    qkv, out, gate_up, down = (p.many if many else p.few() for p in linears)
     head_norms = None if mixer.norm_q is None or mixer.norm_k is None else (mixer.norm_q, mixer.norm_k)
     return BoundBlock(
         block.norm_mixer.weight * root,
         block.norm_feed.weight * root,
-        *(p.many if many else p.few() for p in linears),
+        qkv,
+        out,
+        gate_up,
+        down,
         tuple(p.bias for p in linears),
         head_norms,
         mixer.window,
@@ -179,7 +183,8 @@ class DecodeWorkspace:
         """Buffers for a feed-forward block of this width; layers differ in it once neurons have been removed."""
         with torch.inference_mode(False):
             gates, fed = torch.empty(self.N, 2 * width), torch.empty(self.N, width, dtype=self.normed.dtype)
-        self.feeds[width] = (gates, *gates.chunk(2, -1), fed)
+        gate, up = gates.chunk(2, -1)
+        self.feeds[width] = (gates, gate, up, fed)
         return self.feeds[width]
 
     # Attention ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ class Reference:
     """Each block by its own `forward`."""
 
     def layer(self, block: Any, h: Tensor, batch: Batch, kv_only: bool) -> Tensor:
-        return block(h, batch, kv_only)
+        out: Tensor = block(h, batch, kv_only)
+        return out
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:

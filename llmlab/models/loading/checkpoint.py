@@ -16,7 +16,10 @@ from llmlab.models.formats.quantized_groups import QuantizedGroups
 class Checkpoint(Protocol):
     """Names follow Hugging Face's modules ("model.layers.0.self_attn.q_proj.weight"); shapes are (outputs, inputs)."""
 
-    config: Any
+    @property
+    def config(self) -> Any:
+        """As transformers has it."""
+
     source: str
     """Where the weights come from, in words for the page."""
 
@@ -63,4 +66,5 @@ class Folder:
         """Raises Refused for a tensor that is not there."""
         if name not in self._where:
             raise Refused(f"The tensor {name}", "is missing from the model's files", "Fetch the model again")
-        return self._where[name].get_tensor(name)
+        found: Tensor = self._where[name].get_tensor(name)
+        return found

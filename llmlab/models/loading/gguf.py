@@ -53,13 +53,14 @@ def _reader(path: Path) -> Any:
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
             if raw_type != GGUFValueType.ARRAY or self.byte_order == "S":
                 return super()._get_field_parts(orig_offs, raw_type)
-            kind, count = struct.unpack_from("<IQ", self.data, orig_offs)
+            held = self.data.data
+            kind, count = struct.unpack_from("<IQ", held, orig_offs)
             kind, end = GGUFValueType(kind), orig_offs + 12
             if kind in self.gguf_scalar_to_np:
                 end += count * np.dtype(self.gguf_scalar_to_np[kind]).itemsize
             elif kind == GGUFValueType.STRING:
                 for _ in range(count):
-                    end += 8 + struct.unpack_from("<Q", self.data, end)[0]
+                    end += 8 + struct.unpack_from("<Q", held, end)[0]
             else:
                 return super()._get_field_parts(orig_offs, raw_type)
             if end > len(self.data):

@@ -125,7 +125,8 @@ def download(
     what = f"Downloading {entry.title if entry else repo}"
     seen = {"done": 0}
 
-    class Bar(tqdm):  # the Hub reports progress by making bars; these draw nothing and pass the bytes on
+    # The Hub reports progress by making bars; these draw nothing and pass the bytes on. tqdm has no types.
+    class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
             self.bytes = kwargs.get("unit") == "B"
@@ -135,7 +136,8 @@ def download(
             if self.bytes and nbytes and n:
                 seen["done"] = min(seen["done"] + int(n), nbytes)
                 report(what, seen["done"], nbytes)
-            return super().update(n)
+            done: bool | None = super().update(n)
+            return done
 
     try:
         return Path(

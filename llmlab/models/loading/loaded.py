@@ -36,7 +36,7 @@ class Loaded:
 
 def stop_tokens(tokenizer: Any, config: Any) -> frozenset[int]:
     """The ids at which an answer ends, from the config and the tokenizer, and a chat turn's end where there is one."""
-    found: set[int] = set()
+    found: set[int | None] = set()
     for source in (getattr(config, "eos_token_id", None), tokenizer.eos_token_id):
         found.update(source if isinstance(source, list | tuple) else [source])
     for name in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>"):

@@ -36,6 +36,8 @@ class Attention(Versioned):
         super().__init__()
         self.shape, self.window = shape, window
         self.qkv, self.out = qkv, out
+        self.norm_q: Norm | None
+        self.norm_k: Norm | None
         self.norm_q, self.norm_k = head_norms or (None, None)
 
     def linears(self) -> dict[str, Linear]:

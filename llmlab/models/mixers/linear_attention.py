@@ -5,7 +5,7 @@ Shapes: N tokens, H heads, D head size, E width.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,8 @@ class LinearAttention(Versioned):
         super().__init__()
         self.shape = shape
         self.qkv, self.out = qkv, out
+        self.norm_q: Norm | None
+        self.norm_k: Norm | None
         self.norm_q, self.norm_k = head_norms or (None, None)
 
     def linears(self) -> dict[str, Linear]:
@@ -57,7 +59,7 @@ class LinearAttention(Versioned):
         seen = []
         for span in batch.spans:
             at = slice(span.start, span.stop)
-            state: LinearState = span.memory.layers[layer]
+            state = cast(LinearState, span.memory.layers[layer])
             state.append(k[:, at], v[:, at])
             if not kv_only:
                 T = span.stop - span.start

@@ -108,7 +108,8 @@ class Eagle(Drafter):
             p, at = torch.softmax(net.logits(states), -1).topk(self.breadth, -1)
             level = tree.add(parents, p.tolist(), net.shortlist[at].tolist(), self.confidence)
             best = set(tree.best(self.nodes))  # what will not be drafted need not be expanded
-            parents = sorted(best.intersection(heapq.nlargest(self.breadth, level, key=tree.value.__getitem__)))
+            likely = heapq.nlargest(self.breadth, level, key=tree.value.__getitem__)
+            parents = sorted(best.intersection(likely))
             if not parents or depth == room:
                 break
             states = tree.expand(parents)

@@ -34,7 +34,8 @@ class Rule(Protocol):
 
 def entropy(p: Tensor) -> Tensor:
     """(…, C) to (…,): -Σ p ln p, in nats."""
-    return torch.special.entr(p).sum(-1)
+    entropies: Tensor = torch.special.entr(p)
+    return entropies.sum(-1)
 
 
 @dataclass(frozen=True)

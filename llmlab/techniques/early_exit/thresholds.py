@@ -138,7 +138,8 @@ def at_agreement(scores: Tensor, consistent: Tensor, least: float) -> float:
     tried = scores.double().flatten().unique()
     if len(tried) > TRIED:
         tried = tried[torch.linspace(0, len(tried) - 1, TRIED).long()]
-    for bar in [-math.inf, *tried.tolist()]:
+    bars: list[float] = [-math.inf, *tried.tolist()]
+    for bar in bars:
         if trade(scores, consistent, depths, len(scores), bar)[0] >= least - 1e-9:
             return bar
     return math.inf

@@ -3,9 +3,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from llmlab.errors import Refused
+from llmlab.models.block import Blocks
 from llmlab.models.capabilities import Capability
 from llmlab.runtime.calibration import layer_influence
 from llmlab.runtime.configurable import knob
@@ -44,6 +43,6 @@ class LayerDrop(WeightTransform):
             raise Refused(self.title, f"cannot remove {self.count} of {total} layers", f"Ask for {total - 1} or fewer")
         scores = layer_influence(model, tools.calibration(self.calibration))
         gone = set(sorted(range(total), key=scores.__getitem__)[: self.count])
-        model.layers = nn.ModuleList(block for i, block in enumerate(model.layers) if i not in gone)
+        model.layers = Blocks(block for i, block in enumerate(model.layers) if i not in gone)
         named = ", ".join(str(i) for i in sorted(gone))
         return f"{self.count} of {total} layers removed ({named})" if gone else "no layer removed"

@@ -27,7 +27,8 @@ Snapshot = Callable[[str], dict[str, Any] | None]
 
 def labels() -> dict[str, dict[str, str]]:
     """Every word the panel shows, by language and key."""
-    return json.loads((HERE / "labels.json").read_text(encoding="utf-8"))
+    found: dict[str, dict[str, str]] = json.loads((HERE / "labels.json").read_text(encoding="utf-8"))
+    return found
 
 
 @cache
@@ -65,7 +66,8 @@ class LivePanel(gr.HTML):
             **kw,
         )
 
-    def postprocess(self, value: dict[str, Any] | None) -> dict[str, Any] | None:
+    # Gradio says a string; its value may be anything that is JSON.
+    def postprocess(self, value: dict[str, Any] | None) -> dict[str, Any] | None:  # type: ignore[override]
         """The message as it travels: its events are one string, because Gradio sends the difference to the last value.
 
         Those patches go wrong for nested lists that shrink (inner deletions are shifted once per level), and the

@@ -18,13 +18,15 @@ RUNS = ASSETS / "runs"
 @cache  # one value
 def recordings() -> list[dict[str, Any]]:
     """The recorded runs: id, file and label in both languages, the first visit's run first."""
-    return json.loads((RUNS / "index.json").read_text(encoding="utf-8"))
+    found: list[dict[str, Any]] = json.loads((RUNS / "index.json").read_text(encoding="utf-8"))
+    return found
 
 
 @cache  # one value
 def examples() -> list[dict[str, Any]]:
     """The example prompts: id, prompt and label in both languages."""
-    return json.loads((ASSETS / "texts" / "prompts.json").read_text(encoding="utf-8"))
+    found: list[dict[str, Any]] = json.loads((ASSETS / "texts" / "prompts.json").read_text(encoding="utf-8"))
+    return found
 
 
 def recording(name: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Family:
 
     def chosen(self, values: Mapping[str, Any]) -> list[str]:
         """Ids of what is on."""
-        picked = values[self.role] or []
+        picked: Any = values[self.role] or []
         return list(picked) if self.many else [n for n in [picked] if n != OFF]
 
     def show(self, ids: Sequence[str]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from llmlab.errors import Refused
 
@@ -113,7 +114,7 @@ def serve(
             if found != query:
                 known.see(found, now)
             continue
-        model = min(models, key=lambda m, q=query: known.cost(q, m))
+        model = min(models, key=partial(known.cost, query))
         known.pay(query, model, costs[query][model])
         total += costs[query][model]
         chosen[model] += 1

@@ -143,7 +143,8 @@ def plans(levels: Sequence[Level], most: int = 3, steps: int = 12) -> list[Plan]
 
 def _grid(score: Tensor, steps: int) -> list[float]:
     places = torch.linspace(0, 1, steps + 1, dtype=torch.double)[1:]
-    return torch.quantile(score.double(), places).unique().tolist()
+    bars: list[float] = torch.quantile(score.double(), places).unique().tolist()
+    return bars
 
 
 def best(found: Sequence[Plan], budget: float) -> Plan | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -67,11 +68,13 @@ def ask(
             longest = max(t.prompt + t.limit for t in texts)
             if longest > model.context:
                 raise Refused("These problems", f"take {longest} tokens with their examples", "Give fewer examples")
-            done = len(found)
-            found += _replies(
-                model, tokenizer, asked, style, texts, prefix, seed, lambda n, done=done: progress(done + n, total)
-            )
+            tell = partial(_tell, progress, len(found), total)
+            found += _replies(model, tokenizer, asked, style, texts, prefix, seed, tell)
     return sorted(found, key=lambda r: r.problem)
+
+
+def _tell(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    progress(before + done, total)
 
 
 def _prefix(tokenizer: Any, style: str, examples: Sequence[Problem]) -> list[int]:

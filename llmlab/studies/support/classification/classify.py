@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -75,7 +75,8 @@ def states(model: Any, sequences: Sequence[Sequence[int]], progress: Callable[[i
     out: Tensor | None = None
     done = 0
     while done < len(order):
-        picked, tokens = [], 0
+        picked: list[int] = []
+        tokens = 0
         while done < len(order) and (not picked or tokens + len(sequences[order[done]]) <= TOGETHER):
             picked.append(order[done])
             tokens += len(sequences[order[done]])
@@ -156,7 +157,7 @@ class Task:
         self.y = {p: torch.tensor([s.label for s in getattr(self.sentences, p)]) for p in PARTS}
         self.x: dict[str, Tensor] = {}
         for p in PARTS:
-            self.x[p] = states(model, self.ids[p], lambda done, all, p=p: progress(f"Reading: {p}", done, all))
+            self.x[p] = states(model, self.ids[p], partial(progress, f"Reading: {p}"))
         self.scale = probes.Scale.of(self.x["train"])
         for p in PARTS:
             self.scale.apply_(self.x[p])

@@ -11,7 +11,8 @@ KINDS = ("chat", "summary", "question answering", "mathematics", "code", "rewrit
 
 def known_prompts() -> list[dict[str, str]]:
     """The held-out prompts: id, kind and prompt."""
-    return json.loads((ASSETS / "texts" / "held_out.json").read_text(encoding="utf-8"))
+    found: list[dict[str, str]] = json.loads((ASSETS / "texts" / "held_out.json").read_text(encoding="utf-8"))
+    return found
 
 
 def held_out(kind: str, each: int) -> list[dict[str, str]]:

@@ -52,7 +52,8 @@ class Outcome:
 @torch.inference_mode()
 def outcome(t: Task, setting: DropSetting, sequences: Sequence[Sequence[int]]) -> Outcome:
     """What a setting does to token sequences of any lengths."""
-    states, counts, kept = [], [], {}
+    states, counts = [], []
+    kept: dict[int, list[Tensor]] = {}
     for a in range(0, len(sequences), AT_ONCE):
         drop = setting.drop_plan()
         t.model.forward(batch_of(t.model, sequences[a : a + AT_ONCE]), drop, 0)

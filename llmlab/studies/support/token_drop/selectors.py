@@ -87,7 +87,8 @@ class Perceptron(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """(…, E) to (…)."""
         x = ((h.float().cpu() - self.mean) / self.deviation).clamp(-8, 8)
-        return self.second(F.gelu(self.first(x))).squeeze(-1)
+        scores: Tensor = self.second(F.gelu(self.first(x)))
+        return scores.squeeze(-1)
 
 
 @dataclass(frozen=True, eq=False)
