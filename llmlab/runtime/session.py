@@ -106,7 +106,7 @@ class Session:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its memory and of the hidden states that nobody has taken yet."""
+        """Bytes of its memory and of the hidden states that have not been taken yet."""
         waiting = [*self._states, *([] if self._pass_states is None else [self._pass_states])]
         return self.memory.nbytes + sum(t.nbytes for t in waiting)
 
@@ -213,7 +213,7 @@ class Session:
         return result
 
     def passed(self, result: ForwardResult) -> None:
-        """After a pass over a decode piece: its states wait for the commit."""
+        """After a pass over a decode piece: keep its states until the commit."""
         self._pass_states = result.states
 
     def _piece(
@@ -360,7 +360,7 @@ class Session:
 def forward_pieces(
     model: Any, sessions: Sequence[Session], pieces: Sequence[Piece], plan: Plan | None
 ) -> list[ForwardResult]:
-    """One pass over the pieces of several sequences; what each is told.
+    """One pass over the pieces of several sequences; the result of each.
 
     Those that ask for no logits must come first, and all must want the same taps. With a plan there is one sequence.
     """
