@@ -16,7 +16,7 @@ def say(text: str = "") -> None:
 
 
 def report(what: str, done: int, total: int) -> None:
-    """Progress on one line of standard error, only where somebody is watching."""
+    """Progress on one line of standard error, only on a terminal."""
     if sys.stderr.isatty():
         share = f" {done}/{total}" if total else ""
         if total > 1 << 20:

@@ -56,7 +56,7 @@ class Job:
     def beats(self, period: float) -> Generator[bool, None, None]:
         """False every `period` seconds while the job is not over, then True once.
 
-        Closing this generator stops the job: nobody reads the events of a visitor who has gone.
+        Closing this generator stops the job: a visitor who has left needs no events.
         """
         try:
             while not self.over:

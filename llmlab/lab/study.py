@@ -70,7 +70,7 @@ class Findings:
 
 
 class Stopped(Exception):
-    """Somebody asked a study to stop; what it had found so far is lost."""
+    """A study was asked to stop; what it had found so far is lost."""
 
 
 @dataclass
@@ -104,7 +104,7 @@ class Subject:
         return self.lab.tools(Prepared(self.settings, self.loaded, [], str(self.model.device)))
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Say how far the study is. Raises Stopped once somebody has asked for it."""
+        """Say how far the study is. Raises Stopped once it was asked to stop."""
         if self.stop.is_set():
             raise Stopped
         self.report(what, done, total)

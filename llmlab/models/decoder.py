@@ -211,7 +211,7 @@ class Decoder(nn.Module):
         return ForwardResult(logits, ran.layers_run, ran.exits, self._tapped(ran.h, batch.taps))
 
     def _every_layer(self, h: Tensor, batch: Batch, silent: bool) -> PlanResult:
-        """All layers; where nobody wants to know what the last one says, only its memory grows."""
+        """All layers; where the last one's output is not needed, only its memory grows."""
         count = len(self.layers)
         if silent and not batch.taps and not any(span.watch for span in batch.spans):
             h = self.run_layers(h, batch, 0, count - 1)

@@ -49,7 +49,7 @@ class Draft:
         return [i for i, p in enumerate(self.parents) if p == node]
 
     def scores(self, y: Tensor) -> Tensor:
-        """(N,): of y (T, V), said after the root and after every node, what each node's token got after its parent."""
+        """(N,): of y (T, V), a row for the root and each node, the entry of each node's token in its parent's row."""
         return y[[p + 1 for p in self.parents], list(self.tokens)]
 
     def longest(self, fits: Sequence[bool], value: Tensor) -> tuple[int, ...]:

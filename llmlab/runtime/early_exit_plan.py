@@ -57,7 +57,7 @@ class EarlyExitPlan:
         self.waiting.append((ran, h.clone()))  # a pass of a few rows changes h in place
 
     def _together(self, model: Decoder, states: Tensor, batch: Batch, ran: int, test: ExitTest) -> PlanResult:
-        """The rest of the way for states (n, E) of which the last is of this pass and the others have waited."""
+        """The remaining layers for states (n, E), the last of this pass and the others postponed before."""
         (span,), n = batch.spans, len(states)
         assert span.first is not None
         first = span.first + (span.stop - span.start) - n

@@ -37,7 +37,7 @@ class Started(Event):
     auxiliary_bytes: int = 0
     """Of `weight_bytes`, those of drafters and trained parts beside the model."""
     least_seconds: float = 0.0
-    """The roofline of a pass of one token on the machine that ran this; 0 where nobody measured it."""
+    """The roofline of a pass of one token on the machine that ran this; 0 where it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Compared(Event):
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """The run ended with an error, told in one sentence."""
+    """The run ended with an error, in one sentence."""
 
     message: str
 

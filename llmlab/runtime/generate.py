@@ -1,4 +1,4 @@
-"""The playground's loop: read the prompt, then step after step, each told as events."""
+"""The playground's loop: read the prompt, then step after step, and yield events of each."""
 
 from __future__ import annotations
 

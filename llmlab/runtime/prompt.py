@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids to continue, and what they were before somebody compressed them.
+    """Token ids to continue, and what they were before compression.
 
     `kept`: which tokens of the original prompt these are, in order; None for all. `embeddings` (n, E), n = len(ids):
     in place of the tokens' own, for soft tokens that no id stands for.

@@ -170,8 +170,8 @@ class Drafter(Technique):
 class Acceptor(Technique):
     """Decides which drafted tokens stand, in place of the rule that keeps the model's own words.
 
-    Has no say without a draft. What it costs is the text: only at knobs that make it the exact rule, or let it accept
-    nothing that the model could have said otherwise, is the stack lossless.
+    Does nothing without a draft. What it costs is the text: only at knobs that make it the exact rule, or let it accept
+    nothing but the model's own choices, is the stack lossless.
     """
 
     role: ClassVar[str] = "Acceptor"

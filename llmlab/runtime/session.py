@@ -194,7 +194,7 @@ class Session:
         return result
 
     def passed(self, result: ForwardResult) -> None:
-        """After a pass over a decode piece: its states wait for the commit."""
+        """After a pass over a decode piece: keep its states until the commit."""
         self._pass_states = result.states
 
     def _piece(

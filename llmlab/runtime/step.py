@@ -68,7 +68,7 @@ class Lane:
         return draft.clipped(min(self.session.max_draft_depth(), self.limit - self.produced - 1))
 
     def accept(self, draft: Draft, logits: Tensor) -> tuple[tuple[int, ...], int, list[int]]:
-        """The nodes that stand, one more token, and the model's best tokens where somebody needs them."""
+        """The nodes that stand, one more token, and the model's best tokens where they are needed."""
         sampler, random = self.session.sampler, self.session.random
         best = argmax(logits) if self.drafts is not None or sampler.greedy else []
         if self.acceptor and len(draft):
@@ -92,7 +92,7 @@ class Lane:
         return Outcome(tuple(tokens), path[: len(tokens)], ended, evicted, result.layers_run, result.exits)
 
     def close(self) -> None:
-        """Let the drafter go."""
+        """End the drafter."""
         if self.drafts is not None:
             self.drafts.close()
             self.drafts = None
@@ -108,7 +108,7 @@ class Work:
 
 
 def verify(model: Any, works: Sequence[Work]) -> list[tuple[Piece, ForwardResult]]:
-    """One pass over what every lane wants read or checked; what each is told, in the order given.
+    """One pass over every lane's piece of prompt or draft; each lane's piece and result, in the order given.
 
     Lanes whose layers follow a plan decide for themselves how far they go: they take a pass each.
     """

@@ -20,7 +20,7 @@ LOUD = 0.1
 
 @dataclass(frozen=True)
 class Speculating(Scheduler):
-    """Decides which rows of a pass guesses may take: none, any, or those that it has anyway and nobody needs."""
+    """Decides which rows of a pass guesses may take: none, any, or those that would stay empty."""
 
     policy: str
     length: int

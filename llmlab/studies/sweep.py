@@ -66,7 +66,7 @@ class Sweep(Study):
     costs less and is better. For drafts of g tokens with acceptance a and a draft step that costs c passes, tokens per
     pass should be (1 − a^(g+1)) / (1 − a) (arXiv 2211.17192, equation 1) and the speed-up that over g·c + 1 (theorem
     3.8).
-    What to look for: Where a curve bends. Lossless techniques sit at agreement 1 and move only sideways. Theorem 3.8
+    What to look for: Where a curve bends. Lossless techniques stay at agreement 1 and move only sideways. Theorem 3.8
     takes a pass over g + 1 tokens to cost as much as one over a single token: see by how much it does not here.
     Differences from the paper: The baseline is measured anew before each technique, so that a machine that warms up
     favours none. The acceptance a is estimated from the same run, as accepted over tested tokens. Drafts that stop

@@ -22,7 +22,7 @@ from llmlab.training.corpus import Sequence
 from llmlab.training.parts import Plan, Texts, train
 
 SHARES = (0.6, 0.7, 0.8, 0.9)
-"""After which shares of the layers exits sit."""
+"""After which shares of the layers exits stand."""
 INNER, GATE = 384, 64
 ROWS = 768
 """Rows of a batch that are trained on: the head takes most of a step's time."""

@@ -68,7 +68,7 @@ def model_controls(_: Translate, default: str, prefix: str = "") -> tuple[gr.Dro
 
 
 def draw_knobs(described: type[Configurable], _: Translate, add: Callable[[str, Any], Any], owner: str) -> None:
-    """One control per knob, the rare ones folded away; `add` is told each control by `name.knob`."""
+    """One control per knob, the rare ones folded away; `add` receives each control as `name.knob`."""
     plain = [k for k in described.knobs() if not k.advanced]
     rare = [k for k in described.knobs() if k.advanced]
     for k in plain:

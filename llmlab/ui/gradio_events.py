@@ -1,4 +1,4 @@
-"""What every handler of the page needs: who asks, in which language, how its event is wired, how a refusal is told."""
+"""What every handler of the page needs: who asks, in which language, how its event is wired, how a refusal is shown."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ from llmlab.runtime.stack import Stack
 from llmlab.ui.i18n import catalogue, word
 
 POSITIONS = 6
-"""Draft positions whose acceptance is told one by one."""
+"""Draft positions whose acceptance is given one by one."""
 PAYS = 1.02
-"""Times the baseline's speed below which a technique is said not to pay; two equal runs differ by about this much."""
+"""Times the baseline's speed below which a technique counts as not paying; two equal runs differ by about this much."""
 LANES = ("baseline", "stack")
 
 
@@ -102,7 +102,7 @@ def _nothing(f: Facts) -> dict[str, Any]:
 
 
 class Rule(NamedTuple):
-    """A phrase, when it is told, and what its placeholders hold."""
+    """A phrase, when it applies, and what its placeholders hold."""
 
     phrase: str
     holds: Callable[[Facts], Any]
@@ -191,7 +191,7 @@ COMPARISON = (
     ),
     Rule("s_not_paid", lambda f: f.did_not_pay, lambda f: {"why": next(_told(WHY_NOT, f))}),
 )
-"""Told of a run that has a baseline to be compared with."""
+"""Shown for a run that has a baseline to be compared with."""
 WHY_NOT: tuple[Rule, ...] = (
     Rule("w_no_draft", lambda f: f.has_drafter and not f.m["drafted"]),
     Rule(

@@ -117,16 +117,17 @@ def bitwise(model: Decoder, policy: str, drafts: list[Draft]) -> None:
 
 def test_the_law_sees_a_single_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether sharing products changes a bit depends on the processor, so here one is changed by hand."""
-    append = Rows.append_both
+    append = Rows.append
 
     def broken(self: Rows, kv: Tensor, positions: Sequence[int]) -> None:
         kv = kv.clone()
-        kv[0, 0, 0, 0] = torch.nextafter(kv[0, 0, 0, 0], torch.tensor(9.0))
+        if kv.shape[2] > 1 and self.count > 9:  # a pass of several rows, after the prompt
+            kv[0, 0, 0, 0] = torch.nextafter(kv[0, 0, 0, 0], torch.tensor(9.0))
         append(self, kv, positions)
 
     model = tiny.decoder("llama", "int4")
     bitwise(model, "", CHAINS)
-    monkeypatch.setattr(Rows, "append_both", broken)
+    monkeypatch.setattr(Rows, "append", broken)
     with pytest.raises(AssertionError):
         bitwise(model, "", CHAINS)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmlab.kv.memory import Memory
 from llmlab.kv.rows import Rows
-from llmlab.models import batch, families
+from llmlab.models import batch, building, families
 from llmlab.models.building import build
 from llmlab.models.decoder import Decoder
 from llmlab.runtime import step
@@ -171,13 +171,13 @@ def coin_of(change: Callable[[float], float]) -> Break:
 
 
 def no_interleaving(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(families, "interleave", lambda rows, head_size: torch.arange(rows))
+    patch.setattr(building, "interleave", lambda rows, head_size: torch.arange(rows))
 
 
 def no_scaling(patch: pytest.MonkeyPatch) -> None:
     """The config's rule for long contexts is ignored."""
     plain = lambda config, factors=None: (1e4 ** -(torch.arange(0, 16, 2) / 16), 1.0)  # noqa: E731
-    patch.setattr(families, "rotations", plain)
+    patch.setattr(building, "rotations", plain)
 
 
 def no_window(patch: pytest.MonkeyPatch) -> None:

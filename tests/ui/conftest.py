@@ -12,8 +12,8 @@ import pytest
 
 from llmlab.lab.queue import Engine
 from llmlab.lab.study import studies
-from llmlab.ui import page as page_module
 from llmlab.ui.page import Page, launch_options
+from llmlab.ui.playground import handlers
 from tests import made
 from tests.held import PATIENCE, Gate, HeldLab
 from tests.ui.tiny_count import TinyCount
@@ -57,7 +57,7 @@ def passes(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     A run that is held open sends messages all the while; a browser that gets too little of a busy processor would fall
     behind them for ever, so they are rarer than on the page.
     """
-    monkeypatch.setattr(page_module, "PERIOD", 0.5)
+    monkeypatch.setattr(handlers, "PERIOD", 0.5)
     gate = site.engine.lab.gate
     yield gate
     gate.open()

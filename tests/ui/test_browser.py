@@ -180,14 +180,14 @@ def test_a_link_that_cannot_work_is_explained(visit: Any, site: Site, query: dic
 
 def test_an_impossible_switch_is_greyed_with_its_reason(visit: Any, site: Site) -> None:
     page = visit(f"{site.url}?m=smollm2-135m&p=hi&t=prompt-lookup")
-    page.wait_for_selector("#reason-ForwardPatch", state="attached")
-    page.click('[data-fold="ForwardPatch"]')
-    page.wait_for_selector("#reason-ForwardPatch:has-text('Switch one of them off')")
-    opacity = "getComputedStyle(document.querySelector('#ForwardPatch label:has(input[value=early-exit])')).opacity"
+    page.wait_for_selector("#reason-LayerPlan", state="attached")
+    page.click('[data-fold="LayerPlan"]')
+    page.wait_for_selector("#reason-LayerPlan:has-text('Switch one of them off')")
+    opacity = "getComputedStyle(document.querySelector('#LayerPlan label:has(input[value=early-exit])')).opacity"
     page.wait_for_function(f"{opacity} < 0.6")
     page.wait_for_selector("#stack-badge:has-text('lossless')")
     page.check('#Drafter input[value="off"]', force=True)
-    page.wait_for_selector("#reason-ForwardPatch", state="detached")
+    page.wait_for_selector("#reason-LayerPlan", state="detached")
     page.wait_for_function(f"{opacity} === '1'")
 
 

@@ -22,7 +22,7 @@ TILE = 64
 
 
 class Exit:
-    """One trained exit: x = rms(h), y = W x + b + V (silu(U₁ x) · U₂ x), and the odds of leaving from the same x."""
+    """One trained exit: x = rms(h), y = W x + b + V (silu(U₁ x) · U₂ x), and the odds of exiting from the same x."""
 
     def __init__(self, part: Mapping[str, Tensor], i: int, weights: str) -> None:
         self.first = make_linear(torch.cat([part["W"][i], part["U"][i]]), weights)
@@ -51,7 +51,7 @@ class ExitHeads:
     def __init__(
         self, model: Decoder, layers: Sequence[int], words: Tensor | None, part: Mapping[str, Tensor] | None = None
     ) -> None:
-        """`layers`: after how many of the model's layers each sits, ascending. `words` (S,); None for all."""
+        """`layers`: after how many of the model's layers each stands, ascending. `words` (S,); None for all."""
         self.model, self.layers, self.words = model, tuple(layers), words
         self.head: Linear | None = None
         if words is not None:
@@ -68,7 +68,7 @@ class ExitHeads:
 
     @torch.inference_mode()
     def logits(self, layer: int, h: Tensor) -> Tensor:
-        """h (n, E), the states after `layer` layers, to (n, S): what is said there, over the shortlist."""
+        """h (n, E), the states after `layer` layers, to (n, S): the logits there, over the shortlist."""
         if self.exits:
             h = self.exits[layer](self._x(h))
         if self.head is None:

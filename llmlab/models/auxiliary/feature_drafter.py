@@ -1,6 +1,6 @@
 """EAGLE's network: one layer that continues a model's own hidden states, and so guesses its next tokens.
 
-Shapes: n rows, E width, S words of the shortlist. Row t is made of what the model's layers said at token t and of token
+Shapes: n rows, E width, S words of the shortlist. Row t is made of the model's tapped states at token t and of token
 t + 1; its output stands for the state of token t + 1, from which the head guesses token t + 2.
 """
 
@@ -65,7 +65,7 @@ class FeatureDrafter:
         return self.decoder.memory()
 
     def fused(self, states: Tensor) -> Tensor:
-        """What the model's layers said of n tokens, states (n, taps, E), as one (n, E)."""
+        """The tapped states (n, taps, E) of n tokens as one (n, E)."""
         x = F.rms_norm(states.float(), states.shape[-1:], None, self.decoder.shape.eps) * self.norm_taps
         return self.fuse(x.flatten(1))
 

@@ -7,9 +7,11 @@ N rows, H heads, KV key-value heads, G = H / KV, D head size, E width, F inner w
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +59,10 @@ class BoundBlocks:
     def __init__(self, version: Version) -> None:
         self._version, self._count = version, version.count
         self._bound: dict[tuple[Block, bool], BoundBlock | None] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BoundBlocks:
+        """A copy of the model binds its own tensors."""
+        return BoundBlocks(copy.deepcopy(self._version, memo))
 
     def of(self, block: Block, many: bool) -> BoundBlock | None:
         """None for a block that this kernel cannot compute."""

@@ -28,7 +28,7 @@ class CpuPrefill:
 
 
 def suits(block: Block, mixer: Attention, batch: Batch) -> bool:
-    """Whether a pass is a stretch of one sequence of which nobody watches matrices or attention."""
+    """Whether a pass is a stretch of one sequence whose matrices and attention are not watched."""
     if len(batch.spans) != 1 or any(m._forward_pre_hooks for m in block.linears().values()):
         return False
     (span,) = batch.spans

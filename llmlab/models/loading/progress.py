@@ -9,4 +9,4 @@ Report = Callable[[str, int, int], None]
 
 
 def quiet(what: str, done: int, total: int) -> None:
-    """A report to nobody."""
+    """A report that goes nowhere."""

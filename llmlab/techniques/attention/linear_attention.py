@@ -33,7 +33,7 @@ class LinearAttention(WeightTransform):
     claim = "Replaces softmax attention by a running sum in some layers."
     claim_zh = "在部分层中用累加状态代替 softmax 注意力。"
     noop_settings = {"layers": 0}
-    biting_settings = {"layers": 1}
+    biting_settings = {"layers": 2}
     main_knob = "layers"
 
     layers: int = knob(1, 0, 64, "layers converted, those that change their input least first")

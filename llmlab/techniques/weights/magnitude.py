@@ -14,7 +14,7 @@ from llmlab.techniques.weights.sparsity import PATTERNS, lowest, zeros
 class Magnitude(WeightTransform):
     """Magnitude pruning.
 
-    Idea: Small weights matter least. Set them to zero and hope that nobody notices.
+    Idea: Small weights matter least. Set them to zero.
     Method: In each row of each matrix, zero the `ratio` of weights with the smallest |w|; with 2:4 or 4:8, the smaller
     half of every four or eight neighbours.
     What to look for: The quality table. Language models tolerate little of this: compare with Wanda at the same ratio.

@@ -82,7 +82,7 @@ class LivePanel(gr.HTML):
 def message(
     run_id: str, seq: int, events: Sequence[Event], state: str, note: str = "", reset: bool = False
 ) -> dict[str, Any]:
-    """What the panel is told: the events since the last message, or with `reset` all of the run's.
+    """A message to the panel: the events since the last message, or with `reset` all of the run's.
 
     `seq` counts a run's messages from 0. `state` is queued, running, done, error or recorded. `note` is "waiting:N"
     (runs before this one), "what|done|total" (progress; a total above 2**20 means bytes), "stopped" or "".

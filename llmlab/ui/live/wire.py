@@ -1,4 +1,4 @@
-"""What the panel is told of a run: every event as an object whose keys are the event's own fields.
+"""What the panel receives of a run: every event as an object whose keys are the event's own fields.
 
 Nothing here lists the events or their fields, so one added to `runtime/events.py` reaches the panel as it is. The
 table `SHAPES` names what travels otherwise: shorter, rounded, in one number, or not at all. A trace may come from a

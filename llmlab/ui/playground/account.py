@@ -1,4 +1,4 @@
-"""What is told after a run: the summary, the figures, the table of passes, quality, links and files."""
+"""What is shown after a run: the summary, the figures, the table of passes, quality, links and files."""
 
 from __future__ import annotations
 

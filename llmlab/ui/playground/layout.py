@@ -44,7 +44,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Account:
-    """Below the panel: what is told after a run, in tabs."""
+    """Below the panel: the account of a run, in tabs."""
 
     summary: gr.Markdown
     plots: list[gr.Plot]

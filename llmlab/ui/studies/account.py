@@ -1,4 +1,4 @@
-"""What is told of a study: how far it is while it runs, and its findings when it is through."""
+"""What is shown of a study: how far it is while it runs, and its findings when it is through."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cascades: levels of rising cost answer one after the other until somebody believes an answer.
+"""Cascades: levels of rising cost answer one after the other until an answer is trusted.
 
 Every level's answers to all queries are at hand beforehand, with a score each, so that any thresholds can be tried for
 nothing. Shapes: n queries, K levels.

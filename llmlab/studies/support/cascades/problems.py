@@ -25,7 +25,7 @@ MONTHS = ("January", "March", "May", "July", "August", "October", "December")
 
 @dataclass(frozen=True)
 class Template:
-    """`steps`: (what is said, the name of the result, the expression). `ranges`: from and to, inclusive, per letter."""
+    """`steps`: (the sentence, the name of the result, the expression). `ranges`: from and to, inclusive, per letter."""
 
     kind: str
     question: str
@@ -165,7 +165,7 @@ EQUATION = re.compile(rf"([\d.,()+*/\-\s]+)=\s*({NUMBER})")
 LONGEST = 500
 """Characters of a line that are read."""
 VERDICTS = ("right", "wrong arithmetic", "wrong plan", "unreadable", "wrong")
-"""`wrong` is what can be said of an answer without steps."""
+"""`wrong` is the verdict on an answer without steps."""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Ends:
 def states(model: Any, sequences: Sequence[Sequence[int]], progress: Callable[[int, int], None]) -> Tensor:
     """(L, n, E): the last token's state after every layer, for token sequences of any lengths.
 
-    Several are read in one pass, alike in length. `progress(done, total)` is told after each pass.
+    Several are read in one pass, alike in length. `progress(done, total)` is called after each pass.
     """
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     out: Tensor | None = None

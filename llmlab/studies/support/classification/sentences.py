@@ -129,7 +129,7 @@ FACTS = (
 
 @dataclass(frozen=True)
 class Sentence:
-    """A text and the number of its label. `depth`: negations around the verdict; -1 where nobody knows."""
+    """A text and the number of its label. `depth`: negations around the verdict; -1 where unknown."""
 
     text: str
     label: int

@@ -29,7 +29,7 @@ LENGTHS = ("length", "nodes", "heads")
 
 
 def values_of(technique: type[Technique], turned: Knob) -> list[float]:
-    """What is tried of a knob when nobody has said: its name's usual values, or four over a main knob's range."""
+    """What is tried of a knob without a choice: its name's usual values, or four over a main knob's range."""
     if turned.name in VALUES:
         return [v for v in VALUES[turned.name] if turned.low <= v <= turned.high]
     if turned.name != technique.main_knob:
