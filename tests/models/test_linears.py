@@ -18,7 +18,7 @@ from llmlab.models.formats.int4 import Int4
 from llmlab.models.formats.int8 import Int8
 from llmlab.models.formats.linear import nbytes
 from llmlab.models.formats.nf4 import Nf4
-from llmlab.models.formats.quantized_groups import GROUP, QuantizedGroups
+from llmlab.models.formats.quantized_groups import GROUP, QuantizedGroups, Zero, stacked
 from llmlab.models.formats.registry import FORMATS, make_linear
 from llmlab.models.kernels import topk
 from tests import tiny
@@ -349,3 +349,24 @@ def test_buckets_find_the_highest(seed: int, V: int, count: int, ties: bool) -> 
     assert topk.top_indices(y, count).sort(-1).values.diff().gt(0).all() or count == 1
     at = torch.tensor(topk.argmax(y))
     assert torch.equal(y[torch.arange(3), at], y.amax(-1))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("group", [16, 32, 64])
+@pytest.mark.parametrize("zero", ["minimum", "symmetric"])
+def test_groups_of_any_bits_round_to_the_nearest_level(bits: int, group: int, zero: Zero) -> None:
+    W = matrix(8, 128)
+    codes = QuantizedGroups.of(W, bits, group, zero)
+    assert int(codes.q.max()) < 2**bits
+    assert codes.d.shape == codes.m.shape == (8, 128 // group)
+    step = codes.d.repeat_interleave(group, 1)
+    assert ((codes.dense() - W).abs() <= step / 2 + 1e-6).all()
+    picked, twice = codes.rows(torch.tensor([3, 1])), stacked([codes, codes])
+    assert torch.equal(picked.dense(), codes.dense()[[3, 1]])
+    assert isinstance(twice, QuantizedGroups)
+    assert torch.equal(twice.dense(), codes.dense().repeat(2, 1))
+
+
+def test_int4_takes_other_codes_by_way_of_their_numbers() -> None:
+    codes = QuantizedGroups.of(matrix(64, 128), 3, 64)
+    assert torch.equal(Int4(codes).dense(), Int4(codes.dense()).dense())

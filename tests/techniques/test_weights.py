@@ -7,7 +7,7 @@ import torch
 
 from llmlab.errors import Refused
 from llmlab.models.decoder import Decoder
-from llmlab.runtime.calibration import layer_influence, walk_layers
+from llmlab.runtime.calibration import InputCollector, calibration_batch, layer_influence, walk_layers
 from llmlab.runtime.technique import make
 from llmlab.techniques.weights.sparsity import lowest
 from tests import tiny
@@ -161,3 +161,20 @@ def test_transforms_work_in_every_format(id: str, weights: str) -> None:
     assert laws.logits(model, tiny.text(20), [20]).isfinite().all()
     before = tiny.decoder("llama", weights).nbytes
     assert (model.nbytes < before) == (id in ("neuron-drop", "layer-drop"))
+
+
+def test_the_collector_has_what_gptq_and_awq_ask_for(llama: Decoder) -> None:
+    """XᵀX, Σx² and max |x| of a matrix's inputs, over two passes of the same layer."""
+    tokens = CALIBRATION[:64]
+    x = llama.layers[0].norm_mixer(llama.embedding.lookup(torch.tensor(tokens)))
+    (_, found) = next(iter(walk_layers(llama, tokens, gram=True)))
+    assert found["qkv"].gram is not None
+    assert torch.allclose(found["qkv"].gram, x.t() @ x, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(found["qkv"].squares, x.square().sum(0), rtol=1e-4)
+    assert torch.allclose(found["qkv"].absmax, x.abs().amax(0))
+    with InputCollector(llama.layers[0]) as twice, torch.inference_mode():
+        for _ in range(2):
+            llama.run_layers(llama.embedding.lookup(torch.tensor(tokens)), calibration_batch(llama, tokens), 0, 1)
+    assert torch.allclose(twice["qkv"].squares, 2 * found["qkv"].squares, rtol=1e-4)
+    assert twice["qkv"].gram is None
+    assert not any(m._forward_pre_hooks for m in llama.layers[0].linears().values())
