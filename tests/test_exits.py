@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llmlab.errors import Refused
+from llmlab.models.cached import MOST, cached_on, kept_with
 from llmlab.techniques.drafting.draft_heads import Heads
 from llmlab.techniques.early_exit import hash_tables, rules, thresholds
 from llmlab.techniques.early_exit import heads as early_heads
@@ -251,3 +252,12 @@ def test_what_is_made_for_a_model_goes_with_it() -> None:
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_what_is_made_for_a_model_is_bounded() -> None:
+    model = tiny.decoder("llama").private_copy()
+    for key in range(MOST + 3):
+        assert cached_on(model, key, lambda key=key: [key]) == [key]
+    assert len(kept_with(model)) == MOST
+    assert cached_on(model, MOST + 2, lambda: ["made anew"]) == [MOST + 2]
+    assert cached_on(model, 0, lambda: ["made anew"]) == ["made anew"]
