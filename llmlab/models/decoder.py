@@ -108,12 +108,6 @@ class Decoder(nn.Module):
         return self.embedding.candidate_head_bytes + sum(part.nbytes for m in linears for part in m.copy)
 
     @property
-    def activation_bytes(self) -> int:
-        """Bytes of the buffers of passes and of the rotations known so far, which no run owns."""
-        rotations = 0 if self._rotations is None else self._rotations.nbytes
-        return rotations + sum(w.nbytes for w in self._workspaces.values())
-
-    @property
     def auxiliary_format(self) -> str:
         """The weight format of small parts that run beside it: its own where that is dense, else int4 if it fits."""
         return self.weights if self.weights.startswith("dense") or self.shape.width % GROUP else "int4"

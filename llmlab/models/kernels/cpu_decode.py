@@ -130,12 +130,6 @@ class DecodeWorkspace:
         self.kv_rows = self.qkv[:, H:].view(N, 2, KV, D)
         self.a, self.a_flat = list(self.seen), self.seen.view(N, H * D)
 
-    @property
-    def nbytes(self) -> int:
-        """Of its buffers."""
-        fixed = (self.padded, self.norm, self.scratch, self.normed, self.qkv, self.turn, self.seen, self.mixed)
-        return sum(t.nbytes for t in fixed) + sum(f[0].nbytes + f[3].nbytes for f in self.feeds.values())
-
     def begin(self, batch: Batch) -> None:
         """Take in what is the same for all layers of a pass."""
         self.turn.copy_(batch.rotation)

@@ -12,7 +12,7 @@ from llmlab.runtime.roles import Drafter
 from llmlab.runtime.session import Session
 from llmlab.runtime.tools import Tools
 from llmlab.techniques.drafting.draft_length import AdaptiveLength, row_cost
-from llmlab.techniques.drafting.draft_tree import branches, chain, grow
+from llmlab.techniques.drafting.draft_tree import TREES, branches, chain, grow
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,7 @@ class DraftModel(Drafter):
 
     model: str = knob("int4", choices=("int4", "int8", "nf4", "*"), help="a catalogue model, or this one at fewer bits")
     length: int = knob(4, 1, 16, "tokens drafted per pass")
-    tree: str = knob(
-        "1", choices=("1", "2x1", "2x2x1", "3x2x1", "*"), help="children per step; the last number goes on"
-    )
+    tree: str = knob("1", choices=TREES, help="children per step; the last number goes on")
     adapt: bool = knob(False, help="shorten the draft where guesses are rejected, up to length where not")
     confidence: float = knob(0.4, 0.0, 1.0, "stop drafting below this probability", advanced=True)
 

@@ -16,6 +16,9 @@ from llmlab.runtime.session import Session
 MOST = 63
 """Nodes of a tree grown by a model: with the root, what one pass can still check at a sensible price."""
 
+TREES = ("1", "2x1", "2x2x1", "3x2x1", "*")
+"""Children per step that the page offers; `branches` reads them, and any other."""
+
 
 # Trees ----------------------------------------------------------------------------------------------------------
 

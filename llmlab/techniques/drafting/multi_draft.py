@@ -13,7 +13,7 @@ from llmlab.runtime.session import Session
 from llmlab.runtime.tools import Tools
 from llmlab.techniques.drafting.draft_heads import DraftHeads
 from llmlab.techniques.drafting.draft_model import DraftModel
-from llmlab.techniques.drafting.draft_tree import Tree, branches
+from llmlab.techniques.drafting.draft_tree import TREES, Tree, branches
 from llmlab.techniques.drafting.eagle import Eagle
 from llmlab.techniques.drafting.prompt_lookup import PromptLookup
 from llmlab.techniques.drafting.self_speculation import SelfSpeculation
@@ -53,7 +53,7 @@ class MultiDraft(Drafter):
         "merge", choices=("merge", "first"), help="all guesses in one tree, or those of the first that has any"
     )
     length: int = knob(4, 1, 16, "tokens drafted per pass by each of them")
-    tree: str = knob("1", choices=("1", "2x1", "2x2x1", "3x2x1", "*"), help="children per step that a model drafts")
+    tree: str = knob("1", choices=TREES, help="children per step that a model drafts")
     nodes: int = knob(6, 1, 63, "nodes of the merged tree at most")
     confidence: float = knob(0.25, 0.0, 1.0, "models, eagle and heads leave out what is less likely than this")
 

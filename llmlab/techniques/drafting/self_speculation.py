@@ -18,7 +18,7 @@ from llmlab.runtime.roles import Drafter
 from llmlab.runtime.session import Session
 from llmlab.runtime.tools import Tools
 from llmlab.techniques.drafting.draft_length import AdaptiveLength, row_cost
-from llmlab.techniques.drafting.draft_tree import branches, chain, grow
+from llmlab.techniques.drafting.draft_tree import TREES, branches, chain, grow
 
 
 def skipping(skipped: frozenset[int]) -> Plan:
@@ -59,9 +59,7 @@ class SelfSpeculation(Drafter):
 
     skip: float = knob(0.2, 0.05, 0.8, "share of the layers left out while drafting")
     length: int = knob(3, 1, 16, "tokens drafted per pass")
-    tree: str = knob(
-        "1", choices=("1", "2x1", "2x2x1", "3x2x1", "*"), help="children per step; the last number goes on"
-    )
+    tree: str = knob("1", choices=TREES, help="children per step; the last number goes on")
     adapt: bool = knob(False, help="shorten the draft where guesses are rejected, up to length where not")
     confidence: float = knob(0.5, 0.0, 1.0, "stop drafting below this probability", advanced=True)
 
