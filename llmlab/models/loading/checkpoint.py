@@ -22,6 +22,8 @@ class Checkpoint(Protocol):
 
     source: str
     """Where the weights come from, in words for the page."""
+    literal: bool
+    """Whether its tensors and figures alone say what the model is, as in GGUF files, and not transformers' code."""
 
     def names(self) -> Iterable[str]: ...
 
@@ -33,6 +35,8 @@ class Folder:
 
     Raises Refused where there are none, where a file is damaged, or where the index names a file that is missing.
     """
+
+    literal = False
 
     def __init__(self, path: Path, config: Any, source: str) -> None:
         from safetensors import SafetensorError, safe_open

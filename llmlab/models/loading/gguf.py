@@ -77,6 +77,8 @@ class GgufFile:
     misses a figure of its config.
     """
 
+    literal = True
+
     def __init__(self, path: Path) -> None:
         self.path, self.source = path, f"GGUF file {path.name}"
         who = f"The file {path.name}"
