@@ -17,7 +17,6 @@ from llmlab.measure.hardware import free_memory, total_memory
 from llmlab.models.building import build as build_decoder
 from llmlab.models.cached import kept_with
 from llmlab.models.capabilities import Capability
-from llmlab.models.families import ours
 from llmlab.models.formats.linear import nbytes
 from llmlab.models.loading import catalog, fit, locate, progress
 from llmlab.models.loading.catalog import FORMATS
@@ -25,10 +24,8 @@ from llmlab.models.loading.contents import checkpoint, read_config
 from llmlab.models.loading.found import Found
 from llmlab.models.loading.loaded import Loaded, stop_tokens
 from llmlab.models.loading.progress import Report
+from llmlab.models.loading.route import WRAPPED_ABILITIES, decoders, route
 from llmlab.models.loading.tokenizers import read_tokenizer
-from llmlab.models.mixers.attention import Attention
-from llmlab.models.wrapped import ABILITIES as WRAPPED
-from llmlab.models.wrapped import FORMATS as WRAPPED_FORMATS
 from llmlab.runtime.roles import WeightTransform
 from llmlab.runtime.session import Session
 from llmlab.runtime.stack import Stack
@@ -66,13 +63,8 @@ class ModelCache:
         """What a model will be able to do, known from its catalogue entry or its config, before a weight is loaded."""
         entry = catalog.MODELS.get(ref)
         if entry is not None:
-            return Attention.capabilities if entry.runs_on == "decoder" else WRAPPED
-        return Attention.capabilities if self._decodes(locate.find(ref)) else WRAPPED
-
-    @staticmethod
-    def _decodes(found: Found) -> bool:
-        """Whether our own decoder runs it, rather than transformers."""
-        return found.entry.runs_on == "decoder" if found.entry else ours(read_config(found))
+            return decoders(None).abilities if entry.runs_on == "decoder" else WRAPPED_ABILITIES
+        return route(locate.find(ref)).abilities
 
     def load(
         self,
@@ -107,14 +99,13 @@ class ModelCache:
         found = locate.find(ref)
         size = found.entry.size if found.entry else fit.size_of(read_config(found))
         self._make_room(fit.weight_bytes(size, weights))
-        free, decodes = free_memory(device), self._decodes(found)
+        free = free_memory(device)
         # What does not fit a GPU is spread over it and the processor's memory by accelerate.
         spread = device.startswith("cuda") and found.kind != "gguf" and not fit.fit(size, weights, rows, free).fits
         if spread:
             free += free_memory()
-        formats = FORMATS if decodes else WRAPPED_FORMATS
-        fit.require_fit(size, weights, rows, free, found.name, formats, catalog.open_sizes())
-        found = locate.fetch(found, tell)
+        found = self._fetched(found, weights, size, rows, free, tell)
+        decodes = route(found).decodes
         tell("Loading the tokenizer", 0, 0)
         tokenizer, config = read_tokenizer(found), read_config(found)
         if decodes and not spread:
@@ -123,12 +114,23 @@ class ModelCache:
             model: Any = build_decoder(source, weights, device, partial(tell, "Loading the weights"), roomy)
             origin = source.source
         else:
-            from llmlab.models import wrapped
+            from llmlab.models.wrapped.loading import build
 
             tell("Loading the weights", 0, 0)
-            model, origin = wrapped.build(str(found.path), weights, device), f"transformers, {found.name}"
+            model, origin = build(str(found.path), config, weights, device), f"transformers, {found.name}"
         warm_up(model)
         return Loaded(found.name, model, tokenizer, weights, stop_tokens(tokenizer, config), origin)
+
+    @staticmethod
+    def _fetched(found: Found, weights: str, size: fit.Size, rows: int, free: int, tell: Report) -> Found:
+        """The model on this machine, after every check that needs no weights. Raises Refused."""
+        formats = found.entry.formats if found.entry else route(found).formats
+        fit.require_fit(size, weights, rows, free, found.name, formats, catalog.open_sizes())
+        if weights not in formats:
+            raise Refused(
+                f"The {weights} format", f"needs our own decoder, which does not run {found.name}", "Choose nf4"
+            )
+        return locate.fetch(found, tell)
 
     def transformed(self, loaded: Loaded, stack: Stack, tools: Tools, report: Report | None = None) -> TransformedModel:
         """The stack's weight transforms carried out on a private copy, kept under (model, format, transforms)."""
