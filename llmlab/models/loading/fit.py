@@ -40,7 +40,7 @@ def size_of(config: Any) -> Size:
     text = config.get_text_config()
     limits = {"num_hidden_layers": 256, "hidden_size": 65536, "vocab_size": 2_000_000, "num_attention_heads": 1024}
     for name, most in limits.items():
-        value = getattr(text, name, None)
+        value = figure(text, name)
         if not isinstance(value, int) or not 1 <= value <= most:
             raise Refused(
                 "The model's config", f"gives {name} as {str(value)[:20]}, not 1 to {most}", "Choose another model"
@@ -56,8 +56,8 @@ def size_of(config: Any) -> Size:
     embeddings = {
         id(t.weight): t.weight.numel() for t in (model.get_input_embeddings(), model.get_output_embeddings()) if t
     }
-    heads = figure(text, "num_key_value_heads") or text.num_attention_heads
-    head_size = figure(text, "head_dim") or text.hidden_size // text.num_attention_heads
+    heads = figure(text, "num_key_value_heads") or figure(text, "num_attention_heads")
+    head_size = figure(text, "head_dim") or text.hidden_size // figure(text, "num_attention_heads")
     return Size(
         sum(p.numel() for p in model.parameters()),
         sum(embeddings.values()),

@@ -134,6 +134,8 @@ def _sized(name: str, value: int, raw: Mapping[str, Any]) -> int:
     if "key_value" in name:
         heads = raw.get(name.replace("key_value", "attention")) or raw.get("num_attention_heads") or value
         most = 4 if value == heads else 2
+    if "heads" in name:  # widths must go on dividing by them
+        most = 1 << min(most, value).bit_length() - 1
     if name.endswith("head_dim") and "qk_rope_head_dim" in raw:
         rope, rest = raw["qk_rope_head_dim"], raw.get("qk_nope_head_dim") or 0
         if value == rope and name != "v_head_dim":
