@@ -16,7 +16,7 @@ from llmlab.models.loading.split import parts_of
 
 @lru_cache(maxsize=2)  # finding and loading read the same header; the tensors stay in the file, mapped, not copied
 def _parsed(paths: tuple[Path, ...], when: Stamp) -> GgufFile:
-    return GgufFile(*paths)
+    return GgufFile(paths[0])
 
 
 def read_gguf(path: Path) -> GgufFile:
