@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ from llmlab.models.families import ours
 from llmlab.models.formats.linear import nbytes
 from llmlab.models.loading import catalog, fit, locate, progress
 from llmlab.models.loading.catalog import FORMATS
-from llmlab.models.loading.contents import checkpoint, read_config
+from llmlab.models.loading.checkpoint import Checkpoint, Folder, as_transformers_expects
+from llmlab.models.loading.contents import checkpoint, held_files, read_config, stamp_of
+from llmlab.models.loading.files import Stamp
 from llmlab.models.loading.found import Found
 from llmlab.models.loading.loaded import Loaded, stop_tokens
 from llmlab.models.loading.progress import Report
@@ -43,6 +46,25 @@ class TransformedModel:
     changes: tuple[tuple[str, int, int, str], ...]
 
 
+@dataclass(frozen=True)
+class Files:
+    """The files that a loaded model was read from, as they were then."""
+
+    path: Path
+    held: tuple[Path, ...]
+    stamp: Stamp
+
+    @classmethod
+    def of(cls, found: Found, source: Checkpoint) -> Files:
+        assert found.path is not None
+        path, held = found.path.absolute(), tuple(f.absolute() for f in held_files(source))
+        return cls(path, held, stamp_of(path, held))
+
+    def changed(self) -> bool:
+        """Whether any of them is another by now; only looks at them."""
+        return stamp_of(self.path, self.held) != self.stamp
+
+
 class ModelCache:
     """Keeps at most `most` bytes of models (half of the memory by default), the least recently used let go first.
 
@@ -52,6 +74,7 @@ class ModelCache:
     def __init__(self, most: int | None = None) -> None:
         self.most = most or total_memory() // 2
         self._held: OrderedDict[tuple[Any, ...], Any] = OrderedDict()  # `Loaded` and `TransformedModel`
+        self._files: dict[tuple[Any, ...], Files] = {}  # where what is loaded was read from
         self._lock = threading.RLock()
 
     @property
@@ -95,15 +118,21 @@ class ModelCache:
         device = pick_device(device)
         key = ("loaded", ref, weights, device, copies)
         with self._lock:
+            self._forget_changed(ref)
             if key in self._held:
                 self._held.move_to_end(key)
                 held: Loaded = self._held[key]
                 return held
-            loaded = self._load(ref, weights, device, rows, report or progress.quiet, copies)
-            self._held[key] = loaded
+            loaded, files = self._load(ref, weights, device, rows, report or progress.quiet, copies)
+            self._held[key], self._files[key] = loaded, files
             return loaded
 
-    def _load(self, ref: str, weights: str, device: str, rows: int, tell: Report, copies: bool) -> Loaded:
+    def _forget_changed(self, ref: str) -> None:
+        """Let go of what was loaded as `ref` from files that are others by now."""
+        for key in [k for k, files in self._files.items() if k[1] == ref and files.changed()]:
+            self._let_go(key)
+
+    def _load(self, ref: str, weights: str, device: str, rows: int, tell: Report, copies: bool) -> tuple[Loaded, Files]:
         found = locate.find(ref)
         size = found.entry.size if found.entry else fit.size_of(read_config(found))
         self._make_room(fit.weight_bytes(size, weights))
@@ -116,19 +145,28 @@ class ModelCache:
         fit.require_fit(size, weights, rows, free, found.name, formats, catalog.open_sizes())
         found = locate.fetch(found, tell)
         tell("Loading the tokenizer", 0, 0)
+        source = checkpoint(found)
+        files = Files.of(found, source)  # before anything is read: what is saved meanwhile is read the next time
         tokenizer, config = read_tokenizer(found), read_config(found)
         if decodes and not spread:
-            source = checkpoint(found)
             roomy = copies and fit.copy_bytes(size, weights) < free / 2
             model: Any = build_decoder(source, weights, device, partial(tell, "Loading the weights"), roomy)
             origin = source.source
         else:
-            from llmlab.models import wrapped
-
             tell("Loading the weights", 0, 0)
-            model, origin = wrapped.build(str(found.path), weights, device), f"transformers, {found.name}"
+            model, origin = self._wrapped(source, weights, device), f"transformers, {found.name}"
         warm_up(model)
-        return Loaded(found.name, model, tokenizer, weights, stop_tokens(tokenizer, config), origin)
+        return Loaded(found.name, model, tokenizer, weights, stop_tokens(tokenizer, config), origin), files
+
+    @staticmethod
+    def _wrapped(source: Checkpoint, weights: str, device: str) -> Any:
+        """The model as transformers runs it, from the files that our own decoder would read."""
+        from llmlab.models import wrapped
+
+        if not isinstance(source, Folder):
+            raise Refused(source.source, "holds a model that our decoder does not run", "Choose it as safetensors")
+        with as_transformers_expects(source) as folder:
+            return wrapped.build(str(folder), weights, device)
 
     def transformed(self, loaded: Loaded, stack: Stack, tools: Tools, report: Report | None = None) -> TransformedModel:
         """The stack's weight transforms carried out on a private copy, kept under (model, format, transforms)."""
@@ -156,12 +194,16 @@ class ModelCache:
 
     def _make_room(self, wanted: int) -> None:
         while self._held and self.nbytes + wanted > self.most:
-            key, gone = self._held.popitem(last=False)
-            if key[0] == "loaded":  # copies of it are filed under its id, which may be given to another object
-                for k in [k for k in self._held if k[0] == "changed" and k[1] == id(gone.model)]:
-                    del self._held[k]
-            del gone
-            gc.collect()
+            self._let_go(next(iter(self._held)))
+
+    def _let_go(self, key: tuple[Any, ...]) -> None:
+        gone = self._held.pop(key)
+        self._files.pop(key, None)
+        if key[0] == "loaded":  # copies of it are filed under its id, which may be given to another object
+            for k in [k for k in self._held if k[0] == "changed" and k[1] == id(gone.model)]:
+                del self._held[k]
+        del gone
+        gc.collect()
 
 
 def warm_up(model: Any) -> None:

@@ -14,7 +14,7 @@ from llmlab.models.embedding import EmbeddingAndHead
 from llmlab.models.families import FAMILIES, ours, shape_of
 from llmlab.models.feed_forward.gated import GatedFeedForward
 from llmlab.models.formats.linear import Linear
-from llmlab.models.formats.quantized_groups import Matrix, QuantizedGroups, pick_rows, stacked
+from llmlab.models.formats.quantized_groups import Matrix, QuantizedGroups, as_dense, pick_rows, stacked
 from llmlab.models.formats.registry import make_linear
 from llmlab.models.loading.checkpoint import Checkpoint
 from llmlab.models.mixers.attention import Attention
@@ -95,10 +95,17 @@ class Builder:
         )
 
     def embedding(self) -> EmbeddingAndHead:
+        """As transformers ties them (`PreTrainedModel.tie_weights`): a head that is stored and differs is used although
+        the config says tied, and where one of the two is missing, the other serves for both."""
         s = self.shape
-        embed = self.tensor("model.embed_tokens.weight", s.vocab, s.width)
-        tied = self.config.tie_word_embeddings or "lm_head.weight" not in self.names
-        head = None if tied else self.tensor("lm_head.weight", s.vocab, s.width)
+        stored = [n for n in ("model.embed_tokens.weight", "lm_head.weight") if n in self.names]
+        tied = bool(self.config.tie_word_embeddings)
+        if not tied and "lm_head.weight" not in stored:
+            why = "is missing, and config.json does not say that it is tied to the embedding (tie_word_embeddings)"
+            raise Refused("The tensor lm_head.weight", why, "Fetch the model again")
+        names = stored if tied and stored else ("model.embed_tokens.weight", "lm_head.weight")
+        embed, *more = (self.tensor(name, s.vocab, s.width) for name in names)
+        head = more[0] if more and not (tied and torch.equal(as_dense(embed), as_dense(more[0]))) else None
         made = EmbeddingAndHead(embed, head, self.weights).to(self.device)
         if self.copies:
             made.keep_candidate_head()

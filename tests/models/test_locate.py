@@ -79,7 +79,7 @@ def test_every_model_that_cannot_be_used_gets_its_sentence(hub: made.Hub, tmp_pa
     hub.gated.add("a/gated")
     _config(hub, "a/pickled", tmp_path)
     hub.repos["a/pickled"]["pytorch_model.bin"] = hub.repos["a/pickled"].pop("model.safetensors")
-    _config(hub, "a/own-code", tmp_path, auto_map={"AutoModelForCausalLM": "evil.Evil"})
+    _config(hub, "a/own-code", tmp_path, model_type="evil", auto_map={"AutoModelForCausalLM": "evil.Evil"})
     _config(hub, "a/t5", tmp_path, model_type="t5")
     _config(hub, "a/unheard-of", tmp_path, model_type="zzz")
     _config(hub, "a/quantized", tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})

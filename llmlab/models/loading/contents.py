@@ -62,4 +62,3 @@ def stamp_of(path: Path, held: tuple[Path, ...]) -> Stamp:
     if path.is_dir():
         return stamp(counting(path, [str(f.relative_to(path)) for f in held]))
     return stamp(held)
-

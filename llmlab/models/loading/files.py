@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -122,18 +123,42 @@ def weights(entry: str, who: str, read: Callable[[str], str | bytes]) -> Weights
     return Weights(entry, files, owners)
 
 
+def weights_among(folder: Path, names: Iterable[str], who: str, named: Any = None) -> Weights:
+    """As `weights_in`, for a folder that should hold files of these `names`, of which only texts need be there yet."""
+    names = list(names)
+    entry = entry_file(names, who, named, _adapted(folder) if ADAPTER in names else None)
+    return weights(entry, who, lambda name: (folder / name).read_bytes())
+
+
 def weights_in(folder: Path, who: str, named: Any = None) -> Weights:
-    """The files that hold a folder's weights. Raises Refused where they are ambiguous, missing or badly indexed."""
+    """The files that hold a folder's weights. Raises Refused where they are ambiguous, missing or badly indexed.
+
+    `named`: what the config calls `transformers_weights`.
+    """
     try:
         names = [f.name for f in folder.iterdir() if f.is_file()]
     except OSError as e:
         raise Refused(who, f"cannot be read ({type(e).__name__})", "Check the path") from e
-    entry = entry_file(names, who, named, _adapted(folder) if ADAPTER in names else None)
-    found = weights(entry, who, lambda name: (folder / name).read_bytes())
+    found = weights_among(folder, names, who, named)
     for file in found.files:
         if not (folder / file).is_file():
-            raise Refused(f"The file {file[:80]}", f"is missing from {who}, whose {entry} names it", "Fetch it again")
+            raise Refused(
+                f"The file {file[:80]}", f"is missing from {who}, whose {found.entry} names it", "Fetch it again"
+            )
     return found
+
+
+def whole(file: Path) -> bool:
+    """Whether a safetensors file is as long as its header says."""
+    try:
+        with open(file, "rb") as f:
+            (length,) = struct.unpack("<Q", f.read(8))
+            size = file.stat().st_size
+            header = json.loads(f.read(length)) if length < size else {}
+        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, struct.error):
+        return False
+    return bool(size == 8 + length + max(ends, default=0))
 
 
 def _adapted(folder: Path) -> str | None:

@@ -30,3 +30,7 @@ class Found:
 
 class Unreachable(Refused):
     """The Hub does not answer."""
+
+
+class Missing(Refused):
+    """The Hub answers that there is no such repository."""

@@ -84,8 +84,8 @@ def _reader(path: Path) -> Any:
 class GgufFile:
     """A GGUF file, or all parts of a split one, as a Checkpoint. `path` may be any of the parts.
 
-    Raises Refused for what is no GGUF file, is cut short, misses a part, is of an architecture that our decoder does not
-    run, or has metadata that ask for what the lab does not build (`gguf_metadata`).
+    Raises Refused for what is no GGUF file, is cut short, misses a part, is of an architecture that our decoder does
+    not run, or has metadata that ask for what the lab does not build (`gguf_metadata`).
     """
 
     def __init__(self, path: Path) -> None:

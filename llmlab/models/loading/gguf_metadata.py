@@ -18,17 +18,21 @@ from llmlab.errors import Refused
 AGAIN = "Fetch the file again or choose another"
 ELSEWHERE = "Choose the same model as safetensors, or another file"
 FACTORS = {"long": "rope_factors_long.weight", "short": "rope_factors_short.weight"}
-READ = """
+READ = frozenset(
+    """
 context_length embedding_length block_count feed_forward_length vocab_size attention.head_count attention.head_count_kv
 attention.layer_norm_rms_epsilon attention.layer_norm_epsilon attention.key_length attention.value_length
 attention.sliding_window rope.freq_base rope.dimension_count rope.scale_linear rope.scaling.type rope.scaling.factor
 rope.scaling.original_context_length rope.scaling.attn_factor rope.scaling.yarn_log_multiplier
 rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow
-""".split()
-HARMLESS = """
+""".split()  # noqa: SIM905
+)
+HARMLESS = frozenset(
+    """
 tensor_data_layout rope.scaling.finetuned expert_used_count expert_weights_scale expert_weights_norm
 expert_gating_func leading_dense_block_count pooling_type rescale_every_n_layers embedding_length_out
-""".split()
+""".split()  # noqa: SIM905
+)
 """Keys that change nothing where there are no experts, or that say how the file was made."""
 NEUTRAL = {
     "logit_scale": 1.0,
@@ -76,7 +80,7 @@ class Metadata:
             value = value[0]
         if value is None or not isinstance(value, (int, float) if kind is float else kind):
             raise Refused(self.who, f"does not say its {key}", AGAIN)
-        if kind is not str and kind is not bool and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise Refused(self.who, f"gives its {key} as {value}", AGAIN)
         return value
 
