@@ -166,7 +166,11 @@ class ModelCache:
         if not isinstance(source, Folder):
             raise Refused(source.source, "holds a model that our decoder does not run", "Choose it as safetensors")
         with as_transformers_expects(source) as folder:
-            return wrapped.build(str(folder), weights, device)
+            model = wrapped.build(str(folder), weights, device)
+        for p in model.hf.parameters():
+            if p.device.type == "cpu" and p.is_floating_point():
+                p.data = p.data.clone()  # out of the mapped file, which may be written anew while the model runs
+        return model
 
     def transformed(self, loaded: Loaded, stack: Stack, tools: Tools, report: Report | None = None) -> TransformedModel:
         """The stack's weight transforms carried out on a private copy, kept under (model, format, transforms)."""

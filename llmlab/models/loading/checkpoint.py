@@ -45,7 +45,7 @@ class Folder:
         from safetensors import SafetensorError, safe_open
 
         self.config, self.source, self.path = config, source, path
-        self.weights = weights_in(path, f"the folder {path.name}", getattr(config, "transformers_weights", None))
+        self.weights = weights_in(path, f"The folder {path.name}", getattr(config, "transformers_weights", None))
         if self.weights.entry not in (SINGLE, INDEX):
             self.source += f", {self.weights.entry}"
         self._where: dict[str, Any] = {}
@@ -77,7 +77,7 @@ class Folder:
         if name not in self._where:
             raise Refused(f"The tensor {name}", "is missing from the model's files", "Fetch the model again")
         found: Tensor = self._where[name].get_tensor(name)
-        return found
+        return found.clone()  # the file is mapped: whoever writes into it would change the model, or end the process
 
 
 @contextmanager
@@ -95,7 +95,8 @@ def as_transformers_expects(folder: Folder) -> Iterator[Path]:
             "Remove it from the files that the index does not name for it",
         )
     weights = folder.weights
-    whole = weights.entry in (SINGLE, INDEX) and not (folder.path / ADAPTER).exists()
+    named = getattr(folder.config, "transformers_weights", None)
+    whole = weights.entry in (SINGLE, INDEX) and named is None and not (folder.path / ADAPTER).exists()
     if whole and weights.owners:
         whole = isinstance(json.loads((folder.path / weights.entry).read_bytes()).get("metadata"), dict)
     if whole:
@@ -106,6 +107,9 @@ def as_transformers_expects(folder: Folder) -> Iterator[Path]:
         for name in CONFIGS:
             if (folder.path / name).exists():
                 shutil.copyfile(folder.path / name, into / name)
+        config = json.loads((into / "config.json").read_bytes())
+        config.pop("transformers_weights", None)
+        (into / "config.json").write_text(json.dumps(config), encoding="utf-8")
         if weights.owners:
             names = {file: f"shard-{i}.safetensors" for i, file in enumerate(weights.files)}
             owners = {tensor: names[file] for tensor, file in weights.owners.items()}

@@ -105,7 +105,7 @@ def weights(entry: str, who: str, read: Callable[[str], str | bytes]) -> Weights
     """The files behind an entry file; `read` gives an index's text. Raises Refused for an index that is damaged."""
     if not _INDEX.fullmatch(entry):
         return Weights(entry, (entry,), {})
-    damaged = f"The index {entry} of {who}"
+    damaged = f"The index {entry} of {who[:1].lower()}{who[1:]}"
     try:
         value = json.loads(read(entry))
     except (OSError, ValueError, RecursionError) as e:

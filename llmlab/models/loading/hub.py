@@ -94,13 +94,17 @@ def _no_safetensors(at: Repository, files: dict[str, int]) -> Refused:
             "offers no safetensors files, and other formats can run code",
             "Choose another, or one that someone has converted",
         )
-    chosen = at.file if at.file in files else models[0]
+    return as_file(at, models[0], "offers no safetensors files but GGUF, which the lab opens as a file only")
+
+
+def as_file(at: Repository, chosen: str, why: str) -> Refused:
+    """How to fetch one GGUF file of a repository and open it."""
     split = PART.fullmatch(chosen)
     fetched = f"--include '{split['stem']}-*'" if split else f"'{chosen}'"
     revision = f" --revision {at.revision}" if at.revision != "main" else ""
     return Refused(
         f"The model {at.repo}",
-        "offers no safetensors files but GGUF, which the lab opens as a file only",
+        why,
         f"Run `hf download {at.repo} {fetched}{revision} --local-dir models` and give the path models/{chosen}",
     )
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from llmlab.errors import Refused
 from llmlab.models.loading.catalog import MODELS, Entry
 from llmlab.models.loading.contents import read_gguf
-from llmlab.models.loading.environment import restricted
+from llmlab.models.loading.environment import offline, restricted
 from llmlab.models.loading.files import ADAPTER, matching, weights_in
 from llmlab.models.loading.folder import config_of
 from llmlab.models.loading.found import Found, Missing, Unreachable
-from llmlab.models.loading.hub import cached_conversions, complete_snapshot, fetch_from_hub, find_on_hub
+from llmlab.models.loading.hub import as_file, cached_conversions, complete_snapshot, fetch_from_hub, find_on_hub
 from llmlab.models.loading.mirror import fetch_mirror, intact, mirrored_file
 from llmlab.models.loading.progress import Report, quiet
 from llmlab.models.loading.reference import Repository, is_path, local, repository, tidy
@@ -63,16 +63,27 @@ def _nothing(ref: str) -> Refused:
 
 def _find_local(ref: str, path: Path) -> Found:
     """A folder, a GGUF file, or the folder of a file that belongs to a model."""
-    if not path.is_dir() and path.suffix.lower() != ".gguf":
-        owner = path.resolve().parent if (path.parent / "config.json").exists() else None
-        if path.suffix == ".safetensors" or matching([path.name]) or path.name.endswith(".safetensors.index.json"):
-            return _find_beside(ref, path, owner)
-    if path.is_dir():
-        held = None if (path / "config.json").exists() else gguf_in(path)
-        if held is None:
-            return _find_folder(ref, path)
-        path = held
-    return Found(ref, path.stem, "gguf", read_gguf(path).path)
+    try:
+        if path.is_dir():
+            path = _snapshot_in(path)
+            held = None if (path / "config.json").exists() else gguf_in(path)
+            if held is None:
+                return _find_folder(ref, path)
+            path = held
+        elif path.suffix == ".safetensors" or matching([path.name]) or path.name.endswith(".safetensors.index.json"):
+            return _find_beside(ref, path)
+        return Found(ref, path.stem, "gguf", read_gguf(path).path)
+    except OSError as e:
+        raise Refused(str(path)[:200], f"cannot be read ({type(e).__name__})", "Check the path and its rights") from e
+
+
+def _snapshot_in(path: Path) -> Path:
+    """The snapshot in a folder of the Hub's cache (models--owner--name); any other folder is itself."""
+    ref = path / "refs" / "main"
+    if (path / "config.json").exists() or not ref.is_file():
+        return path
+    held = path / "snapshots" / ref.read_text(encoding="utf-8", errors="replace").strip()
+    return held if held.is_dir() else path
 
 
 def _find_folder(ref: str, path: Path) -> Found:
@@ -84,9 +95,10 @@ def _find_folder(ref: str, path: Path) -> Found:
     return Found(ref, who, "folder", path)
 
 
-def _find_beside(ref: str, path: Path, owner: Path | None) -> Found:
+def _find_beside(ref: str, path: Path) -> Found:
     """The model in whose folder a file lies."""
-    if owner is None:
+    owner = path.absolute().parent
+    if not (owner / "config.json").exists():
         raise Refused(
             f"The file {path.name}",
             "is only a part of a model: no config.json lies beside it",
@@ -105,15 +117,25 @@ def _find_beside(ref: str, path: Path, owner: Path | None) -> Found:
 
 def _find_repository(ref: str, at: Repository) -> Found:
     """A Hub model, on this machine already or on the Hub."""
-    if at.file and not at.file.endswith((".gguf", ".safetensors", ".json", ".md", ".jinja", ".txt", ".model")):
+    if at.file.lower().endswith(".gguf"):
+        raise as_file(at, at.file, f"offers {at.file[:60]}, and the lab opens GGUF as a file only")
+    if at.file and ("/" in at.file or "." not in at.file):
         why = f"points at {at.file[:60]}, inside a repository"
         raise Refused(f"The address {ref[:80]!r}", why, f"Write {at.repo}, or download that folder and give its path")
+    found = _in_cache(at, None)
+    if found is None and "/" not in at.repo and offline():
+        raise _nothing(ref)
     try:
-        found = _in_cache(at, None) or find_on_hub(at, None)
+        found = found or find_on_hub(at, None)
     except Missing as e:
         if "/" in at.repo:
             raise
         raise _nothing(ref) from e
+    if at.file.endswith(".safetensors") and found.path is not None:
+        held = found.weights or weights_in(found.path, at.repo).files
+        if at.file not in held:
+            why = f"points at {at.file[:60]}, which is not read from {at.repo}: it opens {held[0]}"
+            raise Refused(f"The address {ref[:80]!r}", why, f"Write {at.repo}")
     return replace(found, ref=ref)
 
 

@@ -55,10 +55,14 @@ def repository(ref: str) -> Repository | None:
         if host.removesuffix(":443").removeprefix("www.") not in SITES and host != own:
             raise Refused(f"The address {ref[:80]!r}", "is not one of the Hugging Face Hub", HOW)
         return _from_parts([unquote(p) for p in site.path.split("/") if p], ref)
-    found = HUB_ID.fullmatch(ref.rstrip("/") if ref.count("/") == 2 and ref.endswith("/") else ref)
+    name, _, tag = ref.partition(":")
+    found = HUB_ID.fullmatch(name.rstrip("/") if name.count("/") == 2 and name.endswith("/") else name)
     if found is None or ".." in ref:
         return None
-    return Repository(found["repo"], found["revision"] or "main")
+    if tag:
+        why = f"asks for the GGUF file {tag[:30]!r} of a repository, and the lab opens GGUF as a file only"
+        raise Refused(f"The name {ref[:80]!r}", why, f"Run `hf download {found['repo']}` and give the file's path")
+    return Repository(found["repo"].removesuffix(".git"), found["revision"] or "main")
 
 
 def _from_parts(parts: list[str], ref: str) -> Repository:
@@ -68,6 +72,8 @@ def _from_parts(parts: list[str], ref: str) -> Repository:
         parts = parts[1:]
     if parts[:1] and parts[0] in ("datasets", "spaces", "docs", "papers", "collections", "blog", "api", "buckets"):
         raise Refused(bad, f"is one of the Hub's {parts[0][:12]}, not of a model", HOW)
+    if parts and ":" in parts[-1] and len(parts) < 3:
+        repository("/".join(parts))  # refuses it
     at = next((i for i, p in enumerate(parts[:3]) if i and p in PAGES), min(len(parts), 2))
     named, rest = parts[:at], parts[at:]
     revision = "main"
@@ -84,7 +90,7 @@ def _from_parts(parts: list[str], ref: str) -> Repository:
     found = HUB_ID.fullmatch("/".join(named) + f"@{revision}")
     if found is None:
         raise Refused(bad, "does not name a model of the Hugging Face Hub", HOW)
-    return Repository(found["repo"], revision, "/".join(rest))
+    return Repository(found["repo"].removesuffix(".git"), revision, "/".join(rest))
 
 
 def local(ref: str) -> Path | None:
