@@ -58,11 +58,11 @@ def test_the_logits_are_those_of_transformers(tmp_path: Path, tied: bool, stored
 def test_a_head_that_nobody_stored_is_refused(tmp_path: Path) -> None:
     """transformers would make one up at random."""
     path = folder(tmp_path, False, "embedding")
-    with pytest.raises(Refused, match="lm_head.weight is missing.*tie_word_embeddings"):
+    with pytest.raises(Refused, match=r"lm_head.weight is missing.*tie_word_embeddings"):
         ModelCache().load(str(path), "dense-fp32", "cpu")
 
 
 def test_an_embedding_that_nobody_stored_is_refused(tmp_path: Path) -> None:
     path = folder(tmp_path, False, "head")
-    with pytest.raises(Refused, match="embed_tokens.weight is missing"):
+    with pytest.raises(Refused, match=r"embed_tokens.weight is missing"):
         ModelCache().load(str(path), "dense-fp32", "cpu")

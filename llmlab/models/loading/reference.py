@@ -127,5 +127,7 @@ def _exists(path: Path) -> bool:
 
 def is_path(ref: str) -> bool:
     """Whether what was written can only be a path."""
+    if ("://" in ref[:12] and not ref.startswith("file:")) or ref.lower().split("/")[0].removeprefix("www.") in SITES:
+        return False
     begins = ref.startswith(("/", "./", "../", "~", ".\\", "..\\", "file:")) or re.match(r"[A-Za-z]:[\\/]", ref)
     return bool(begins) or "\\" in ref or ref.lower().endswith((".gguf", ".safetensors", ".json", ".bin"))
