@@ -139,7 +139,7 @@ def test_a_folder_however_it_is_written(here: Path, spelling: str) -> None:
 def test_a_file_that_the_folder_does_not_read_is_refused(here: Path) -> None:
     folder = made.folder(here / "model")
     shutil.copy(folder / "model.safetensors", folder / "model_ema.safetensors")
-    with pytest.raises(Refused, match="model_ema.safetensors is not read from the folder model, which opens model"):
+    with pytest.raises(Refused, match=r"model_ema.safetensors is not read from the folder model, which opens model"):
         locate.find(str(folder / "model_ema.safetensors"))
     (folder / "config.json").unlink()
     for name in ("model.safetensors", "tokenizer.json"):

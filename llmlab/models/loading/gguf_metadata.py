@@ -110,7 +110,8 @@ class Metadata:
         return value
 
     def refuse(self, key: str, value: object, why: str = "which the lab does not build") -> Refused:
-        return Refused(self.who, f"says {self.architecture}.{key} = {str(value)[:20]}, {why}", ELSEWHERE)
+        said = f"{value:.4g}" if isinstance(value, float) else str(value)[:20]
+        return Refused(self.who, f"says {self.architecture}.{key} = {said}, {why}", ELSEWHERE)
 
     def require_known(self) -> None:
         """Raise Refused for a key that llama.cpp gives a meaning and that nothing here reads, unless it is idle."""
@@ -121,8 +122,9 @@ class Metadata:
             if key == name or key in usual or key not in _defined():
                 continue
             value = self._value(field)
-            idle = not any(value) if isinstance(value, list) else not value or value == NEUTRAL.get(key)
-            if not idle:
+            neutral = NEUTRAL.get(key, False)
+            zero = not any(value) if isinstance(value, list) else not value
+            if value != neutral and (not zero or neutral is True):
                 raise self.refuse(key, value)
 
     def token(self, name: str) -> int | None:
