@@ -123,13 +123,6 @@ def weights(entry: str, who: str, read: Callable[[str], str | bytes]) -> Weights
     return Weights(entry, files, owners)
 
 
-def weights_among(folder: Path, names: Iterable[str], who: str, named: Any = None) -> Weights:
-    """As `weights_in`, for a folder that should hold files of these `names`, of which only texts need be there yet."""
-    names = list(names)
-    entry = entry_file(names, who, named, _adapted(folder) if ADAPTER in names else None)
-    return weights(entry, who, lambda name: (folder / name).read_bytes())
-
-
 def weights_in(folder: Path, who: str, named: Any = None) -> Weights:
     """The files that hold a folder's weights. Raises Refused where they are ambiguous, missing or badly indexed.
 
@@ -139,7 +132,8 @@ def weights_in(folder: Path, who: str, named: Any = None) -> Weights:
         names = [f.name for f in folder.iterdir() if f.is_file()]
     except OSError as e:
         raise Refused(who, f"cannot be read ({type(e).__name__})", "Check the path") from e
-    found = weights_among(folder, names, who, named)
+    entry = entry_file(names, who, named, adapted(folder))
+    found = weights(entry, who, lambda name: (folder / name).read_bytes())
     for file in found.files:
         if not (folder / file).is_file():
             raise Refused(
@@ -161,8 +155,8 @@ def whole(file: Path) -> bool:
     return bool(size == 8 + length + max(ends, default=0))
 
 
-def _adapted(folder: Path) -> str | None:
-    """The model that an adapter says it is for."""
+def adapted(folder: Path) -> str | None:
+    """The model that a folder's adapter says it is for; None where there is no adapter."""
     try:
         value = json.loads((folder / ADAPTER).read_bytes())
     except (OSError, ValueError, RecursionError):

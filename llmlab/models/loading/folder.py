@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,8 @@ def _require_numbers(raw: dict[str, Any], config: Any, who: str) -> None:
     def refused(name: str, value: object) -> Refused:
         return Refused(f"The config.json of {who}", f"gives {name} as {str(value)[:20]}", "Choose another model")
 
-    for name, value in raw.items():
-        if isinstance(value, float) and not math.isfinite(value):
+    for name, value in _numbers(raw):
+        if not math.isfinite(value) or (name == "rope_theta" and value <= 0):
             raise refused(name, value)
     text = config.get_text_config()
     for name in SIZES:
@@ -100,3 +101,15 @@ def _require_numbers(raw: dict[str, Any], config: Any, who: str) -> None:
         numbers = value if isinstance(value, list) else [value]  # some families give one per layer
         if value is not None and not all(isinstance(v, int) and 0 < v <= LARGEST for v in numbers if v is not None):
             raise refused(name, value)
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in a config, with the name that it has there."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _numbers(inner, key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner, name)
+    elif isinstance(value, float) or (isinstance(value, int) and name == "rope_theta"):
+        yield name, value

@@ -18,11 +18,15 @@ from llmlab.models.loading.environment import offline
 from llmlab.models.loading.files import (
     ADAPTER,
     CONFIGS,
+    INDEX,
+    SINGLE,
     TEXTS,
     VOCABULARIES,
     Weights,
+    adapted,
+    entry_file,
     matching,
-    weights_among,
+    weights,
     weights_in,
     whole,
 )
@@ -68,21 +72,27 @@ def find_on_hub(at: Repository, entry: Entry | None) -> Found:
     if missing:
         why = f"names {missing[0][:80]}, which is not in the repository"
         raise Refused(f"The index {held.entry} of {repo}", why, "Choose another model or revision")
-    weights = tuple(dict.fromkeys((held.entry, *held.files)))
-    texts = tuple(f for f in matching(files) if f not in weights)
-    nbytes = sum(files[f] for f in (*texts, *weights))
+    large = tuple(dict.fromkeys((held.entry, *held.files)))
+    texts = tuple(f for f in matching(files) if f not in large)
+    nbytes = sum(files[f] for f in (*texts, *large))
     require_disk(nbytes, folder, who)
-    return Found(repo, repo, "hub", folder, entry, revision, nbytes, repo, texts, weights)
+    return Found(repo, repo, "hub", folder, entry, revision, nbytes, repo, texts, large)
 
 
 def _weights(repo: str, revision: str, files: Iterable[str], entry: Entry | None) -> tuple[Weights, Path]:
-    """Which of a repository's files hold its weights, and the folder with its config and index."""
-    wanted = [f for f in files if f in (*CONFIGS, ADAPTER) or (".safetensors.index." in f and "/" not in f)]
+    """Which of a repository's files hold its weights, and the folder with its config and, where it counts, index."""
+    files, who = list(files), f"The repository {repo}"
+    wanted = [f for f in CONFIGS if f in files]
+    if ADAPTER in files and not {SINGLE, INDEX} & {*files}:
+        wanted.append(ADAPTER)  # to say which model it adapts
     folder = download(repo, revision, wanted, entry, quiet)
-    if ADAPTER in wanted and "config.json" not in wanted:
-        weights_among(folder, files, f"The repository {repo}")
-    named = getattr(config_of(folder, repo), "transformers_weights", None)
-    return weights_among(folder, files, f"The repository {repo}", named), folder
+    base = adapted(folder)
+    if base and "config.json" not in files:
+        entry_file(files, who, base=base)
+    opened = entry_file(files, who, getattr(config_of(folder, repo), "transformers_weights", None), base)
+    if opened.endswith(".json"):
+        download(repo, revision, [opened], entry, quiet)
+    return weights(opened, who, lambda name: (folder / name).read_bytes()), folder
 
 
 def _no_safetensors(at: Repository, files: dict[str, int]) -> Refused:
@@ -225,7 +235,7 @@ def fetch_from_hub(found: Found, report: Report) -> Path:
     texts, folder = found.texts or CONFIGS, found.path
     assert folder is not None
     for file in found.weights:
-        if (folder / file).exists() and not whole(folder / file):
+        if file.endswith(".safetensors") and (folder / file).exists() and not whole(folder / file):
             (folder / file).resolve().unlink(missing_ok=True)
             (folder / file).unlink(missing_ok=True)
     download(found.repo, found.revision, texts, found.entry, quiet)
