@@ -28,6 +28,7 @@ from llmlab.models.loading.files import Stamp
 from llmlab.models.loading.found import Found
 from llmlab.models.loading.loaded import Loaded, stop_tokens
 from llmlab.models.loading.progress import Report
+from llmlab.models.loading.reference import tidy
 from llmlab.models.loading.tokenizers import read_tokenizer
 from llmlab.models.mixers.attention import Attention
 from llmlab.models.wrapped import ABILITIES as WRAPPED
@@ -115,7 +116,7 @@ class ModelCache:
             raise Refused(
                 f"No weight format is called {weights[:20]!r};", "it is unknown", f"Choose {', '.join(FORMATS)}"
             )
-        device = pick_device(device)
+        device, ref = pick_device(device), tidy(ref)
         key = ("loaded", ref, weights, device, copies)
         with self._lock:
             self._forget_changed(ref)

@@ -70,6 +70,7 @@ NUMBERS: list[dict[str, Any]] = [
     {"rms_norm_eps": float("nan")},
     {"rms_norm_eps": "tiny"},
     {"rope_parameters": 7},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 10**400}},
     {"rope_parameters": {"rope_type": "default", "rope_theta": "big"}},
     {"rope_parameters": {"rope_type": "default", "rope_theta": 0}},
 ]

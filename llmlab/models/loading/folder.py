@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,9 +91,9 @@ def _require_numbers(raw: dict[str, Any], config: Any, who: str) -> None:
     def refused(name: str, value: object) -> Refused:
         return Refused(f"The config.json of {who}", f"gives {name} as {str(value)[:20]}", "Choose another model")
 
-    for name, value in _numbers(raw):
-        if not math.isfinite(value) or (name == "rope_theta" and value <= 0):
-            raise refused(name, value)
+    for name, number in _numbers(raw):
+        if not abs(number) < 1e300 or (name == "rope_theta" and number <= 0):
+            raise refused(name, number)
     text = config.get_text_config()
     for name in SIZES:
         value = getattr(text, name, None)
