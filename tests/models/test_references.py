@@ -67,7 +67,7 @@ NOT_READ = {
     "https://huggingface.co/spaces/owner/name": "the Hub's spaces",
     "https://huggingface.co/": "does not name a model",
     "https://github.com/owner/name": "not one of the Hugging Face Hub",
-    "https://huggingface.co.evil.org/owner/name": "not one of the Hugging Face Hub",
+    "https://huggingface.co.evil/owner/name": "not one of the Hugging Face Hub",
     "s3://bucket/model": "begins with s3://",
     "owner/name:Q4_K_M": "asks for the GGUF file 'Q4_K_M'",
     "hf.co/owner/name:Q4_K_M": "asks for the GGUF file 'Q4_K_M'",

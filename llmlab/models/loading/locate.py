@@ -52,13 +52,16 @@ def _nothing(ref: str) -> Refused:
     """Nothing is called so."""
     if is_path(ref) and len(ref) < 500:
         return Refused(f"No file or folder is called {ref[:80]!r};", "it was not found", "Check the path")
-    near = difflib.get_close_matches(ref.lower(), MODELS, 1)
+    near = _near(ref)
     hint = (
-        f"Did you mean {near[0]}"
-        if near
-        else "Give a name from the list, a Hub id (owner/name), a folder or a GGUF file"
+        f"Did you mean {near}" if near else "Give a name from the list, a Hub id (owner/name), a folder or a GGUF file"
     )
     return Refused(f"No model is called {ref[:80]!r};", "it was not found", hint)
+
+
+def _near(ref: str, alike: float = 0.6) -> str | None:
+    """The catalogue model that was probably meant; `alike` (0 to 1) as in difflib."""
+    return next(iter(difflib.get_close_matches(ref.lower(), MODELS, 1, alike)), None)
 
 
 def _find_local(ref: str, path: Path) -> Found:
@@ -123,12 +126,12 @@ def _find_repository(ref: str, at: Repository) -> Found:
         why = f"points at {at.file[:60]}, inside a repository"
         raise Refused(f"The address {ref[:80]!r}", why, f"Write {at.repo}, or download that folder and give its path")
     found = _in_cache(at, None)
-    if found is None and "/" not in at.repo and offline():
+    if found is None and "/" not in at.repo and (offline() or _near(ref, 0.85)):
         raise _nothing(ref)
     try:
         found = found or find_on_hub(at, None)
-    except Missing as e:
-        if "/" in at.repo:
+    except (Missing, Unreachable) as e:
+        if "/" in at.repo or not (isinstance(e, Missing) or _near(ref)):
             raise
         raise _nothing(ref) from e
     if at.file.endswith(".safetensors") and found.path is not None:
