@@ -193,7 +193,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "an index with an empty map": (indexed({"weight_map": {}}), "weight_map"),
     "an index of numbers": (indexed({"weight_map": {"a": 1}}), "weight_map"),
     "an index that is no JSON": (indexed("{"), "it is no JSON"),
-    "an index that leads out": (indexed({"weight_map": {"a": "../x.safetensors"}}), "inside the model's folder"),
+    "an index that leads out": (indexed({"weight_map": {"a": "a/../../x.safetensors"}}), "inside the model's folder"),
     "an index of pickles": (indexed({"weight_map": {"a": "x.bin"}}), "no safetensors file"),
     "two files": (only("one.safetensors", "two.safetensors"), "several files of weights .*model.safetensors"),
     "two variants": (only("model.fp16.safetensors", "model.bf16.safetensors"), "several files of weights"),
