@@ -121,6 +121,8 @@ def reference(name: str, seed: int = 0, gain: float = 1.5) -> Any:
 class StateDict:
     """A transformers model as the checkpoint that `families.build` reads."""
 
+    literal = False
+
     def __init__(self, model: Any) -> None:
         self.config = model.config
         self._tensors: dict[str, Tensor] = {k: v.detach().clone() for k, v in model.state_dict().items()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,27 +19,46 @@ CHUNK = 128
 """Queries of a prompt whose attention weights exist at once."""
 
 
+@dataclass(frozen=True)
+class ScoreRule:
+    """How a model makes its scores, where it differs from q·k/√D. `softcap` c: c·tanh(score/c), before any mask (Gemma
+    2, arXiv 2408.00118); `sinks` (H,): a score per head that takes part in the softmax and stands for no row (GPT-OSS).
+    """
+
+    scale: float | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether a fused kernel, which knows but a scale, computes it."""
+        return self.softcap is None and self.sinks is None
+
+
+PLAIN = ScoreRule()
+
+
 def grouped_query_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
     watch: Callable[[Tensor], None] | None = None,
-    scale: float | None = None,
+    rule: ScoreRule = PLAIN,
     bias: Tensor | None = None,
 ) -> Tensor:
     """q (T, H, D); k, v (KV, S, D); mask (T, S) or (KV, T, S) bool. Returns (T, H·D).
 
     Without a mask the queries are the last T rows and each sees the rows up to its own. `watch` receives the weights
-    (H, T, S) in float32. `scale` is 1/√D unless a model says otherwise. `bias` (S,) is added to every query's scores.
+    (H, T, S) in float32, without what went to sinks. `bias` (S,) is added to every query's scores.
     Grouped queries: Ainslie et al., arXiv 2305.13245.
     """
     T, H, D = q.shape
-    scale = 1 / math.sqrt(D) if scale is None else scale
+    scale = 1 / math.sqrt(D) if rule.scale is None else rule.scale
     KV, S, _ = k.shape
     G = H // KV
     q, wanted = q.to(k.dtype), q.dtype
-    if T > FEW_QUERIES and watch is None and bias is None:
+    if T > FEW_QUERIES and watch is None and bias is None and rule.plain:
         hidden = mask if mask is None or mask.dim() == 2 else mask.repeat_interleave(G, 0)[None]
         if mask is None and T < S:  # the fused kernel counts its causal mask from the first row
             hidden = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
@@ -48,17 +68,28 @@ def grouped_query_attention(
         return y[0].transpose(0, 1).reshape(T, H * D).to(wanted)
     grouped = q.view(T, KV, G, D).permute(1, 2, 0, 3).reshape(KV, G * T, D)
     scores = torch.bmm(grouped, k.transpose(1, 2)).float().view(KV, G, T, S).mul_(scale)
+    if rule.softcap is not None:
+        scores = scores.div_(rule.softcap).tanh_().mul_(rule.softcap)
     if bias is not None:
         scores = scores + bias
     if mask is None and T > 1:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     if mask is not None:
         scores = scores.masked_fill_(~(mask if mask.dim() == 2 else mask[:, None]), -torch.inf)
-    weights = torch.softmax(scores, -1)
+    weights = _weights(scores, rule.sinks)
     if watch is not None:
-        watch(weights.view(H, T, S))
-    y = torch.bmm(weights.view(KV, G * T, S).to(v.dtype), v)  # (KV, G·T, D)
+        watch(weights.reshape(H, T, S))
+    y = torch.bmm(weights.reshape(KV, G * T, S).to(v.dtype), v)  # (KV, G·T, D)
     return y.view(KV, G, T, D).permute(2, 0, 1, 3).reshape(T, H * D).to(wanted)
+
+
+def _weights(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """The softmax of scores (KV, G, T, S), with a sink per head where a model has them."""
+    if sinks is None:
+        return torch.softmax(scores, -1)
+    KV, G, T, _ = scores.shape
+    sink = sinks.float().view(KV, G, 1, 1).expand(KV, G, T, 1)
+    return torch.softmax(torch.cat([scores, sink], -1), -1)[..., :-1]
 
 
 class Scratch:

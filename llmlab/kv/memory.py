@@ -43,6 +43,8 @@ class Memory:
         """`layers`: Rows; a layer that keeps a state has a `LinearState` there, which has no rows to look at."""
         self.layers = layers
         self.next_position = 0
+        self.whole = 0
+        """Tokens that the text had when it was last read from its start: rotations may go by it."""
 
     def rows(self) -> list[int]:
         """Rows held, per layer."""
@@ -109,4 +111,4 @@ class Memory:
         """Forget the sequence; the buffers stay."""
         for layer in self.layers:
             layer.clear()
-        self.next_position = 0
+        self.next_position = self.whole = 0

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llmlab.kv.attention import causal_attention, grouped_query_attention
+from llmlab.kv.attention import PLAIN, ScoreRule, causal_attention, grouped_query_attention
 from llmlab.kv.row_index import resized
 
 BLOCK = 64
@@ -49,7 +49,7 @@ class CacheStorage(Protocol):
         count: int,
         mask: Tensor | None,
         watch: Weights | None,
-        scale: float | None,
+        rule: ScoreRule,
         bias: Tensor | None,
     ) -> Tensor:
         """q (Q, H·G, D) over the first `count` rows; `mask` and the rest as in `grouped_query_attention`."""
@@ -147,17 +147,17 @@ class PlainStorage:
         count: int,
         mask: Tensor | None = None,
         watch: Weights | None = None,
-        scale: float | None = None,
+        rule: ScoreRule = PLAIN,
         bias: Tensor | None = None,
     ) -> Tensor:
-        return grouped_query_attention(q, self.keys(count), self.values(count), mask, watch, scale, bias)
+        return grouped_query_attention(q, self.keys(count), self.values(count), mask, watch, rule, bias)
 
     def attend_selected(
-        self, q: Tensor, rows: Tensor, mask: Tensor | None = None, scale: float | None = None
+        self, q: Tensor, rows: Tensor, mask: Tensor | None = None, rule: ScoreRule = PLAIN
     ) -> Tensor:
         """One query q (1, H·G, D) over just these rows (n,); `mask` (…, 1, n). Returns (1, H·G·D)."""
         k, v = self._k.index_select(1, rows), self._v.index_select(1, rows)
-        return grouped_query_attention(q, k, v, mask, None, scale)
+        return grouped_query_attention(q, k, v, mask, None, rule)
 
     def attend_one(self, q: Tensor, count: int, out: Tensor) -> None:
         """One query's heads, q (H, G, D) times 1/√D, over the first `count` rows, into `out` (H, G, D)."""

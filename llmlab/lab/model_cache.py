@@ -18,7 +18,6 @@ from llmlab.measure.hardware import free_memory, total_memory
 from llmlab.models.building import build as build_decoder
 from llmlab.models.cached import kept_with
 from llmlab.models.capabilities import Capability
-from llmlab.models.families import ours
 from llmlab.models.formats.linear import nbytes
 from llmlab.models.loading import catalog, fit, locate, progress
 from llmlab.models.loading.catalog import FORMATS
@@ -29,10 +28,8 @@ from llmlab.models.loading.found import Found
 from llmlab.models.loading.loaded import Loaded, stop_tokens
 from llmlab.models.loading.progress import Report
 from llmlab.models.loading.reference import tidy
+from llmlab.models.loading.route import WRAPPED_ABILITIES, decoders, route
 from llmlab.models.loading.tokenizers import read_tokenizer
-from llmlab.models.mixers.attention import Attention
-from llmlab.models.wrapped import ABILITIES as WRAPPED
-from llmlab.models.wrapped import FORMATS as WRAPPED_FORMATS
 from llmlab.runtime.roles import WeightTransform
 from llmlab.runtime.session import Session
 from llmlab.runtime.stack import Stack
@@ -90,13 +87,8 @@ class ModelCache:
         """What a model will be able to do, known from its catalogue entry or its config, before a weight is loaded."""
         entry = catalog.MODELS.get(ref)
         if entry is not None:
-            return Attention.capabilities if entry.runs_on == "decoder" else WRAPPED
-        return Attention.capabilities if self._decodes(locate.find(ref)) else WRAPPED
-
-    @staticmethod
-    def _decodes(found: Found) -> bool:
-        """Whether our own decoder runs it, rather than transformers."""
-        return found.entry.runs_on == "decoder" if found.entry else ours(read_config(found))
+            return decoders(None).abilities if entry.runs_on == "decoder" else WRAPPED_ABILITIES
+        return route(locate.find(ref)).abilities
 
     def load(
         self,
@@ -137,14 +129,13 @@ class ModelCache:
         found = locate.find(ref)
         size = found.entry.size if found.entry else fit.size_of(read_config(found))
         self._make_room(fit.weight_bytes(size, weights))
-        free, decodes = free_memory(device), self._decodes(found)
+        free = free_memory(device)
         # What does not fit a GPU is spread over it and the processor's memory by accelerate.
         spread = device.startswith("cuda") and found.kind != "gguf" and not fit.fit(size, weights, rows, free).fits
         if spread:
             free += free_memory()
-        formats = FORMATS if decodes else WRAPPED_FORMATS
-        fit.require_fit(size, weights, rows, free, found.name, formats, catalog.open_sizes())
-        found = locate.fetch(found, tell)
+        found = self._fetched(found, weights, size, rows, free, tell)
+        decodes = route(found).decodes
         tell("Loading the tokenizer", 0, 0)
         source = checkpoint(found)
         files = Files.of(found, source)  # before anything is read: what is saved meanwhile is read the next time
@@ -162,16 +153,26 @@ class ModelCache:
     @staticmethod
     def _wrapped(source: Checkpoint, weights: str, device: str) -> Any:
         """The model as transformers runs it, from the files that our own decoder would read."""
-        from llmlab.models import wrapped
+        from llmlab.models.wrapped.loading import build
 
-        if not isinstance(source, Folder):
-            raise Refused(source.source, "holds a model that our decoder does not run", "Choose it as safetensors")
+        assert isinstance(source, Folder)
         with as_transformers_expects(source) as folder:
-            model = wrapped.build(str(folder), weights, device)
+            model = build(str(folder), source.config, weights, device)
         for p in model.hf.parameters():
             if p.device.type == "cpu" and p.is_floating_point():
                 p.data = p.data.clone()  # out of the mapped file, which may be written anew while the model runs
         return model
+
+    @staticmethod
+    def _fetched(found: Found, weights: str, size: fit.Size, rows: int, free: int, tell: Report) -> Found:
+        """The model on this machine, after every check that needs no weights. Raises Refused."""
+        formats = found.entry.formats if found.entry else route(found).formats
+        fit.require_fit(size, weights, rows, free, found.name, formats, catalog.open_sizes())
+        if weights not in formats:
+            raise Refused(
+                f"The {weights} format", f"needs our own decoder, which does not run {found.name}", "Choose nf4"
+            )
+        return locate.fetch(found, tell)
 
     def transformed(self, loaded: Loaded, stack: Stack, tools: Tools, report: Report | None = None) -> TransformedModel:
         """The stack's weight transforms carried out on a private copy, kept under (model, format, transforms)."""

@@ -30,6 +30,7 @@ from llmlab.models.kernels.cpu_prefill import CpuPrefill
 from llmlab.models.kernels.reference import Reference
 from llmlab.models.norm import Norm
 from llmlab.models.result import ForwardResult, PlanResult
+from llmlab.models.rope import Rotary
 from llmlab.models.shape import Shape
 from llmlab.models.version import Version
 
@@ -49,8 +50,6 @@ class Decoder(nn.Module):
     """A decoder-only transformer with its weights in one of the formats of `formats`; its layers are `Block`s."""
 
     layers: Blocks
-    angles: Tensor
-    """(D/2,) float32: how far each pair turns per position."""
 
     def __init__(
         self,
@@ -58,21 +57,18 @@ class Decoder(nn.Module):
         embedding: EmbeddingAndHead,
         layers: list[Block],
         norm: Norm,
-        rotations: Tensor,
+        rotary: Rotary,
         weights: str,
     ) -> None:
-        """rotations (D/2,) float32: the angle per position of each pair; see `families` for scaled variants."""
         super().__init__()
         self.shape, self.weights, self.fast = shape, weights, True
         self.version = Version()
         self.embedding, self.layers, self.norm = embedding, Blocks(layers), norm
-        self.register_buffer("angles", rotations.float())
-        self.rotation_scale = 1.0
-        self._rotations: Tensor | None = None
+        self.rotary = rotary
         self._bound = BoundBlocks(self.version)
         self._workspaces: OrderedDict[int, DecodeWorkspace] = OrderedDict()
         self._graph_step: cuda_graph.CudaGraphStep | None = None
-        self.graphs = self.device.type == "cuda"
+        self.graphs = self.device.type == "cuda" and rotary.rule is None
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -91,7 +87,8 @@ class Decoder(nn.Module):
     @property
     def capabilities(self) -> frozenset[Capability]:
         """What techniques may do with it: what every one of its layers allows."""
-        return frozenset(Capability).intersection(*(block.mixer.capabilities for block in self.layers))
+        able = frozenset(Capability).intersection(*(block.mixer.capabilities for block in self.layers))
+        return able if self.rotary.rule is None else able - {Capability.ROTARY}
 
     @property
     def context(self) -> int:
@@ -145,9 +142,7 @@ class Decoder(nn.Module):
         return self._twin([block.mapped(make) for block in self.layers])
 
     def _twin(self, layers: list[Block]) -> Decoder:
-        twin = Decoder(self.shape, self.embedding, layers, self.norm, self.angles, self.weights)
-        twin.rotation_scale = self.rotation_scale
-        return twin.eval()
+        return Decoder(self.shape, self.embedding, layers, self.norm, self.rotary, self.weights).eval()
 
     def memory(self) -> Memory:
         """An empty memory for one sequence: float32, or bfloat16 beside dense bfloat16 weights on a GPU."""
@@ -167,26 +162,22 @@ class Decoder(nn.Module):
 
     # Rotations ----------------------------------------------------------------------------------------------------
 
-    def rotations_at(self, positions: Tensor) -> Tensor:
-        """positions (…,) to unit rotations (…, D/2) complex."""
-        highest = int(positions.max()) + 1 if positions.numel() else 1
-        return self._rotation_table(highest)[positions]
-
-    def _rotation_table(self, highest: int) -> Tensor:
-        """(positions, D/2) complex: the rotations of the positions below at least `highest`."""
-        table = self._rotations
-        if table is None or table.shape[0] < highest or table.device != self.device:
-            n = min(max(1024, 2 * highest), max(self.shape.context, highest))
-            angle = torch.arange(n, device=self.device, dtype=torch.float32)[:, None] * self.angles
-            table = self._rotations = torch.polar(torch.full_like(angle, self.rotation_scale), angle)
-        return table
+    @property
+    def rereads_at(self) -> int | None:
+        """How long a text may grow before it has to be read anew, because its rotations change; None: as it likes."""
+        rule = self.rotary.rule
+        return rule.limit if rule and rule.rereads else None
 
     def _rotation(self, batch: Batch) -> Tensor:
+        """(N, 1, D/2) complex."""
         firsts = [span.first for span in batch.spans]
+        if self.rotary.rule is not None:
+            parts = [self.rotary.at(batch.positions[s.start : s.stop], s.memory.whole) for s in batch.spans]
+            return torch.cat(parts)[:, None, :]
         if len(firsts) == 1 and firsts[0] is not None:
             end = firsts[0] + len(batch.positions)
-            return self._rotation_table(end)[firsts[0] : end, None, :]
-        return self.rotations_at(batch.positions)[:, None, :]
+            return self.rotary.table(end)[firsts[0] : end, None, :]
+        return self.rotary.at(batch.positions)[:, None, :]
 
     # Passes -------------------------------------------------------------------------------------------------------
 
@@ -283,7 +274,7 @@ class Decoder(nn.Module):
         held = span.memory.layers[0].count
         for rows in span.memory.layers:
             rows.reclaim(range(span.first, span.first + 1))
-        rotations, signature = self._rotation_table(span.first + 1), (best, self.version.count)
+        rotations, signature = self.rotary.table(span.first + 1), (best, self.version.count)
         if self._graph_step is None or self._graph_step.stale(span.memory, rotations, signature):
             self._graph_step = cuda_graph.CudaGraphStep(
                 list(self.layers), self.embedding, partial(self.head, best=best), rotations, span.memory, signature

@@ -114,6 +114,7 @@ class Session:
             )
         self.tokens, self._embeddings = list(given.ids), given.embeddings
         self.uncached = len(self.tokens) - cached
+        self.memory.whole = len(self.tokens)
 
     @property
     def unread(self) -> int:
@@ -162,15 +163,38 @@ class Session:
         held = self.memory.rewind(min(same, len(tokens) - 1, self.memory.next_position))
         self.tokens = list(tokens)
         self.uncached = len(tokens) - held
-        while self.uncached > PIECE:
-            at = len(tokens) - self.uncached
-            piece = self._piece(tokens[at : at + PIECE], None, 0, None)
+        if not held:
+            self.memory.whole = len(tokens)
+        self._read_down_to(PIECE)
+
+    def _read_down_to(self, most: int) -> None:
+        """Read tokens in pieces until at most so many are uncached."""
+        while self.uncached > most:
+            piece = self.prefill_piece()
             self.prefilled(piece, forward_pieces(self.model, [piece], None)[0])
+
+    def _reread(self) -> None:
+        """Read the text anew where it has outgrown the rotations that its rows were given; see `LengthRule`.
+
+        A pass never crosses that line, as drafts are clipped there, so this happens at the same token whatever drafts.
+        """
+        limit = self.model.rereads_at
+        if limit is None or self.speculating or self.memory.whole > limit or len(self.tokens) <= limit:
+            return
+        fresh, states = self.uncached - 1, self._states
+        self.memory.clear()
+        self.memory.whole = self.uncached = len(self.tokens)
+        self._states = []
+        self._read_down_to(1)
+        if self.taps and fresh:  # states of the other tokens have been handed out
+            states = [*states, torch.cat(self._states)[-fresh:]]
+        self._states = states
 
     # Passes ---------------------------------------------------------------------------------------------------------
 
     def decode_piece(self, draft: Draft) -> Piece:
         """What a pass over the uncached tokens and a draft reads; marks where the memory is now."""
+        self._reread()
         tokens = self.tokens[len(self.tokens) - self.uncached :]
         visible, offsets = None, None
         if not draft.is_chain:
@@ -282,6 +306,9 @@ class Session:
 
     def _depth_to_eviction(self) -> int:
         free: int = self.model.context - self.memory.next_position - 1
+        limit = self.model.rereads_at
+        if limit is not None and self.memory.whole <= limit and len(self.tokens) <= limit:
+            free = min(free, limit - len(self.tokens))
         if self.policy:
             budget, slack = self.policy.budget_and_slack()
             free = min(free, budget + slack - self.memory.longest - 1)
@@ -309,7 +336,7 @@ class Session:
         """Give a layer's rows the positions 0, 1, 2, …, turning the keys accordingly; the next token follows on."""
         old = rows.positions
         new = torch.arange(rows.count, device=old.device)
-        turn = (new - old).float()[..., None] * self.model.angles  # (H, S, D/2)
+        turn = (new - old).float()[..., None] * self.model.rotary.angles  # (H, S, D/2)
         rows.reposition(new, torch.polar(torch.ones_like(turn), turn))
         self.memory.next_position = rows.count
 

@@ -7,6 +7,7 @@ layer. Shapes: B texts, T tokens, E width, H heads, KV key-value heads, D head s
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from dataclasses import replace
@@ -72,7 +73,7 @@ class Layer(nn.Module):
         )
         # In a list, because what it shares with the model is no part of the layer.
         self._decoders = [
-            Decoder(shape, model.embedding, [self.block], self.norm_out, model.angles.cpu(), "dense-fp32")
+            Decoder(shape, model.embedding, [self.block], self.norm_out, copy.deepcopy(model.rotary).cpu(), "dense-fp32")
         ]
         self._decoders[0].fast = False
 

@@ -441,13 +441,13 @@ def repositioned_rows(model: Decoder, policy: Any, tokens: Tokens) -> float:
         for rows, old in zip(memory.layers, pure, strict=True):
             if kept:
                 k = torch.stack([old[i][0] for i in kept], 1)
-                turn = model.rotations_at(torch.arange(slot))
+                turn = model.rotary.at(torch.arange(slot))
                 k = torch.view_as_real(torch.view_as_complex(k.unflatten(-1, (-1, 2))) * turn).flatten(-2)
                 rows.append(torch.stack([k, torch.stack([old[i][1] for i in kept], 1)]), torch.arange(slot))
         want = model.forward(Batch(torch.tensor([token]), torch.tensor([slot]), [Span(0, 1, memory)])).logits[0]
         worst = max(worst, float((got - want).abs().max() / want.std()))
         for rows, old in zip(memory.layers, pure, strict=True):
-            back = 1 / model.rotations_at(torch.tensor([slot]))
+            back = 1 / model.rotary.at(torch.tensor([slot]))
             pairs = torch.view_as_complex(rows.k[:, -1].clone().unflatten(-1, (-1, 2)))
             old.append((torch.view_as_real(pairs * back).flatten(-2), rows.v[:, -1].clone()))
         kept.append(t)

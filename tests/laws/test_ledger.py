@@ -61,11 +61,11 @@ def balance(stack: Stack, weights: str = "dense-fp32") -> tuple[int, int]:
             if passes == 10:
                 break
     assert weight_bytes == model.nbytes + auxiliary
-    known = found(model.embedding, model.layers, model.norm, model.angles, model._rotations, model._bound)
+    known = found(model.embedding, model.layers, model.norm, model.rotary, model._bound)
     beside = {at: n for at, n in found(tools._partners, tools._held).items() if at not in known}
     for decoder in laws.decoders(tools._partners, tools._held):  # buffers of passes belong to no run
-        own = found(decoder.layers, decoder.embedding, decoder.norm, decoder.angles)
-        for at in found(decoder._workspaces, decoder._rotations, decoder._bound, model._workspaces).keys() - own.keys():
+        own = found(decoder.layers, decoder.embedding, decoder.norm)
+        for at in found(decoder._workspaces, decoder.rotary, decoder._bound, model._workspaces).keys() - own.keys():
             beside.pop(at, None)
     run.close()
     return auxiliary, sum(beside.values())

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from llmlab.errors import Refused
-from llmlab.models import wrapped
+from llmlab.models.loading.folder import config_of
+from llmlab.models.loading.route import WRAPPED_ABILITIES
 from llmlab.models.batch import Batch, Span
 from llmlab.models.capabilities import Capability
-from llmlab.models.wrapped import Wrapped
+from llmlab.models.wrapped.loading import build
+from llmlab.models.wrapped.model import Wrapped
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.technique import make, registry
 from llmlab.runtime.tools import Tools
@@ -33,7 +35,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def models(folders: Path) -> dict[str, Wrapped]:
-    return {family: wrapped.build(str(folders / family), "dense-fp32", "cpu") for family in (*tiny.WRAPPED, "llama")}
+    return {family: load(folders / family) for family in (*tiny.WRAPPED, "llama")}
+
+
+def load(folder: Path, weights: str = "dense-fp32") -> Wrapped:
+    return build(str(folder), config_of(folder, folder.name), weights, "cpu")
 
 
 @pytest.fixture(params=tiny.WRAPPED)
@@ -100,7 +106,7 @@ def test_bytes_and_shapes(models: dict[str, Wrapped], family: str) -> None:
 def test_a_technique_runs_or_is_refused(models: dict[str, Wrapped], family: str, id: str) -> None:
     model, stack = models[family], laws.alone(id)
     tools = Tools(None, lambda name: model, tiny.text(100))
-    refused = [a for t in stack for a in t.required() if a not in wrapped.ABILITIES]
+    refused = [a for t in stack for a in t.required() if a not in WRAPPED_ABILITIES]
     if refused:
         with pytest.raises(Refused, match="needs"):
             laws.text(model, TOKENS[:20], 6, stack, tools=tools)
@@ -109,12 +115,12 @@ def test_a_technique_runs_or_is_refused(models: dict[str, Wrapped], family: str,
 
 
 def test_abilities_are_what_they_say() -> None:
-    assert {Capability.LAYERS, Capability.WEIGHTS, Capability.ROTARY}.isdisjoint(wrapped.ABILITIES)
+    assert {Capability.LAYERS, Capability.WEIGHTS, Capability.ROTARY}.isdisjoint(WRAPPED_ABILITIES)
 
 
 def test_a_format_that_only_our_decoder_has_is_refused(folders: Path) -> None:
     with pytest.raises(Refused, match="needs our own decoder"):
-        wrapped.build(str(folders / "gpt2"), "int4", "cpu")
+        load(folders / "gpt2", "int4")
 
 
 def test_skipping_layers_is_refused(models: dict[str, Wrapped]) -> None:

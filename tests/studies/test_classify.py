@@ -282,7 +282,7 @@ def test_dropped_tokens_are_as_if_they_had_never_been_above() -> None:
     assert (kept[0], kept[-1]) == (0, 19)
     h = taps.stacked()[kept, 0]
     batch = Batch(torch.tensor(ids)[kept], kept, [Span(0, 10, model.memory())])
-    batch.rotation = model.rotations_at(kept)[:, None, :]
+    batch.rotation = model.rotary.at(kept)[:, None, :]
     for block in list(model.layers)[2:]:
         h = block(h, batch)
     assert torch.allclose(depth.states[-1][0], h[-1], atol=1e-3)
@@ -308,13 +308,13 @@ def test_waiting_tokens_wait_as_they_left() -> None:
     kept = depth.kept[1][0]
     h = taps.stacked()[:, 0]
     batch = Batch(torch.tensor(ids)[kept], kept, [Span(0, len(kept), model.memory())])
-    batch.rotation = model.rotations_at(kept)[:, None, :]
+    batch.rotation = model.rotary.at(kept)[:, None, :]
     alive = h[kept]
     for block in list(model.layers)[1:3]:
         alive = block(alive, batch)
     h[kept] = alive
     whole = classify.batch_of(model, [ids])
-    whole.rotation = model.rotations_at(whole.positions)[:, None, :]
+    whole.rotation = model.rotary.at(whole.positions)[:, None, :]
     assert torch.allclose(depth.states[-1][0], model.layers[3](h, whole)[-1], atol=1e-3)
 
 

@@ -67,7 +67,7 @@ def by_hand(model: Decoder, prompt: list[int], limit: int, after: int) -> list[i
         h = model.embedding.lookup(torch.tensor(session.tokens[-1:]))
         at = torch.tensor([session.memory.next_position])
         batch = laws.Batch(torch.tensor(session.tokens[-1:]), at, [laws.Span(0, 1, session.memory)])
-        batch.rotation = model.rotations_at(at)[:, None, :]
+        batch.rotation = model.rotary.at(at)[:, None, :]
         for block in model.layers[:after]:
             h = block(h, batch)
         token = int(model.embedding.logits(model.norm(h))[0].argmax())

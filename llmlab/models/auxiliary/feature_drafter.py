@@ -51,7 +51,7 @@ class FeatureDrafter:
             Norm(put["norm_feed"], eps),
             GatedFeedForward(matrix["gate_up"], matrix["down"]),
         )
-        self.decoder = Decoder(s, model.embedding, [block], Norm(put["norm_out"], eps), model.angles, weights)
+        self.decoder = Decoder(s, model.embedding, [block], Norm(put["norm_out"], eps), model.rotary, weights)
         self.fuse, self.join = matrix["fuse"], matrix["join"]
         self.norm_taps, self.norm_state, self.norm_token = put["norm_taps"], put["norm_state"], put["norm_token"]
         self.head = model.short_head(self.shortlist)

@@ -25,6 +25,9 @@ FORMATS: dict[str, Callable[[Matrix, Tensor | None], Linear]] = {
     "bnb-int8": BnbInt8,
 }
 
+WRAPPED_FORMATS = ("dense-fp32", "dense-bf16", "nf4", "bnb-int8")
+"""Those that models can have that transformers runs."""
+
 
 def make_linear(weight: Matrix, weights: str, bias: Tensor | None = None) -> Linear:
     """A matrix (M, K) in the format called `weights`. Refused for an unknown format or an unsuitable size."""

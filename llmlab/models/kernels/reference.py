@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmlab.kv.attention import CHUNK
+from llmlab.kv.attention import CHUNK, PLAIN, ScoreRule
 from llmlab.kv.rows import Rows
 from llmlab.models.batch import Batch, Pattern, Span, selected
 
@@ -31,10 +31,18 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 def attention(
-    q: Tensor, rows: Rows, positions: Tensor, span: Span, layer: int, window: int | None, scale: float | None = None
+    q: Tensor,
+    rows: Rows,
+    positions: Tensor,
+    span: Span,
+    layer: int,
+    patterns: Sequence[Pattern],
+    rule: ScoreRule = PLAIN,
 ) -> Tensor:
-    """Attention of a span's T newest tokens, q (T, H, D), over the rows of one layer that they may see; (T, H·D)."""
-    patterns = span.all_patterns(window)
+    """Attention of a span's T newest tokens, q (T, H, D), over the rows of one layer that they may see; (T, H·D).
+
+    `patterns`: the span's own and the layer's.
+    """
     T, S, attend = q.shape[0], rows.count, rows.storage.attend
     watch = None if span.watch is None else _bound(span.watch, layer)
     if (
@@ -43,16 +51,16 @@ def attention(
         and (chosen := selected(patterns, int(positions[0]), rows.positions, layer)) is not None
     ):
         mask = _mask(rows, positions, None, patterns, layer, 0, 1)
-        return rows.storage.attend_selected(q, chosen, None if mask is None else mask[..., chosen], scale)
+        return rows.storage.attend_selected(q, chosen, None if mask is None else mask[..., chosen], rule)
     if T <= CHUNK or watch is None:
         mask = _mask(rows, positions, span.visible, patterns, layer, 0, T)
-        return attend(q, S, mask, watch, scale, span.bias)
+        return attend(q, S, mask, watch, rule, span.bias)
     pieces = []
     for a in range(0, T, CHUNK):  # the weights of all queries at once would not fit in memory
         b = min(a + CHUNK, T)
         mask, end = _mask(rows, positions, span.visible, patterns, layer, a, b), S - T + b
         bias = None if span.bias is None else span.bias[:end]
-        pieces.append(attend(q[a:b], end, mask, watch, scale, bias))
+        pieces.append(attend(q[a:b], end, mask, watch, rule, bias))
     return torch.cat(pieces)
 
 

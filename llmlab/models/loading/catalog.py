@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmlab.models.formats.registry import FORMATS as LINEARS
+from llmlab.models.formats.registry import WRAPPED_FORMATS
 from llmlab.models.loading.fit import Size
-from llmlab.models.wrapped import FORMATS as WRAPPED
 
 FORMATS = tuple(LINEARS)
 
@@ -46,7 +46,7 @@ class Entry:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        return FORMATS if self.runs_on == "decoder" else WRAPPED
+        return FORMATS if self.runs_on == "decoder" else WRAPPED_FORMATS
 
 
 def _size(

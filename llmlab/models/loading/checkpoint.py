@@ -27,6 +27,8 @@ class Checkpoint(Protocol):
 
     source: str
     """Where the weights come from, in words for the page."""
+    literal: bool
+    """Whether its tensors and figures alone say what the model is, as in GGUF files, and not transformers' code."""
 
     def names(self) -> Iterable[str]: ...
 
@@ -40,6 +42,8 @@ class Folder:
     the file that the index names counts. Raises Refused where no file or several might be meant, where a file is
     damaged or missing, and where a shard lacks a tensor that the index promises.
     """
+
+    literal = False
 
     def __init__(self, path: Path, config: Any, source: str) -> None:
         from safetensors import SafetensorError, safe_open

@@ -9,6 +9,7 @@ from typing import Any
 from llmlab.errors import Refused
 from llmlab.kv.storage import MIRROR_FROM
 from llmlab.models.formats.registry import FORMATS
+from llmlab.models.rope import context_of
 
 BITS = {"dense-fp32": 32.0, "dense-bf16": 16.0, "int8": 8.1, "int4": 5.0, "nf4": 4.5, "bnb-int8": 8.1}
 """Bits that a weight takes in the matrices; the low-bit formats keep embedding and head at 8 bits."""
@@ -55,15 +56,23 @@ def size_of(config: Any) -> Size:
     embeddings = {
         id(t.weight): t.weight.numel() for t in (model.get_input_embeddings(), model.get_output_embeddings()) if t
     }
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    heads = figure(text, "num_key_value_heads") or text.num_attention_heads
+    head_size = figure(text, "head_dim") or text.hidden_size // text.num_attention_heads
     return Size(
         sum(p.numel() for p in model.parameters()),
         sum(embeddings.values()),
         text.num_hidden_layers,
         2 * heads * head_size,
-        getattr(text, "max_position_embeddings", None) or 2048,
+        context_of(text),
     )
+
+
+def figure(config: Any, name: str) -> Any:
+    """A config's figure, or None; of one that differs from layer to layer, the one that most layers have."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # transformers refuses to name one where layers differ
+        return config.to_dict().get(name)
 
 
 def weight_bytes(size: Size, weights: str) -> int:

@@ -88,6 +88,8 @@ class GgufFile:
     not run, or has metadata that ask for what the lab does not build (`gguf_metadata`).
     """
 
+    literal = True
+
     def __init__(self, path: Path) -> None:
         self.parts = parts_of(path)
         self.path = self.parts[0]

@@ -65,7 +65,7 @@ class Attention(Versioned):
             rows = span.memory.layers[layer]
             rows.append(kv[:, :, at], span.order(batch))
             if not kv_only:
-                seen.append(attention(q[at], rows, batch.positions[at], span, layer, self.window))
+                seen.append(attention(q[at], rows, batch.positions[at], span, layer, span.all_patterns(self.window)))
         return None if kv_only else self.out(seen[0] if len(seen) == 1 else torch.cat(seen))
 
     def flops(self, rows: int) -> float:

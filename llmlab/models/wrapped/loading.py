@@ -1,0 +1,80 @@
+"""A transformers model from a folder of safetensors, in one of the formats that it can have there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from llmlab.errors import Refused
+from llmlab.models.formats.registry import WRAPPED_FORMATS
+from llmlab.models.wrapped.admission import admission
+from llmlab.models.wrapped.model import Wrapped
+from llmlab.models.wrapped.referee import Difference, difference, plain_logits, some_tokens
+from llmlab.models.wrapped.seams import Unsuited
+
+SHORT = 24
+"""Tokens that a model with its own weights is checked on."""
+LOOSE = 0.5
+"""Largest difference below float32, in spreads of the logits: there a pass of another width rounds otherwise."""
+
+
+def build(path: str, config: Any, weights: str, device: str) -> Wrapped:
+    """A Wrapped model. Raises Refused for an architecture that does not run, a format that only our decoder has,
+    weights that the model does not use or lacks, and a model that says something else in pieces than in one pass."""
+    verdict = admission(config)
+    verdict.require(config)
+    if weights not in WRAPPED_FORMATS:
+        raise Refused(f"The {weights} format", "needs our own decoder, which does not run this model", "Choose nf4")
+    model = _loaded(path, weights, device)
+    tokens = some_tokens(int(model.get_input_embeddings().weight.shape[0]), SHORT)
+    try:
+        want = plain_logits(model, tokens)
+        wrapped = Wrapped(model, weights, verdict.kind, verdict.positioned)
+        found = difference(wrapped, tokens, want, 1e-3 if weights == "dense-fp32" else LOOSE)
+    except Unsuited as e:
+        raise Refused("This model", str(e), "Choose another model") from e
+    if found is not None and not _rounding(found, weights):
+        raise Refused("This model", str(found), "Choose another model")
+    return wrapped
+
+
+def _rounding(found: Difference, weights: str) -> bool:
+    """Whether a difference is that of single tokens, as where a mixture of experts chooses another one."""
+    return weights != "dense-fp32" and found.share < 0.25
+
+
+def _loaded(path: str, weights: str, device: str) -> Any:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    kinds: dict[str, dict[str, Any]] = {
+        "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        "bnb-int8": {"load_in_8bit": True},
+    }
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=torch.float32 if weights == "dense-fp32" else torch.bfloat16,
+        attn_implementation="eager",
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        # accelerate fills the first device and offloads what is left over, so a model larger than a GPU still runs.
+        device_map="auto" if device.startswith("cuda") else {"": device},
+        quantization_config=BitsAndBytesConfig(**kinds[weights]) if weights in kinds else None,
+    )
+    _require_complete(info)
+    return model
+
+
+def _require_complete(info: Any) -> None:
+    """Raises Refused for tensors that were not read, are missing or have another shape than the config says."""
+    for key, why in (
+        ("unexpected_keys", "is in the files and would not be read, so the text would be wrong"),
+        ("missing_keys", "is missing from the model's files, and would be random"),
+        ("mismatched_keys", "has another shape than the config says"),
+    ):
+        names = sorted(str(n[0] if isinstance(n, tuple) else n) for n in info.get(key, ()))
+        if names:
+            rest = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise Refused(f"The tensor {names[0]}{rest}", why, "Fetch the model again or choose another")
