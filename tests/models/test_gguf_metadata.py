@@ -222,12 +222,43 @@ def test_biases_are_visible_in_transformers_order(tmp_path: Path, architecture: 
     assert getattr(file.config, "attention_bias", False) == (architecture != "qwen2")
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_biases_count(tmp_path: Path, architecture: str) -> None:
+    model = reference(architecture, **({} if architecture == "qwen2" else {"attention_bias": True}))
+    assert same(write(tmp_path / "a.gguf", model, architecture), model)
+
+
+@pytest.mark.parametrize("original", [16, 64])
+def test_longrope_counts_below_and_above_its_limit(tmp_path: Path, original: int) -> None:
+    long, short = [1.0 + i for i in range(8)], [1.0 + 0.1 * i for i in range(8)]
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "attention_factor": 1.25}
+    rope |= {"long_factor": long, "short_factor": short, "original_max_position_embeddings": original}
+    model = reference(rope_parameters=rope)
+
+    def keys(w: gguf.GGUFWriter) -> None:
+        w.add_rope_scaling_orig_ctx_len(original)
+        w.add_rope_scaling_attn_factors(1.25)
+
+    assert same(write(tmp_path / "a.gguf", model, "llama", keys, {LONG: long, SHORT: short}), model)
+
+
+def test_half_a_head_turned_changes_the_text(tmp_path: Path) -> None:
+    """Pairs are those of the first half, which turn by the angles of a head of that size; the rest stays."""
+    model = reference("qwen2")
+    path = write(tmp_path / "a.gguf", model, "qwen2", lambda w: w.add_rope_dimension_count(8))
+    angles = build(GgufFile(path), "dense-fp32").rotary.angles
+    assert torch.allclose(angles[:4], 10000.0 ** -(torch.arange(0, 8, 2) / 8))
+    assert not angles[4:].any()
+
+
 def test_tensors_that_no_family_has_keep_their_own_name(tmp_path: Path) -> None:
     more = {"blk.0.attn_sinks.weight": [1.0, 2.0], "blk.1.attn_rot_embd.weight": [1.0], "cls.weight": [3.0]}
     file = GgufFile(write(tmp_path / "a.gguf", reference(), tensors=more))
     assert {"blk.0.attn_sinks.weight", "cls.weight"} <= set(file.names())
     assert "blk.1.attn_rot_embd.weight" not in file.names(), "llama.cpp skips it too"
     assert torch.equal(torch.as_tensor(file.get("blk.0.attn_sinks.weight")), torch.tensor([1.0, 2.0]))
+    with pytest.raises(Refused, match=r"blk.0.attn_sinks.weight.*would not be read"):
+        build(file, "dense-fp32")
 
 
 LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
