@@ -142,7 +142,8 @@ class Builder:
             raise Refused("The tensor lm_head.weight", why, "Fetch the model again")
         names = stored if tied and stored else ("model.embed_tokens.weight", "lm_head.weight")
         embed, *more = (self.tensor(name, s.vocab, s.width) for name in names)
-        head = more[0] if more and not (tied and torch.equal(as_dense(embed).float(), as_dense(more[0]).float())) else None
+        alike = tied and (not more or torch.equal(as_dense(embed).float(), as_dense(more[0]).float()))
+        head = None if alike else more[0]
         made = EmbeddingAndHead(embed, head, self.weights).to(self.device)
         if self.copies:
             made.keep_candidate_head()
