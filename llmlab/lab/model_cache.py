@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +21,13 @@ from llmlab.models.capabilities import Capability
 from llmlab.models.formats.linear import nbytes
 from llmlab.models.loading import catalog, fit, locate, progress
 from llmlab.models.loading.catalog import FORMATS
-from llmlab.models.loading.contents import checkpoint, read_config
+from llmlab.models.loading.checkpoint import Checkpoint, Folder, as_transformers_expects
+from llmlab.models.loading.contents import checkpoint, held_files, read_config, stamp_of
+from llmlab.models.loading.files import Stamp
 from llmlab.models.loading.found import Found
 from llmlab.models.loading.loaded import Loaded, stop_tokens
 from llmlab.models.loading.progress import Report
+from llmlab.models.loading.reference import tidy
 from llmlab.models.loading.route import WRAPPED_ABILITIES, decoders, route
 from llmlab.models.loading.tokenizers import read_tokenizer
 from llmlab.runtime.roles import WeightTransform
@@ -40,6 +44,25 @@ class TransformedModel:
     changes: tuple[tuple[str, int, int, str], ...]
 
 
+@dataclass(frozen=True)
+class Files:
+    """The files that a loaded model was read from, as they were then."""
+
+    path: Path
+    held: tuple[Path, ...]
+    stamp: Stamp
+
+    @classmethod
+    def of(cls, found: Found, source: Checkpoint) -> Files:
+        assert found.path is not None
+        path, held = found.path.absolute(), tuple(f.absolute() for f in held_files(source))
+        return cls(path, held, stamp_of(path, held))
+
+    def changed(self) -> bool:
+        """Whether any of them is another by now; only looks at them."""
+        return stamp_of(self.path, self.held) != self.stamp
+
+
 class ModelCache:
     """Keeps at most `most` bytes of models (half of the memory by default), the least recently used let go first.
 
@@ -49,6 +72,7 @@ class ModelCache:
     def __init__(self, most: int | None = None) -> None:
         self.most = most or total_memory() // 2
         self._held: OrderedDict[tuple[Any, ...], Any] = OrderedDict()  # `Loaded` and `TransformedModel`
+        self._files: dict[tuple[Any, ...], Files] = {}  # where what is loaded was read from
         self._lock = threading.RLock()
 
     @property
@@ -84,18 +108,24 @@ class ModelCache:
             raise Refused(
                 f"No weight format is called {weights[:20]!r};", "it is unknown", f"Choose {', '.join(FORMATS)}"
             )
-        device = pick_device(device)
+        device, ref = pick_device(device), tidy(ref)
         key = ("loaded", ref, weights, device, copies)
         with self._lock:
+            self._forget_changed(ref)
             if key in self._held:
                 self._held.move_to_end(key)
                 held: Loaded = self._held[key]
                 return held
-            loaded = self._load(ref, weights, device, rows, report or progress.quiet, copies)
-            self._held[key] = loaded
+            loaded, files = self._load(ref, weights, device, rows, report or progress.quiet, copies)
+            self._held[key], self._files[key] = loaded, files
             return loaded
 
-    def _load(self, ref: str, weights: str, device: str, rows: int, tell: Report, copies: bool) -> Loaded:
+    def _forget_changed(self, ref: str) -> None:
+        """Let go of what was loaded as `ref` from files that are others by now."""
+        for key in [k for k, files in self._files.items() if k[1] == ref and files.changed()]:
+            self._let_go(key)
+
+    def _load(self, ref: str, weights: str, device: str, rows: int, tell: Report, copies: bool) -> tuple[Loaded, Files]:
         found = locate.find(ref)
         size = found.entry.size if found.entry else fit.size_of(read_config(found))
         self._make_room(fit.weight_bytes(size, weights))
@@ -107,19 +137,31 @@ class ModelCache:
         found = self._fetched(found, weights, size, rows, free, tell)
         decodes = route(found).decodes
         tell("Loading the tokenizer", 0, 0)
+        source = checkpoint(found)
+        files = Files.of(found, source)  # before anything is read: what is saved meanwhile is read the next time
         tokenizer, config = read_tokenizer(found), read_config(found)
         if decodes and not spread:
-            source = checkpoint(found)
             roomy = copies and fit.copy_bytes(size, weights) < free / 2
             model: Any = build_decoder(source, weights, device, partial(tell, "Loading the weights"), roomy)
             origin = source.source
         else:
-            from llmlab.models.wrapped.loading import build
-
             tell("Loading the weights", 0, 0)
-            model, origin = build(str(found.path), config, weights, device), f"transformers, {found.name}"
+            model, origin = self._wrapped(source, weights, device), f"transformers, {found.name}"
         warm_up(model)
-        return Loaded(found.name, model, tokenizer, weights, stop_tokens(tokenizer, config), origin)
+        return Loaded(found.name, model, tokenizer, weights, stop_tokens(tokenizer, config), origin), files
+
+    @staticmethod
+    def _wrapped(source: Checkpoint, weights: str, device: str) -> Any:
+        """The model as transformers runs it, from the files that our own decoder would read."""
+        from llmlab.models.wrapped.loading import build
+
+        assert isinstance(source, Folder)
+        with as_transformers_expects(source) as folder:
+            model = build(str(folder), source.config, weights, device)
+        for p in model.hf.parameters():
+            if p.device.type == "cpu" and p.is_floating_point():
+                p.data = p.data.clone()  # out of the mapped file, which may be written anew while the model runs
+        return model
 
     @staticmethod
     def _fetched(found: Found, weights: str, size: fit.Size, rows: int, free: int, tell: Report) -> Found:
@@ -158,12 +200,16 @@ class ModelCache:
 
     def _make_room(self, wanted: int) -> None:
         while self._held and self.nbytes + wanted > self.most:
-            key, gone = self._held.popitem(last=False)
-            if key[0] == "loaded":  # copies of it are filed under its id, which may be given to another object
-                for k in [k for k in self._held if k[0] == "changed" and k[1] == id(gone.model)]:
-                    del self._held[k]
-            del gone
-            gc.collect()
+            self._let_go(next(iter(self._held)))
+
+    def _let_go(self, key: tuple[Any, ...]) -> None:
+        gone = self._held.pop(key)
+        self._files.pop(key, None)
+        if key[0] == "loaded":  # copies of it are filed under its id, which may be given to another object
+            for k in [k for k in self._held if k[0] == "changed" and k[1] == id(gone.model)]:
+                del self._held[k]
+        del gone
+        gc.collect()
 
 
 def warm_up(model: Any) -> None:

@@ -15,7 +15,7 @@ from llmlab.models.embedding import EmbeddingAndHead
 from llmlab.models.families import FAMILIES, biases, ours, shape_of, tensors_of, unread
 from llmlab.models.feed_forward.gated import GatedFeedForward
 from llmlab.models.formats.linear import Linear
-from llmlab.models.formats.quantized_groups import Matrix, QuantizedGroups, pick_rows, stacked
+from llmlab.models.formats.quantized_groups import Matrix, QuantizedGroups, as_dense, pick_rows, stacked
 from llmlab.models.formats.registry import make_linear
 from llmlab.models.loading.checkpoint import Checkpoint
 from llmlab.models.mixers.attention import Attention
@@ -41,7 +41,9 @@ class Builder:
         self.names, self.literal = set(checkpoint.names()), checkpoint.literal
         if left := unread(config, self.names, self.literal):
             rest = f" and {len(left) - 1} more tensors" if len(left) > 1 else ""
-            raise Refused(f"The tensor {left[0]}{rest}", "would not be read, so the text would be wrong", "Choose another")
+            raise Refused(
+                f"The tensor {left[0]}{rest}", "would not be read, so the text would be wrong", "Choose another"
+            )
         self.biases = {n for n in tensors_of(config, self.names, self.literal) if n.endswith(".bias")}
         self.rotary = self._rotary()
         self.turning = int((self.rotary.angles != 0).sum()) * 2
@@ -130,10 +132,18 @@ class Builder:
         )
 
     def embedding(self) -> EmbeddingAndHead:
+        """As transformers ties them (`PreTrainedModel.tie_weights`): a head that is stored and differs is used although
+        the config says tied, and where one of the two is missing, the other serves for both."""
         s = self.shape
-        embed = self.tensor("model.embed_tokens.weight", s.vocab, s.width)
-        tied = self.config.tie_word_embeddings or "lm_head.weight" not in self.names
-        head = None if tied else self.tensor("lm_head.weight", s.vocab, s.width)
+        stored = [n for n in ("model.embed_tokens.weight", "lm_head.weight") if n in self.names]
+        tied = bool(self.config.tie_word_embeddings)
+        if not tied and "lm_head.weight" not in stored:
+            why = "is missing, and config.json does not say that it is tied to the embedding (tie_word_embeddings)"
+            raise Refused("The tensor lm_head.weight", why, "Fetch the model again")
+        names = stored if tied and stored else ("model.embed_tokens.weight", "lm_head.weight")
+        embed, *more = (self.tensor(name, s.vocab, s.width) for name in names)
+        alike = tied and (not more or torch.equal(as_dense(embed).float(), as_dense(more[0]).float()))
+        head = None if alike else more[0]
         made = EmbeddingAndHead(embed, head, self.weights).to(self.device)
         if self.copies:
             made.keep_candidate_head()

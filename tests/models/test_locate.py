@@ -7,10 +7,11 @@ import json
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from llmlab.models.formats.onednn import onednn
 from llmlab.models.loading import fit, locate
 from llmlab.models.loading.catalog import MODELS, Mirror, open_sizes
 from llmlab.models.loading.contents import read_config
-from llmlab.models.loading.mirror import digest
+from llmlab.models.loading.mirror import digest, mirrored_file
 from tests import made
 
 
@@ -79,7 +80,7 @@ def test_every_model_that_cannot_be_used_gets_its_sentence(hub: made.Hub, tmp_pa
     hub.gated.add("a/gated")
     _config(hub, "a/pickled", tmp_path)
     hub.repos["a/pickled"]["pytorch_model.bin"] = hub.repos["a/pickled"].pop("model.safetensors")
-    _config(hub, "a/own-code", tmp_path, auto_map={"AutoModelForCausalLM": "evil.Evil"})
+    _config(hub, "a/own-code", tmp_path, model_type="evil", auto_map={"AutoModelForCausalLM": "evil.Evil"})
     _config(hub, "a/t5", tmp_path, model_type="t5")
     _config(hub, "a/unheard-of", tmp_path, model_type="zzz")
     _config(hub, "a/quantized", tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
@@ -238,6 +239,31 @@ def test_a_damaged_copy_is_fetched_again(mirrored: Mirror) -> None:
         assert locate.find("smollm2-135m").kind == "mirror"
         assert locate.fetch(locate.find("smollm2-135m")).path == file
         assert file.read_bytes() == whole
+
+
+def test_no_half_file_is_left_behind(mirrored: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After Ctrl-C or on a full disk; and what a killed process has left goes with the next download."""
+    folder = mirrored_file(mirrored).parent
+    folder.mkdir(parents=True)
+    (folder / "tiny.part").write_bytes(b"half")
+    (folder / "download-killed").mkdir()
+    copy = shutil.copyfileobj
+
+    def stopped(error: BaseException) -> Callable[..., None]:
+        def stop(source: IO[bytes], target: IO[bytes], *_: int) -> None:
+            target.write(source.read(100))
+            raise error
+
+        return stop
+
+    for error, raised in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(errno.ENOSPC, ""), Refused)):
+        monkeypatch.setattr(shutil, "copyfileobj", stopped(error))
+        with pytest.raises(raised):
+            locate.fetch(locate.find("smollm2-135m"))
+        assert [f.name for f in folder.iterdir()] == ["lock"]
+    monkeypatch.setattr(shutil, "copyfileobj", copy)
+    assert locate.fetch(locate.find("smollm2-135m")).kind == "gguf"
+    assert {f.name for f in folder.iterdir()} == {"lock", "tiny.gguf"}
 
 
 def test_a_download_that_is_always_damaged_is_told(mirrored: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,24 +6,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from llmlab.errors import Refused
 from llmlab.models.loading.checkpoint import Checkpoint, Folder
+from llmlab.models.loading.files import Stamp, counting, stamp
 from llmlab.models.loading.folder import config_of
 from llmlab.models.loading.found import Found
 from llmlab.models.loading.gguf import GgufFile
+from llmlab.models.loading.split import parts_of
 
 
 @lru_cache(maxsize=2)  # finding and loading read the same header; the tensors stay in the file, mapped, not copied
-def _parsed(path: Path, modified: int) -> GgufFile:
-    return GgufFile(path)
+def _parsed(paths: tuple[Path, ...], when: Stamp) -> GgufFile:
+    return GgufFile(paths[0])
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """A GGUF file's header. Raises Refused for a file that cannot be read or is not one."""
-    try:
-        return _parsed(path, path.stat().st_mtime_ns)
-    except OSError as e:
-        raise Refused(f"The file {path.name}", f"cannot be read ({type(e).__name__})", "Check the path") from e
+    """A GGUF file's header, with those of its other parts. Raises Refused for what cannot be read or is no GGUF."""
+    parts = parts_of(path)
+    return _parsed(parts, stamp(parts))
 
 
 def read_config(found: Found) -> Any:
@@ -34,10 +33,32 @@ def read_config(found: Found) -> Any:
     return config_of(found.path, found.name)
 
 
+def folder_of(found: Found) -> Folder:
+    """The fetched model's folder of safetensors, opened. Raises Refused for damaged files."""
+    assert found.path is not None
+    where = f"folder {found.name}"
+    if found.entry:
+        where = f"Hugging Face Hub, {found.entry.repo}"
+    elif found.repo:
+        where = f"Hugging Face Hub, {found.repo}" + (f" at {found.revision}" if found.revision != "main" else "")
+    return Folder(found.path, read_config(found), where)
+
+
 def checkpoint(found: Found) -> Checkpoint:
     """The fetched model's weights, tensor by tensor. Raises Refused for damaged files."""
     assert found.path is not None
-    if found.kind == "gguf":
-        return read_gguf(found.path)
-    where = f"Hugging Face Hub, {found.entry.repo}" if found.entry else f"folder {found.name}"
-    return Folder(found.path, read_config(found), where)
+    return read_gguf(found.path) if found.kind == "gguf" else folder_of(found)
+
+
+def held_files(source: Checkpoint) -> tuple[Path, ...]:
+    """The files that an opened model's weights are read from."""
+    if isinstance(source, Folder):
+        return tuple(source.path / name for name in (source.weights.entry, *source.weights.files))
+    return source.parts if isinstance(source, GgufFile) else ()
+
+
+def stamp_of(path: Path, held: tuple[Path, ...]) -> Stamp:
+    """Changes when the model at `path`, whose weights lie in the files `held`, is saved anew. Only looks at files."""
+    if path.is_dir():
+        return stamp(counting(path, [str(f.relative_to(path)) for f in held]))
+    return stamp(held)

@@ -12,8 +12,9 @@ from llmlab.models.loading.catalog import Entry
 
 @dataclass(frozen=True)
 class Found:
-    """A model that exists. `path`: its folder or file, where only the config is here yet for a "hub" and nothing for a
-    "mirror"; `nbytes`: its download's size."""
+    """A model that exists. `path`: its folder or file (the first part of a split GGUF), where only the config is here
+    yet for a "hub" and nothing for a "mirror"; `repo`: its id on the Hub; `texts` and `weights`: the files of its
+    download, in the order of fetching; `nbytes`: that download's size."""
 
     ref: str
     name: str
@@ -22,7 +23,14 @@ class Found:
     entry: Entry | None = None
     revision: str = "main"
     nbytes: int = 0
+    repo: str = ""
+    texts: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
 
 
 class Unreachable(Refused):
     """The Hub does not answer."""
+
+
+class Missing(Refused):
+    """The Hub answers that there is no such repository."""

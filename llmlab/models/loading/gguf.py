@@ -5,6 +5,7 @@ The format is llama.cpp's (docs/gguf.md of ggml-org/ggml); the gguf package pars
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable
 from functools import cached_property
@@ -16,8 +17,9 @@ import torch
 
 from llmlab.errors import Refused
 from llmlab.models.formats.quantized_groups import GROUP, Matrix, QuantizedGroups, pick_rows
+from llmlab.models.loading.gguf_metadata import AGAIN, FACTORS, Metadata, config_from
+from llmlab.models.loading.split import parts_of
 
-AGAIN = "Fetch the file again or choose another"
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Those that our decoder runs; Mistral files call themselves llama."""
 ONCE = {"token_embd.weight": "model.embed_tokens.weight", "output.weight": "lm_head.weight"}
@@ -36,9 +38,18 @@ PER_LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 
+_TURNED = re.compile(r"\.[qk]_proj\.(weight|bias)$")
+IGNORED = ("attn_rot_embd",)
+"""Tensors that llama.cpp skips too (MODEL_TENSOR_SKIP of gguf's constants.py): what they hold is computed."""
+
+
+def _told_elsewhere(name: str) -> bool:
+    """Whether a tensor's values are in the config, or are of no use."""
+    return name in FACTORS.values() or any(part in IGNORED for part in name.split("."))
+
 
 def _renamed(name: str) -> str | None:
-    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; None for a tensor that no family uses."""
+    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; None for one that no family has."""
     parts = name.split(".")
     if parts[0] == "blk" and len(parts) == 4 and parts[2] in PER_LAYER:
         return f"model.layers.{parts[1]}.{PER_LAYER[parts[2]]}.{parts[3]}"
@@ -71,30 +82,28 @@ def _reader(path: Path) -> Any:
 
 
 class GgufFile:
-    """A GGUF file as a Checkpoint.
+    """A GGUF file, or all parts of a split one, as a Checkpoint. `path` may be any of the parts.
 
-    Raises Refused for what is no GGUF file, is cut short, is of an architecture that our decoder does not run, or
-    misses a figure of its config.
+    Raises Refused for what is no GGUF file, is cut short, misses a part, is of an architecture that our decoder does
+    not run, or has metadata that ask for what the lab does not build (`gguf_metadata`).
     """
 
     literal = True
 
     def __init__(self, path: Path) -> None:
-        self.path, self.source = path, f"GGUF file {path.name}"
-        who = f"The file {path.name}"
-        try:
-            with open(path, "rb") as f:
-                magic = f.read(4)
-        except OSError as e:
-            raise Refused(who, f"cannot be read ({type(e).__name__})", "Check the path") from e
-        if magic != b"GGUF":
-            raise Refused(who, "is not a GGUF file: it does not begin with GGUF", AGAIN)
-        try:
-            self._reader = _reader(path)
-            self._tensors = {t.name: t for t in self._reader.tensors}
-        except Exception as e:  # the parser meets a damaged file with errors of many kinds
-            raise Refused(who, "is damaged or cut short", AGAIN) from e
-        self.architecture = self._read("general.architecture", str)
+        self.parts = parts_of(path)
+        self.path = self.parts[0]
+        self.source = f"GGUF file {self.path.name}" + (f" and {n} more parts" if (n := len(self.parts) - 1) else "")
+        readers = [_opened(part) for part in self.parts]
+        _require_parts(readers, self.parts)
+        self._tensors = {t.name: t for reader in readers for t in reader.tensors}
+        shapes = {name: tuple(int(n) for n in t.shape) for name, t in self._tensors.items()}
+        self._metadata = Metadata(readers[0], self.path.name, shapes)
+        who, kind = self._metadata.who, self._metadata.plain("general.type", str, "model")
+        if kind != "model":
+            raise Refused(who, f"holds no model but its {kind[:20]}", "Choose the file of the model itself")
+        self.architecture = self._metadata.plain("general.architecture", str)
+        self._metadata.architecture = self.architecture
         if self.architecture not in ARCHITECTURES:
             raise Refused(
                 who,
@@ -105,84 +114,94 @@ class GgufFile:
         if kinds:
             self.source += f" ({', '.join(kinds)} unpacked to float32 first)"
 
-    def _read(self, key: str, kind: type, default: Any = None) -> Any:
-        field = self._reader.get_field(key)
-        value = default if field is None else field.contents()
-        if value is None or not isinstance(value, (int, float) if kind is float else kind):
-            raise Refused(f"The file {self.path.name}", f"does not say its {key}", AGAIN)
-        return value
-
     @cached_property
     def config(self) -> Any:
         """The transformers config that the metadata amounts to."""
-        from transformers import AutoConfig
-
-        def read(key: str, kind: type = int, default: Any = None) -> Any:
-            return self._read(f"{self.architecture}.{key}", kind, default)
-
-        heads, width = read("attention.head_count"), read("embedding_length")
-        table = self._tensors.get("token_embd.weight")
-        if table is None or not heads:
-            raise Refused(f"The file {self.path.name}", "misses its embedding table", AGAIN)
-        scaling = None
-        if self._reader.get_field(f"{self.architecture}.rope.scaling.type") is not None:
-            kind = read("rope.scaling.type", str)
-            if kind not in ("none", "linear"):
-                raise Refused(f"The file {self.path.name}", f"scales its positions by the {kind[:20]} rule", AGAIN)
-            if kind == "linear":
-                scaling = {"rope_type": "linear", "factor": read("rope.scaling.factor", float)}
-        rope = {"rope_type": "default", "rope_theta": read("rope.freq_base", float, 10000.0)} | (scaling or {})
-        return AutoConfig.for_model(
-            self.architecture,
-            vocab_size=int(table.shape[1]),
-            hidden_size=width,
-            intermediate_size=read("feed_forward_length"),
-            num_hidden_layers=read("block_count"),
-            num_attention_heads=heads,
-            num_key_value_heads=read("attention.head_count_kv", default=heads),
-            head_dim=read("attention.key_length", default=width // heads),
-            max_position_embeddings=read("context_length"),
-            rms_norm_eps=read("attention.layer_norm_rms_epsilon", float),
-            rope_parameters=rope,
-            tie_word_embeddings="output.weight" not in self._tensors,
-            bos_token_id=self._token("bos"),
-            eos_token_id=self._token("eos"),
-            pad_token_id=None,
-        )
-
-    def _token(self, name: str) -> int | None:
-        field = self._reader.get_field(f"tokenizer.ggml.{name}_token_id")
-        return None if field is None else int(field.contents())
+        factors = {which: self._dense(name).tolist() for which, name in FACTORS.items() if name in self._tensors}
+        return config_from(self._metadata, factors)
 
     @cached_property
     def _names(self) -> dict[str, str]:
-        return {renamed: name for name in self._tensors if (renamed := _renamed(name))}
+        """Hugging Face's name of every tensor that is not in the config already; GGUF's own where there is none."""
+        return {_renamed(name) or name: name for name in self._tensors if not _told_elsewhere(name)}
 
     def names(self) -> Iterable[str]:
         return self._names
 
+    def _dense(self, name: str) -> torch.Tensor:
+        """A tensor under its GGUF name, unpacked. Raises Refused for a kind that cannot be."""
+        from gguf import dequantize
+
+        t = self._tensors[name]
+        try:
+            shape = tuple(int(n) for n in reversed(t.shape))
+            return torch.tensor(dequantize(t.data, t.tensor_type), dtype=torch.float32).view(shape)
+        except NotImplementedError as e:
+            raise Refused(
+                f"The tensor {name}", f"is stored as {t.tensor_type.name}, which is unknown here", AGAIN
+            ) from e
+
     def get(self, name: str) -> Matrix:
         """Raises Refused for a tensor that is missing or of a kind that cannot be unpacked."""
         from gguf import GGMLQuantizationType as Kind
-        from gguf import dequantize
 
         if name not in self._names:
             raise Refused(f"The tensor {name}", f"is missing from {self.path.name}", AGAIN)
         t = self._tensors[self._names[name]]
-        if t.tensor_type in (Kind.Q4_1, Kind.Q4_0):
-            value: Matrix = _codes(t.data, t.tensor_type == Kind.Q4_1)
-        else:
-            try:
-                shape = tuple(int(n) for n in reversed(t.shape))
-                value = torch.tensor(dequantize(t.data, t.tensor_type), dtype=torch.float32).view(shape)
-            except NotImplementedError as e:
-                raise Refused(
-                    f"The tensor {name}", f"is stored as {t.tensor_type.name}, which is unknown here", AGAIN
-                ) from e
-        if self.architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            heads = self.config.num_attention_heads if "q_proj" in name else self.config.num_key_value_heads
-            return _halves(value, heads)
+        codes = t.tensor_type in (Kind.Q4_1, Kind.Q4_0)
+        value: Matrix = _codes(t.data, t.tensor_type == Kind.Q4_1) if codes else self._dense(self._names[name])
+        if self.architecture == "llama" and _TURNED.search(name):  # its bias too: convert_hf_to_gguf.py permutes both
+            heads = self.config.num_attention_heads if ".q_proj." in name else self.config.num_key_value_heads
+            return _halves(value, heads, name)
         return value
+
+
+def _opened(path: Path) -> Any:
+    """A part's header. Raises Refused for what is no GGUF file or is damaged."""
+    who = f"The file {path.name}"
+    try:
+        with open(path, "rb") as f:
+            magic = f.read(4)
+    except OSError as e:
+        raise Refused(who, f"cannot be read ({type(e).__name__})", "Check the path") from e
+    if magic != b"GGUF":
+        raise Refused(who, "is not a GGUF file: it does not begin with GGUF", AGAIN)
+    try:
+        return _reader(path)
+    except Exception as e:  # the parser meets a damaged file with errors of many kinds
+        raise Refused(who, "is damaged or cut short", AGAIN) from e
+
+
+def _require_parts(readers: list[Any], parts: tuple[Path, ...]) -> None:
+    """Raise Refused unless the parts belong together: `split.no`, `split.count` and `split.tensors.count` say so."""
+
+    def said(reader: Any, key: str, default: int) -> int:
+        field = reader.get_field(key)
+        return default if field is None else int(field.contents())
+
+    whole, total = f"the model of {parts[0].name}", said(readers[0], "split.tensors.count", 0)
+    if len(parts) == 1:
+        if said(readers[0], "split.count", 1) > 1:
+            number, count = said(readers[0], "split.no", 0) + 1, said(readers[0], "split.count", 1)
+            why = f"is part {number} of {count} of a model, and its name does not say so"
+            raise Refused(f"The file {parts[0].name}", why, f"Name the parts NAME-{number:05}-of-{count:05}.gguf")
+        return
+    seen: dict[str, str] = {}
+    for i, (reader, part) in enumerate(zip(readers, parts, strict=True)):
+        number, count = said(reader, "split.no", -1), said(reader, "split.count", -1)
+        if (number, count) != (i, len(parts)) or said(reader, "split.tensors.count", total) != total:
+            raise Refused(
+                f"The file {part.name}",
+                f"is no part of {whole}, though its name says so: it calls itself part {number + 1} of {count}",
+                "Fetch all parts of one model again",
+            )
+        for t in reader.tensors:
+            if t.name in seen:
+                raise Refused(f"The file {part.name}", f"holds {t.name}, as {seen[t.name]} does", AGAIN)
+            seen[t.name] = part.name
+    if total and len(seen) != total:
+        why = f"hold {len(seen)} tensors together where {total} are announced, so one is of another model"
+        raise Refused(f"The parts of {parts[0].name}", why, "Fetch all parts of one model again")
 
 
 def _codes(blocks: np.ndarray, minimum: bool) -> QuantizedGroups:
@@ -196,8 +215,10 @@ def _codes(blocks: np.ndarray, minimum: bool) -> QuantizedGroups:
     return QuantizedGroups(q, d.contiguous(), (scales[..., 1] if minimum else -8 * d).contiguous())
 
 
-def _halves(weight: Matrix, heads: int) -> Matrix:
+def _halves(weight: Matrix, heads: int, name: str) -> Matrix:
     """Undo the order in which llama files keep the rows of q and k: pairs (x₀, y₀, x₁, …) back to halves (x₀…, y₀…)."""
     rows = weight.shape[0]
+    if rows % (2 * heads):
+        raise Refused(f"The tensor {name}", f"has {rows} rows, which {heads} heads cannot share", AGAIN)
     order = torch.arange(rows).view(heads, rows // heads // 2, 2).transpose(1, 2).reshape(-1)
     return pick_rows(weight, order)

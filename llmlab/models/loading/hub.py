@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
-from fnmatch import fnmatch
+from collections.abc import Iterable
+from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +15,40 @@ from llmlab.errors import Refused
 from llmlab.models.loading.catalog import Entry
 from llmlab.models.loading.disk import refuse_full_disk, require_disk
 from llmlab.models.loading.environment import offline
+from llmlab.models.loading.files import (
+    ADAPTER,
+    CONFIGS,
+    INDEX,
+    SINGLE,
+    TEXTS,
+    VOCABULARIES,
+    Weights,
+    adapted,
+    entry_file,
+    matching,
+    weights,
+    weights_in,
+    whole,
+)
 from llmlab.models.loading.folder import config_of
-from llmlab.models.loading.found import Found, Unreachable
+from llmlab.models.loading.found import Found, Missing, Unreachable
 from llmlab.models.loading.progress import Report, quiet
+from llmlab.models.loading.reference import Repository
+from llmlab.models.loading.split import PART, models_among
 
-WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja")
 PATIENCE = 6.0
 """Seconds that the Hub may take to answer before it counts as unreachable."""
 
 
-def find_on_hub(repo: str, entry: Entry | None) -> Found:
-    """A repository that the lab can run, with the bytes of its download; only its config is fetched.
+def find_on_hub(at: Repository, entry: Entry | None) -> Found:
+    """A repository that the lab can run, with the bytes of its download; its config and its index are fetched.
 
     `entry`: the catalogue's, where it is a catalogue model. Raises Refused for what cannot be used and Unreachable
     where the Hub does not answer.
     """
     from huggingface_hub import HfApi
 
+    repo, revision = at.repo, at.revision
     who = entry.title if entry else repo
     if offline():
         raise Refused(
@@ -38,38 +57,88 @@ def find_on_hub(repo: str, entry: Entry | None) -> Found:
             "Connect once to fetch it, choose a model that is here, or replay a recorded run",
         )
     api = HfApi(token=token_for(entry))
-    files = _listed_files(api, repo, who)
-    revision = "main"
-    if not any(f.endswith(".safetensors") for f in files):
+    files = _listed_files(api, at, who)
+    if not any(f.endswith(".safetensors") and "/" not in f for f in files):
         converted = _converted(api, repo) if entry else None
         if converted is None:
-            raise Refused(
-                f"The model {repo}",
-                "offers no safetensors files, and other formats can run code",
-                "Choose another, or one that someone has converted",
-            )
+            raise _no_safetensors(at, files)
         revision, files = converted
     if any(f.startswith("custom_generate/") for f in files):
         raise Refused(
             f"The model {repo}", "brings its own code for generating, which the lab does not run", "Choose another"
         )
-    folder = download(repo, revision, ("config.json", "generation_config.json"), entry, quiet)
-    config_of(folder, repo)
-    nbytes = sum(size for f, size in files.items() if _fits_pattern(f))
+    held, folder = _weights(at.repo, revision, files, entry)
+    missing = [f for f in held.files if f not in files]
+    if missing:
+        why = f"names {missing[0][:80]}, which is not in the repository"
+        raise Refused(f"The index {held.entry} of {repo}", why, "Choose another model or revision")
+    large = tuple(dict.fromkeys((held.entry, *held.files)))
+    texts = tuple(f for f in matching(files) if f not in large)
+    nbytes = sum(files[f] for f in (*texts, *large))
     require_disk(nbytes, folder, who)
-    return Found(repo, repo, "hub", folder, entry, revision, nbytes)
+    return Found(repo, repo, "hub", folder, entry, revision, nbytes, repo, texts, large)
 
 
-def _listed_files(api: Any, repo: str, who: str) -> dict[str, int]:
+def _weights(repo: str, revision: str, files: Iterable[str], entry: Entry | None) -> tuple[Weights, Path]:
+    """Which of a repository's files hold its weights, and the folder with its config and, where it counts, index."""
+    files, who = list(files), f"The repository {repo}"
+    wanted = [f for f in CONFIGS if f in files]
+    if ADAPTER in files and not {SINGLE, INDEX} & {*files}:
+        wanted.append(ADAPTER)  # to say which model it adapts
+    folder = download(repo, revision, wanted, entry, quiet)
+    base = adapted(folder)
+    if base and "config.json" not in files:
+        entry_file(files, who, base=base)
+    opened = entry_file(files, who, getattr(config_of(folder, repo), "transformers_weights", None), base)
+    if opened.endswith(".json"):
+        download(repo, revision, [opened], entry, quiet)
+    return weights(opened, who, lambda name: (folder / name).read_bytes()), folder
+
+
+def _no_safetensors(at: Repository, files: dict[str, int]) -> Refused:
+    """Why a repository without safetensors files is refused: it has GGUF files, or others that can run code."""
+    models = models_among(f for f in files if "/" not in f) or sorted(f for f in files if f.lower().endswith(".gguf"))
+    if not models:
+        return Refused(
+            f"The model {at.repo}",
+            "offers no safetensors files, and other formats can run code",
+            "Choose another, or one that someone has converted",
+        )
+    return as_file(at, models[0], "offers no safetensors files but GGUF, which the lab opens as a file only")
+
+
+def as_file(at: Repository, chosen: str, why: str) -> Refused:
+    """How to fetch one GGUF file of a repository and open it."""
+    split = PART.fullmatch(chosen)
+    fetched = f"--include '{split['stem']}-*'" if split else f"'{chosen}'"
+    revision = f" --revision {at.revision}" if at.revision != "main" else ""
+    return Refused(
+        f"The model {at.repo}",
+        why,
+        f"Run `hf download {at.repo} {fetched}{revision} --local-dir models` and give the path models/{chosen}",
+    )
+
+
+def _listed_files(api: Any, at: Repository, who: str) -> dict[str, int]:
     """The repository's files with their bytes. Raises Refused or Unreachable with the reason of a failure."""
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    repo, revision = at.repo, None if at.revision == "main" else at.revision
     try:
-        info = api.model_info(repo, files_metadata=True, timeout=PATIENCE)
+        info = api.model_info(repo, revision=revision, files_metadata=True, timeout=PATIENCE)
     except GatedRepoError as e:
         raise gated(who, repo) from e
+    except RevisionNotFoundError as e:
+        raise Refused(
+            f"The model {repo}", f"has no branch, tag or commit called {at.revision[:60]}", "Check its spelling"
+        ) from e
     except RepositoryNotFoundError as e:
-        raise Refused(f"The model {repo}", "does not exist on the Hub, or is private", "Check its spelling") from e
+        raise Missing(f"The model {repo}", "does not exist on the Hub, or is private", "Check its spelling") from e
     except HfHubHTTPError as e:
         status = getattr(e.response, "status_code", "an error")
         raise Unreachable(f"The Hub answered {status} for {who},", "so it cannot be fetched now", "Try later") from e
@@ -109,21 +178,25 @@ def token_for(entry: Entry | None) -> bool | None:
     return False if os.environ.get("SPACE_ID") and entry is None else None
 
 
-def _fits_pattern(file: str) -> bool:
-
-    return "/" not in file and any(fnmatch(file, w) for w in WANTED)
-
-
 def download(
-    repo: str, revision: str, patterns: tuple[str, ...], entry: Entry | None, report: Report, nbytes: int = 0
+    repo: str,
+    revision: str,
+    files: Iterable[str],
+    entry: Entry | None,
+    report: Report,
+    nbytes: int = 0,
+    done: int = 0,
 ) -> Path:
-    """The folder with a repository's files of these patterns. Raises Refused for a gated one or a full disk."""
+    """The folder with these files of a repository. Raises Refused for a gated one or a full disk.
+
+    Of `nbytes` in all, `done` have been reported before.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError
     from tqdm import tqdm
 
     what = f"Downloading {entry.title if entry else repo}"
-    seen = {"done": 0}
+    seen = {"done": done}
 
     # The Hub reports progress by making bars; these draw nothing and pass the bytes on. tqdm has no types.
     class Bar(tqdm):  # type: ignore[misc]
@@ -144,8 +217,7 @@ def download(
             snapshot_download(
                 repo,
                 revision=revision,
-                allow_patterns=list(patterns),
-                ignore_patterns=["*/*"],
+                allow_patterns=[escape(f) for f in files],
                 token=token_for(entry),
                 tqdm_class=Bar,
             )
@@ -158,17 +230,39 @@ def download(
         raise Unreachable(what, f"broke off ({type(e).__name__})", "Check the network and try again") from e
 
 
-def complete_snapshot(repo: str) -> Path | None:
-    """The snapshot of a repository that is completely on this machine."""
+def fetch_from_hub(found: Found, report: Report) -> Path:
+    """The folder of a model found on the Hub, with its texts first: where the weights are whole, so is the rest."""
+    texts, folder = found.texts or CONFIGS, found.path
+    assert folder is not None
+    for file in found.weights:
+        if file.endswith(".safetensors") and (folder / file).exists() and not whole(folder / file):
+            (folder / file).resolve().unlink(missing_ok=True)
+            (folder / file).unlink(missing_ok=True)
+    download(found.repo, found.revision, texts, found.entry, quiet)
+    done = sum((folder / f).stat().st_size for f in texts if (folder / f).exists())
+    return download(found.repo, found.revision, found.weights, found.entry, report, found.nbytes, done)
+
+
+def complete_snapshot(at: Repository) -> Path | None:
+    """The snapshot of a repository's revision that is completely on this machine: config, tokenizer, whole weights."""
     from huggingface_hub import snapshot_download
 
+    here = partial(snapshot_download, at.repo, revision=at.revision, local_files_only=True)
     try:
-        path = Path(snapshot_download(repo, allow_patterns=list(WANTED), local_files_only=True))
+        path = Path(here(allow_patterns=["config.json"]))
+        # Where the Hub's own list of files is kept, it tells what else there should be.
+        here(allow_patterns=list(TEXTS), ignore_patterns=["*/*"])
+        named = json.loads((path / "config.json").read_bytes()).get("transformers_weights")
+        held = weights_in(path, at.repo, named)
     except Exception:  # not there, or not whole: both mean that it has to be fetched
         return None
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    else:
-        parts = {"model.safetensors"}
-    return path if all((path / f).exists() for f in {*parts, "config.json"}) else None
+    texts = matching([f.name for f in path.iterdir() if f.exists()], VOCABULARIES)
+    return path if texts and all(whole(path / f) for f in held.files) else None
+
+
+def cached_conversions(repo: str) -> list[str]:
+    """The pull requests of a repository of which a snapshot is on this machine: they may hold its safetensors."""
+    from huggingface_hub import constants
+
+    refs = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "refs" / "refs" / "pr"
+    return sorted(f"refs/pr/{f.name}" for f in refs.iterdir()) if refs.is_dir() else []

