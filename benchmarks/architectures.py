@@ -46,7 +46,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "hunyuan_v1_dense": HEADS,
     "hunyuan_v1_moe": HEADS,
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
     "ministral": HEADS,
     "nemotron": {"num_key_value_heads": 2},
 }
@@ -98,9 +98,9 @@ def judged(kind: str, folder: Path) -> Row:
     config = config_of_kind(kind)
     config.save_pretrained(folder)
     try:
-        found = find(str(folder))
-        route(found)  # for architectures that no engine runs, this says so before there are weights
-        size_of(read_config(found))
+        without_weights = Found(kind, kind, "hub", folder)
+        route(without_weights)  # what no engine runs is refused before there are weights
+        size_of(read_config(without_weights))
         with torch.random.fork_rng(devices=[]):
             referee = sibling_model(config)
         referee.save_pretrained(folder)

@@ -152,9 +152,7 @@ class PlainStorage:
     ) -> Tensor:
         return grouped_query_attention(q, self.keys(count), self.values(count), mask, watch, rule, bias)
 
-    def attend_selected(
-        self, q: Tensor, rows: Tensor, mask: Tensor | None = None, rule: ScoreRule = PLAIN
-    ) -> Tensor:
+    def attend_selected(self, q: Tensor, rows: Tensor, mask: Tensor | None = None, rule: ScoreRule = PLAIN) -> Tensor:
         """One query q (1, H·G, D) over just these rows (n,); `mask` (…, 1, n). Returns (1, H·G·D)."""
         k, v = self._k.index_select(1, rows), self._v.index_select(1, rows)
         return grouped_query_attention(q, k, v, mask, None, rule)

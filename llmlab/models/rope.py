@@ -42,7 +42,7 @@ class LengthRule:
 
 
 class Rotary(nn.Module):
-    """The rotations of a model's queries and keys; where `rule` is None, those of the positions seen so far are kept."""
+    """The rotations of a model's queries and keys; without a `rule`, those of the positions seen so far are kept."""
 
     angles: Tensor
     """(D/2,) float32: how far each pair turns per position."""
@@ -113,7 +113,9 @@ def rotary(config: Any, partial: bool = False, factors: Tensor | None = None) ->
     kind = scaling(config)["rope_type"]
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if kind != "default" and kind not in ROPE_INIT_FUNCTIONS:
-        raise Refused("This model", f"scales its positions by an unknown rule, {str(kind)[:30]}", "Choose another model")
+        raise Refused(
+            "This model", f"scales its positions by an unknown rule, {str(kind)[:30]}", "Choose another model"
+        )
 
     def angles(length: int | None) -> tuple[Tensor, float]:
         if kind == "default":

@@ -72,9 +72,8 @@ class Layer(nn.Module):
             GatedFeedForward(matrices["gate_up"], matrices["down"]),
         )
         # In a list, because what it shares with the model is no part of the layer.
-        self._decoders = [
-            Decoder(shape, model.embedding, [self.block], self.norm_out, copy.deepcopy(model.rotary).cpu(), "dense-fp32")
-        ]
+        rotary = copy.deepcopy(model.rotary).cpu()
+        self._decoders = [Decoder(shape, model.embedding, [self.block], self.norm_out, rotary, "dense-fp32")]
         self._decoders[0].fast = False
 
     def tensors(self) -> dict[str, Tensor]:

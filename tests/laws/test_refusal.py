@@ -9,8 +9,8 @@ import pytest
 
 from llmlab.errors import Refusal, Refused
 from llmlab.models.decoder import Decoder
-from llmlab.models.mixers.attention import Attention
 from llmlab.models.loading.route import WRAPPED_ABILITIES as ABILITIES
+from llmlab.models.mixers.attention import Attention
 from llmlab.runtime.generate import generate
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.technique import Technique, make, registry

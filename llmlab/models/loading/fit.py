@@ -8,6 +8,7 @@ from typing import Any
 
 from llmlab.errors import Refused
 from llmlab.kv.storage import MIRROR_FROM
+from llmlab.models.config import figure, text_of
 from llmlab.models.formats.registry import FORMATS
 from llmlab.models.rope import context_of
 
@@ -37,7 +38,7 @@ def size_of(config: Any) -> Size:
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    text = config.get_text_config()
+    text = text_of(config)
     limits = {"num_hidden_layers": 256, "hidden_size": 65536, "vocab_size": 2_000_000, "num_attention_heads": 1024}
     for name, most in limits.items():
         value = figure(text, name)
@@ -65,14 +66,6 @@ def size_of(config: Any) -> Size:
         2 * heads * head_size,
         context_of(text),
     )
-
-
-def figure(config: Any, name: str) -> Any:
-    """A config's figure, or None; of one that differs from layer to layer, the one that most layers have."""
-    try:
-        return getattr(config, name, None)
-    except Exception:  # transformers refuses to name one where layers differ
-        return config.to_dict().get(name)
 
 
 def weight_bytes(size: Size, weights: str) -> int:

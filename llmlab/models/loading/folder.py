@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.errors import Refused
+from llmlab.models.config import figure, text_of
 
 SIZES = (
     *("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads"),
@@ -94,9 +95,9 @@ def _require_numbers(raw: dict[str, Any], config: Any, who: str) -> None:
     for name, number in _numbers(raw):
         if not abs(number) < 1e300 or (name == "rope_theta" and number <= 0):
             raise refused(name, number)
-    text = config.get_text_config()
+    text = text_of(config)
     for name in SIZES:
-        value = getattr(text, name, None)
+        value = figure(text, name)
         numbers = value if isinstance(value, list) else [value]  # some families give one per layer
         if value is not None and not all(isinstance(v, int) and 0 < v <= LARGEST for v in numbers if v is not None):
             raise refused(name, value)

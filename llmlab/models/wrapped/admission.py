@@ -16,6 +16,7 @@ import torch
 
 from llmlab.errors import Refused
 from llmlab.models.capabilities import Capability
+from llmlab.models.config import figure, text_of
 from llmlab.models.loading.environment import cache_folder
 from llmlab.models.wrapped.model import Wrapped
 from llmlab.models.wrapped.referee import difference, looks_ahead, plain_logits, some_tokens
@@ -25,6 +26,8 @@ from llmlab.models.wrapped.small import small
 WORDS = 97
 """Tokens of a small sibling's vocabulary at most, as far as its check is concerned."""
 STATE = "keeps a recurrent state, which cannot be taken back when a drafted token is rejected"
+
+INDEX = "chooses by an index of its own which rows a query sees"
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def _tried(config: Any) -> Admission:
 
     if getattr(AutoModelForCausalLM._model_mapping[type(config)], "_is_stateful", False):
         return Admission(refusal=STATE)
+    if "indexed_attention" in (figure(text_of(config), "layer_types") or ()):
+        return Admission(refusal=INDEX)
     try:
         sibling = small(config)
         with _quietly():
@@ -119,8 +124,11 @@ def _by_seams(sibling: Any, tokens: torch.Tensor, want: torch.Tensor) -> Admissi
 
 
 def _first_words(e: Exception) -> str:
-    lines = str(e).strip().splitlines()
-    return f"{type(e).__name__}: {lines[0][:90]}" if lines else type(e).__name__
+    lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+    if not lines:
+        return type(e).__name__
+    said = lines[-1] if lines[0].endswith(":") else f"{type(e).__name__}: {lines[0]}"
+    return said if len(said) <= 110 else f"{said[:110]}…"
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def _loaded(path: str, weights: str, device: str) -> Any:
         "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
         "bnb-int8": {"load_in_8bit": True},
     }
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=torch.float32 if weights == "dense-fp32" else torch.bfloat16,
         attn_implementation="eager",
@@ -63,6 +63,7 @@ def _loaded(path: str, weights: str, device: str) -> Any:
         device_map="auto" if device.startswith("cuda") else {"": device},
         quantization_config=BitsAndBytesConfig(**kinds[weights]) if weights in kinds else None,
     )
+    model, info = loaded
     _require_complete(info)
     return model
 

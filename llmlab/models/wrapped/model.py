@@ -19,6 +19,7 @@ from llmlab.kv.rows import Rows
 from llmlab.kv.storage import PlainStorage
 from llmlab.models.batch import Batch, Span
 from llmlab.models.capabilities import Capability
+from llmlab.models.config import text_of
 from llmlab.models.decoder import Plan
 from llmlab.models.result import ForwardResult
 from llmlab.models.rope import context_of
@@ -36,7 +37,7 @@ class Wrapped:
         """
         self.hf, self.weights, self.seam = model.eval(), weights, seam
         seam.enter(model)
-        config = model.config.get_text_config()
+        config = text_of(model.config)
         self.context, self.vocab = context_of(config), int(model.get_input_embeddings().weight.shape[0])
         self._lengths = LengthRotations(model)
         self._dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
@@ -84,7 +85,9 @@ class Wrapped:
         return int(self.hf.get_memory_footprint())
 
     def memory(self) -> Memory:
-        return Memory([Rows(PlainStorage(*shape, self._dtype, self.device), self.device) for shape in self._shapes.values()])
+        return Memory(
+            [Rows(PlainStorage(*shape, self._dtype, self.device), self.device) for shape in self._shapes.values()]
+        )
 
     @torch.inference_mode()
     def forward(self, batch: Batch, plan: Plan | None = None, last: int | None = None, best: int = 0) -> ForwardResult:

@@ -22,7 +22,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Difference:
-    """Where two ways through a model part: at token `at` first, by at most `most` in a logit, at this share of tokens."""
+    """Where two ways through a model part: at token `at` first, by at most `most` in a logit, at a share of tokens."""
 
     at: int
     most: float
@@ -66,7 +66,7 @@ def difference(model: Wrapped, tokens: Tensor, want: Tensor, tolerance: float = 
 
 
 def _in_pieces(model: Wrapped, tokens: Tensor) -> Tensor:
-    """Logits (T, V): the prompt in pieces, then steps; every third step draws a wrong branch first and takes it back."""
+    """Logits (T, V): the prompt in pieces, then steps; every third step reads a wrong draft first and takes it back."""
     memory = model.memory()
     memory.whole = len(tokens)
     out: list[Tensor] = []
@@ -102,5 +102,3 @@ def _branch(model: Wrapped, memory: Any, tokens: Tensor, at: int) -> Tensor:
     logits = model.forward(Batch(draft, positions, [Span(0, 3, memory, visible)])).logits
     memory.commit(marks, 3, [0])
     return logits[:1]
-
-

@@ -1,4 +1,4 @@
-"""Where a transformers model lets us in: its call for attention, or its cache. Either way keys and values go to our rows.
+"""Where a transformers model lets us in: its call for attention, or its cache. Both put keys and values into our rows.
 
 `AttentionSeam`: the model hands queries, keys and values to a function of ours, which attends over our rows as any of
 our layers does; what a query may see it tells by a function of positions. `CacheSeam`: the model attends by its own
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -141,15 +141,17 @@ def _attention(
     return y.view(1, query.shape[2], query.shape[1], D)[..., : value.shape[-1]], None
 
 
-class _Told(Cache):  # type: ignore[misc]  # transformers' classes are untyped
+class _Told(Cache):
     """A cache that knows how long the text is and keeps nothing."""
 
     def __init__(self, current: Pass) -> None:
         super().__init__(layers=[])
         self.now, self.past = current, int(current.batch.positions[0])
 
-    def update(self, key: Tensor, value: Tensor, layer: int, *rest: Any, **more: Any) -> tuple[Tensor, Tensor]:
-        return key, value
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *rest: Any, **more: Any
+    ) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
 
     def get_seq_length(self, layer: int = 0) -> int:
         return self.past
@@ -161,33 +163,36 @@ class _Told(Cache):  # type: ignore[misc]  # transformers' classes are untyped
         return self.past + length, 0
 
     def has_previous_state(self, *where: Any, **more: Any) -> bool:
-        return self._state()
+        self._state()
 
     def get_conv_state(self, *where: Any, **more: Any) -> Tensor:
-        return self._state()
+        self._state()
 
     def get_recurrent_state(self, *where: Any, **more: Any) -> Tensor:
-        return self._state()
+        self._state()
 
     def update_conv_state(self, *what: Any, **more: Any) -> Tensor:
-        return self._state()
+        self._state()
 
     def update_recurrent_state(self, *what: Any, **more: Any) -> Tensor:
-        return self._state()
+        self._state()
 
     def update_indexer(self, *what: Any, **more: Any) -> Tensor:
         raise Unsuited("chooses by an index of its own which rows a query sees")
 
-    def _state(self) -> Any:
+    def _state(self) -> NoReturn:
         raise Unsuited("keeps a recurrent state beside its keys and values, which cannot be taken back")
 
 
 class _Kept(_Told):
     """A cache whose keys and values are our rows."""
 
-    def update(self, key: Tensor, value: Tensor, layer: int, *rest: Any, **more: Any) -> tuple[Tensor, Tensor]:
-        self.now.append(layer, key, value)
-        rows = self.now.rows(layer)
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *rest: Any, **more: Any
+    ) -> tuple[Tensor, Tensor]:
+        key, value = key_states, value_states
+        self.now.append(layer_idx, key, value)
+        rows = self.now.rows(layer_idx)
         return rows.k[None, ..., : key.shape[-1]].to(key.dtype), rows.v[None, ..., : value.shape[-1]].to(value.dtype)
 
 
@@ -196,7 +201,7 @@ class Seam:
 
     name: ClassVar[str]
     abilities: ClassVar[frozenset[Capability]]
-    cache: ClassVar[Callable[[Pass], Cache]]
+    cache: ClassVar[type[_Told]]
     implementation: ClassVar[str]
 
     @classmethod
@@ -209,9 +214,7 @@ class Seam:
 
 class AttentionSeam(Seam):
     name = "attention"
-    abilities = frozenset(
-        {Capability.MANY_ROWS, Capability.ROLLBACK, Capability.EVICTION, Capability.ATTENTION}
-    )
+    abilities = frozenset({Capability.MANY_ROWS, Capability.ROLLBACK, Capability.EVICTION, Capability.ATTENTION})
     cache = _Told
     implementation = NAME
 

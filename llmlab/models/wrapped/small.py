@@ -118,7 +118,7 @@ def _small(raw: Mapping[str, Any]) -> dict[str, Any]:
             out[name] = [_sized(name, each, raw) for each in value]
         elif name.endswith("_config") and isinstance(value, Mapping):
             out[name] = _small(value)
-        elif name in TOKENS and (value is not None and not isinstance(value, int) or (value or 0) >= SIZES["vocab_size"]):
+        elif name in TOKENS and value is not None and not (_counts(value) and value < SIZES["vocab_size"]):
             out[name] = 1 if name == "pad_token_id" else 2
     _small_depth(raw, out)
     _small_rotation(raw, out)

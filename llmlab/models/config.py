@@ -1,0 +1,21 @@
+"""Reading a transformers config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def figure(config: Any, name: str) -> Any:
+    """A config's figure, or None; of one that differs from layer to layer, the one that most layers have."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # transformers refuses to name one where layers differ
+        return config.to_dict().get(name)
+
+
+def text_of(config: Any) -> Any:
+    """The part of a config that tells of the text model, where it tells of others too (pictures, sound)."""
+    try:
+        return config.get_text_config(decoder=True)
+    except ValueError:  # several, of which transformers names none
+        return config
