@@ -22,8 +22,9 @@ from llmlab.models.formats.linear import nbytes
 from llmlab.models.loading import catalog, fit, locate, progress
 from llmlab.models.loading.catalog import FORMATS
 from llmlab.models.loading.contents import checkpoint, read_config
+from llmlab.models.loading.ends import stop_tokens
 from llmlab.models.loading.found import Found
-from llmlab.models.loading.loaded import Loaded, stop_tokens
+from llmlab.models.loading.loaded import Loaded
 from llmlab.models.loading.progress import Report
 from llmlab.models.loading.tokenizers import read_tokenizer
 from llmlab.models.mixers.attention import Attention
@@ -128,7 +129,7 @@ class ModelCache:
             tell("Loading the weights", 0, 0)
             model, origin = wrapped.build(str(found.path), weights, device), f"transformers, {found.name}"
         warm_up(model)
-        return Loaded(found.name, model, tokenizer, weights, stop_tokens(tokenizer, config), origin)
+        return Loaded(found.name, model, tokenizer, weights, stop_tokens(tokenizer, config, found), origin)
 
     def transformed(self, loaded: Loaded, stack: Stack, tools: Tools, report: Report | None = None) -> TransformedModel:
         """The stack's weight transforms carried out on a private copy, kept under (model, format, transforms)."""

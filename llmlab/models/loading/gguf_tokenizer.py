@@ -17,7 +17,15 @@ from llmlab.models.loading.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6
 """Kinds in `tokenizer.ggml.token_type`; 1 is an ordinary piece."""
 SPACE = "\u2581"
-ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "seperator": "sep", "cls": "cls", "mask": "mask"}
+ROLES = {
+    "bos": "bos",
+    "eos": "eos",
+    "unknown": "unk",
+    "padding": "pad",
+    "seperator": "sep",
+    "cls": "cls",
+    "mask": "mask",
+}
 """GGUF's names of special tokens (the spelling is the format's) and transformers'."""
 ELSEWHERE = "Choose the same model as safetensors"
 
@@ -123,10 +131,9 @@ def _raw_bpe(vocab: GgufVocab, cut: PreTokenizer) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     pairs, ids = vocab.merges(), {t: i for i, t in enumerate(vocab.tokens)}
-    # A list of merges cut at spaces and line ends cannot name those of line ends, which the tokens themselves show.
-    have = {a + b for a, b in pairs}
-    for size in range(2, max((len(t) for t in ids if not t.strip("\n")), default=0) + 1):
-        if "\n" * size in ids and "\n" * size not in have:
+    if cut.bos:  # Gemma's: a run of line ends that is a token is that token, also where the file has no merges for it
+        have = {a + b for a, b in pairs}
+        for size in sorted(len(t) for t in ids if not t.strip("\n") and t not in have):
             splits = [("\n" * i, "\n" * (size - i)) for i in range(1, size)]
             pairs += [(a, b) for a, b in splits if a in ids and b in ids]
     made = Tokenizer(models.BPE(ids, pairs, unk_token=_unknown(vocab), fuse_unk=True, byte_fallback=True))
@@ -176,7 +183,7 @@ def _unigram(vocab: GgufVocab) -> Any:
     if charsmap:
         steps.append(normalizers.Precompiled(bytes(c & 255 for c in charsmap)))
     if vocab.flag("remove_extra_whitespaces", False):
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if steps:
         made.normalizer = normalizers.Sequence(steps)
     scheme = "always" if vocab.flag("add_space_prefix", True) else "never"

@@ -69,7 +69,9 @@ class PreTokenizer:
     bos: bool = False
 
 
-def _same(names: str, *patterns: str, whole_words: bool = False, raw: bool = False, bos: bool = False) -> dict[str, PreTokenizer]:
+def _same(
+    names: str, *patterns: str, whole_words: bool = False, raw: bool = False, bos: bool = False
+) -> dict[str, PreTokenizer]:
     return dict.fromkeys(names.split(), PreTokenizer(patterns, whole_words, raw, bos))
 
 
@@ -133,13 +135,11 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     **_same("gpt-4o llama4 kanana2 talkie minimax-m2", O200K),
     **_same("granite-embed-multi-97m", O200K, whole_words=True),
     **_same("tiny_aya cohere2moe", r"\d{1,3}(?=(?:\d{3})*\b)", O200K),
-    **_same(
-        "kimi-k2", r"\p{Han}+|" + _cased(f"{END}?", r"\p{N}{1,3}", r"&&[^\p{Han}]", slash="")
-    ),
+    **_same("kimi-k2", r"\p{Han}+|" + _cased(f"{END}?", r"\p{N}{1,3}", r"&&[^\p{Han}]", slash="")),
     **_same("superbpe", r"\p{N}+", r"(?=(\d{3})+(?!\d))"),
     **_same(
         "bailingmoe bailingmoe2 llada-moe",
-        rf"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{{L}}\p{{N}}]?+\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]++[\r\n]*|\s*[\r\n]"
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]"
         r"|\s+(?!\S)|\s+",
     ),
     **_same("seed-coder", rf"{END}|{WORD}\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{SPACES}"),
