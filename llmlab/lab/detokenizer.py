@@ -12,29 +12,10 @@ from llmlab.runtime.events import Committed, Drafted, Event, Finished
 
 KEPT, MOST = 16, 48
 """Tokens that are read again with each new one: once there are MOST, the last KEPT go on."""
-AFTER = (
-    "x",
-    ".",
-    "?",
-    "!",
-    ",",
-    " x",
-    "' x",
-    " ' x",
-    "'m",
-    "'s",
-    "n't",
-    "'t",
-    "t",
-    "m",
-    "s",
-    "ve",
-    "re",
-    "'ve",
-    "'re",
-    "e",
-)
+AFTER = (*"x.?!,tmse", " x", "' x", " ' x", "'m", "'s", "n't", "'t", "ve", "re", "'ve", "'re")
 """What may follow a text such that tidying its spaces changes its end."""
+FORCED = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+"""transformers' flag without which it does not tidy after a BPE."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +45,7 @@ class _Rules:
         self.tidy: Callable[[str], str] | None = None
         if getattr(tokenizer, "clean_up_tokenization_spaces", False):
             bpe = type(getattr(backend, "model", None)).__name__ == "BPE"
-            forced = getattr(
-                tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False
-            )
-            self.tidy = None if bpe and not forced else tokenizer.clean_up_tokenization
+            self.tidy = None if bpe and not getattr(tokenizer, FORCED, False) else tokenizer.clean_up_tokenization
 
     def settled(self, text: str) -> tuple[str, int]:
         """The text as it is shown, and how many of its characters no later token changes."""
@@ -78,7 +56,7 @@ class _Rules:
             return text, max(end, 0)
         shown = self.tidy(text)
         ends = [self.tidy(text[: max(end, 0)] + after) for after in AFTER]
-        return shown, len(os.path.commonprefix([shown, *ends]))
+        return shown, len(os.path.commonprefix([shown, *ends]))  # noqa: RUF071
 
 
 def _steps(decoder: dict[str, Any]) -> list[dict[str, Any]]:
@@ -93,7 +71,7 @@ def _byte_tokens(tokenizer: Any) -> Iterator[int]:
 
 
 class IncrementalDetokenizer:
-    """Token ids to the text that each adds. All pieces and `finish()` together are the decoded text, special tokens too.
+    """Token ids to the text that each adds. The pieces and `finish()` together are the decoded text.
 
     Text that a later token may change is held back and belongs to the token that settles it: an unfinished character,
     bytes that are decoded together, spaces that are tidied away. The time per token does not grow with the text.

@@ -1,4 +1,4 @@
-"""Prompts in a model's chat template. Templates are strangers' programs: whatever one does ends in text or a refusal."""
+"""Prompts in a model's chat template. Templates are strangers' programs: what one does ends in text or a refusal."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from llmlab.models.loading.chat import turn_end
 from llmlab.models.loading.found import Found
 from llmlab.models.loading.gguf_tokenizer import GgufVocab
 
-KNOWN = (
+KNOWN: tuple[str, ...] = (
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
@@ -37,7 +37,7 @@ KNOWN = (
     "[e~[",
 )
 """Texts of tokens that llama.cpp takes for an end wherever they are in a vocabulary (src/llama-vocab.cpp)."""
-FILLING = ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]")
+FILLING: tuple[str, ...] = ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]")
 FILLING += ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>")
 """And those of models that fill in code, which GGUF files do not always name."""
 NOT_BESIDE = (

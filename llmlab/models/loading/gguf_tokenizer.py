@@ -86,8 +86,7 @@ def gguf_tokenizer(path: Path) -> Any:
     vocab = GgufVocab(path)
     made = _backend(vocab)
     _add_special(made, vocab)
-    named = {ROLES[n]: vocab.special(n) for n in ROLES}
-    named = {f"{role}_token": vocab.tokens[i] for role, i in named.items() if i is not None}
+    named = {f"{ROLES[n]}_token": vocab.tokens[i] for n in ROLES if (i := vocab.special(n)) is not None}
     fast = PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **named)
     fast.chat_template = _templates(vocab)
     return fast
@@ -233,10 +232,10 @@ def _finish(made: Any, vocab: GgufVocab, bos: bool = False, eos: bool = False) -
         last = vocab.special("seperator")
     around = [(vocab.tokens[i], i) for i in (first, last) if i is not None]
     if around:
-        text = [t for t, i in around if i == first][:1] + ["$A"]
-        text += [vocab.tokens[last]] if last is not None else []
+        before, after = ([] if i is None else [vocab.tokens[i]] for i in (first, last))
+        text = [*before, "$A", *after]
         made.post_processor = processors.TemplateProcessing(
-            single=text, pair=[*text, *(["$B:1"])], special_tokens=list(dict(around).items())
+            single=text, pair=[*text, "$B:1"], special_tokens=list(dict(around).items())
         )
     return made
 

@@ -1,4 +1,4 @@
-"""How each kind of byte-level BPE cuts text before its merges, by the name that GGUF files give in `tokenizer.ggml.pre`.
+"""How each kind of byte-level BPE cuts text before its merges, by the name in GGUF files' `tokenizer.ggml.pre`.
 
 The names are those of llama.cpp (src/llama-vocab.cpp, `tokenizer_pre`), the patterns those of the models' own
 `tokenizer.json`. Where llama.cpp's engine has no \\p{Lu} or \\p{M} and cuts a little otherwise, the model's own pattern

@@ -14,7 +14,7 @@ from llmlab.models.loading.environment import cache_folder
 from llmlab.models.loading.found import Found
 from llmlab.models.loading.whole import whole_folder
 
-ALWAYS = {"local_files_only": True, "trust_remote_code": False}
+ALWAYS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def read_tokenizer(found: Found) -> Any:
@@ -47,7 +47,7 @@ def _of_folder(folder: Path) -> Any:
     if file.exists() and "__init__" in type(found).__dict__ and hasattr(found, "_tokenizer"):
         own = Tokenizer.from_file(str(file))
         if _rules(own) != _rules(found.backend_tokenizer):
-            named = {f"{k}": v for k, v in found.special_tokens_map.items() if isinstance(v, str)}
+            named = {str(k): v for k, v in found.special_tokens_map.items() if isinstance(v, str)}
             template = found.chat_template
             found = PreTrainedTokenizerFast.from_pretrained(str(folder), **{**named, **ALWAYS})
             found.chat_template = found.chat_template or template
@@ -60,14 +60,9 @@ def _of_folder(folder: Path) -> Any:
 def _rules(tokenizer: Any) -> list[Any]:
     """How a tokenizer cuts and joins text, its vocabulary left out."""
     parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder)
-    model = {
-        n: getattr(tokenizer.model, n, None) for n in ("byte_fallback", "ignore_merges", "continuing_subword_prefix")
-    }
-    return [
-        type(tokenizer.model).__name__,
-        model,
-        *(None if p is None else json.loads(p.__getstate__()) for p in parts),
-    ]
+    flags = ("byte_fallback", "ignore_merges", "continuing_subword_prefix")
+    model = [type(tokenizer.model).__name__, *(getattr(tokenizer.model, n, None) for n in flags)]
+    return [*model, *(None if p is None else json.loads(p.__getstate__()) for p in parts)]
 
 
 def _kept(file: Path) -> Any:
