@@ -10,10 +10,12 @@ from typing import Any
 
 from llmlab.runtime.events import Committed, Drafted, Event, Finished
 
-KEPT, MOST = 16, 48
+KEPT, MOST = 12, 32
 """Tokens that are read again with each new one: once there are MOST, the last KEPT go on."""
-AFTER = (*"x.?!,tmse", " x", "' x", " ' x", "'m", "'s", "n't", "'t", "ve", "re", "'ve", "'re")
-"""What may follow a text such that tidying its spaces changes its end."""
+TIDIED = (" .", " ' ", " n't", " 'm", " 's", " 've", " 're", " n ' t", "  ' m", "  ' s", "  ' ve", "  ' re")
+"""What transformers' tidying of spaces takes a space from (stops are all alike), in one step or in two."""
+AFTER = tuple(sorted({p[i:] for p in TIDIED for i in range(1, len(p))} | {"x", " x", "' x", " ' x"}))
+"""What may follow a text such that its end is tidied otherwise."""
 FORCED = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 """transformers' flag without which it does not tidy after a BPE."""
 
@@ -55,6 +57,8 @@ class _Rules:
         if self.tidy is None:
             return text, max(end, 0)
         shown = self.tidy(text)
+        if end == len(text) and " " not in text[-6:]:  # as long as the longest of TIDIED
+            return shown, len(shown)
         ends = [self.tidy(text[: max(end, 0)] + after) for after in AFTER]
         return shown, len(os.path.commonprefix([shown, *ends]))  # noqa: RUF071
 

@@ -159,6 +159,8 @@ def test_long_texts_too(kind: str) -> None:
         few = dice.sample(reachable(kind), min(12, len(reachable(kind))))
         ids = [t for _ in range(60) for t in [dice.choice(few)] * dice.choice([1, 1, 1, 2, 9])]
         assert streamed(made(kind), ids) == made(kind).decode(ids)
+        ids = [dice.choice(reachable(kind)) for _ in range(dice.choice([9, 90, 900]))]
+        assert streamed(made(kind), ids) == made(kind).decode(ids)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,11 +7,18 @@ kill or Ctrl-C midway leaves nothing that a later start takes for whole. The ren
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+OLD = 2 * 24 * 3600
+"""Seconds after which nobody can still be writing."""
 
 
 def _on_disk(path: Path) -> None:
@@ -23,6 +30,17 @@ def _on_disk(path: Path) -> None:
         os.close(handle)
 
 
+def _beside(path: Path) -> tempfile.TemporaryDirectory[str]:
+    """A new folder beside `path`; those that a kill has left there days ago go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name[:40]}-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > OLD:
+                shutil.rmtree(left)
+    return tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent, ignore_cleanup_errors=True)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A path to write to, in the folder of `path`, which takes the place of `path` when the block ends well.
@@ -30,8 +48,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Whatever the block raises, also KeyboardInterrupt, leaves `path` as it was. Raises OSError where the folder cannot
     be made or the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name[:40]}-", dir=path.parent, ignore_cleanup_errors=True) as made:
+    with _beside(path) as made:
         part = Path(made) / path.name
         yield part
         _on_disk(part)
@@ -44,8 +61,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     As for `whole_file`. A folder that is there already goes only once the new one is complete.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name[:40]}-", dir=path.parent, ignore_cleanup_errors=True) as made:
+    with _beside(path) as made:
         part, gone = Path(made) / "new", Path(made) / "old"
         part.mkdir()
         yield part
