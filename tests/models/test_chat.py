@@ -106,12 +106,13 @@ def test_templates_are_found_in_every_file_that_may_hold_one(tmp_path: Path, fil
     assert chat_text(found, "Tiny", "Hi") == "<|user|>Hi<|end|><|assistant|>"
 
 
-def test_a_gguf_file_may_hold_several(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.gguf", "gpt2", pre="smollm", **{"../chat_template": ""})
-    data = path.read_bytes().replace(b"tokenizer.ggml.../chat_template", b"tokenizer.chat_template.rag_one")
-    path.write_bytes(data)
-    found = read_tokenizer(Found("a", "a", "gguf", path))
-    assert found.chat_template == {"rag_one": ""}
+def test_a_gguf_file_may_hold_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path / "cache"))
+    named = {"tokenizer.chat_template": made.CHAT, "tokenizer.chat_template.rag": "{{ raise_exception('no') }}"}
+    for held in (named, dict(list(named.items())[:1])):
+        found = Found("a", "a", "gguf", write(tmp_path / f"{len(held)}.gguf", "gpt2", pre="smollm", **held))
+        for _ in ("made", "kept"):
+            assert chat_text(read_tokenizer(found), "Tiny", "Hi") == "<|user|>Hi<|end|><|assistant|>"
 
 
 @pytest.mark.parametrize("prompt", ["\ud800", "a \udc80"])

@@ -8,6 +8,8 @@ from llmlab.errors import Refused
 
 PROBE = "llmlab probes 7f3a"
 """A text that no template holds, to see what becomes of a message."""
+LITERAL = ("'type': 'text'", '"type": "text"')
+"""How a list of parts looks to a template that takes it for text."""
 OFF = "Switch chat off"
 
 
@@ -43,7 +45,8 @@ def _wants_parts(tokenizer: Any, who: str) -> bool:
     failures = []
     for parts in (False, True):
         try:
-            if PROBE in _render(tokenizer, who, [{"role": "user", "content": _content(PROBE, parts)}], True):
+            text = _render(tokenizer, who, [{"role": "user", "content": _content(PROBE, parts)}], True)
+            if PROBE in text and not any(t in text for t in LITERAL):
                 return parts
         except Refused as e:
             failures.append(e)

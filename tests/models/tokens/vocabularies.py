@@ -19,7 +19,7 @@ def stored() -> dict[str, Any]:
 
 
 def write(path: Path, kind: str, **changes: Any) -> Path:
-    """A vocabulary as a GGUF file; `changes` are values under `tokenizer.ggml.` (add_bos_token=True, pre="qwen2")."""
+    """A vocabulary as a GGUF file; `changes` are values under `tokenizer.ggml.` (pre="qwen2") or by full name."""
     import gguf
 
     vocab = stored()[kind]
@@ -38,7 +38,7 @@ def write(path: Path, kind: str, **changes: Any) -> Path:
     values = {"model": {"raw": "gpt2"}.get(kind, kind)}
     values |= {f"{n}_token_id": ids[t] for n, t in vocab["special"].items()}
     for name, value in (values | changes).items():
-        key = f"tokenizer.ggml.{name}"
+        key = name if name.startswith("tokenizer.") else f"tokenizer.ggml.{name}"
         if isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, int):
