@@ -13,7 +13,8 @@ from llmlab.errors import Refused
 from llmlab.lab.experiment import Lab
 from llmlab.lab.settings import Settings
 from llmlab.models.loading.chat import chat_text, turn_end
-from llmlab.models.loading.ends import KNOWN, stop_tokens
+from llmlab.models.loading.end_texts import ENDS
+from llmlab.models.loading.ends import stop_tokens
 from llmlab.models.loading.found import Found
 from llmlab.models.loading.loaded import Loaded, prompt_tokens, require_known
 from llmlab.models.loading.tokenizers import read_tokenizer
@@ -162,7 +163,7 @@ def test_ends_from_the_config_the_generation_config_and_the_tokenizer(tmp_path: 
         stop_tokens(tokenizer(), SimpleNamespace(), found)
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", ENDS)
 def test_tokens_that_are_known_for_it(name: str) -> None:
     found = tokenizer(None, name)
     assert found.convert_tokens_to_ids(name) in stop_tokens(found, SimpleNamespace())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.errors import Refused
+from llmlab.models.loading.end_texts import ENDS, FILLING_ENDS, MARKS, NOT_BESIDE, SHOWN
 from llmlab.models.loading.gguf_metadata import read_metadata
 from llmlab.models.loading.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 
@@ -27,6 +28,8 @@ ROLES = {
     "mask": "mask",
 }
 """GGUF's names of special tokens (the spelling is the format's) and transformers'."""
+ENDING = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+"""GGUF's names of tokens at which llama.cpp ends an answer."""
 ELSEWHERE = "Choose the same model as safetensors"
 
 
@@ -36,7 +39,7 @@ class GgufVocab:
     def __init__(self, path: Path) -> None:
         self.who = f"The file {path.name}"
         try:
-            self.data = {k: v for k, v in read_metadata(path).items() if k.startswith("tokenizer.")}
+            self.data = read_metadata(path)
         except (OSError, ValueError, struct.error) as e:
             raise Refused(self.who, "is damaged or cut short", "Fetch the file again or choose another") from e
         self.model = str(self.get("model", "none"))
@@ -46,8 +49,20 @@ class GgufVocab:
         self.tokens = [str(t) or f"[EMPTY_{i}]" for i, t in enumerate(tokens)]
         kinds = self.get("token_type", [])
         self.kinds = [*kinds, *[1] * (len(tokens) - len(kinds))][: len(tokens)]
+        self._correct_kinds()
         if len(set(self.tokens)) != len(self.tokens):
             raise Refused(self.who, "names two tokens alike", ELSEWHERE)
+
+    def _correct_kinds(self) -> None:
+        """Converters have called ends of turns ordinary pieces; as such a chat template could not set them."""
+        have = set(self.tokens)
+        ends = {n for n, beside in NOT_BESIDE if any(others <= have for others in beside)}
+        control, shown = {*ENDS, *FILLING_ENDS, *MARKS} - ends, {*SHOWN}
+        for i, token in enumerate(self.tokens):
+            if token in shown:
+                self.kinds[i] = USER_DEFINED
+            elif token in control and self.kinds[i] != UNKNOWN:
+                self.kinds[i] = CONTROL
 
     def get(self, name: str, default: Any = None) -> Any:
         return self.data.get(f"tokenizer.ggml.{name}", default)
@@ -86,10 +101,21 @@ def gguf_tokenizer(path: Path) -> Any:
     vocab = GgufVocab(path)
     made = _backend(vocab)
     _add_special(made, vocab)
-    named = {f"{ROLES[n]}_token": vocab.tokens[i] for n in ROLES if (i := vocab.special(n)) is not None}
-    fast = PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **named)
+    # transformers looks for these in every text: where a file calls "!" its padding, "!" must stay a piece of text.
+    named = {ROLES[n]: i for n in ROLES if (i := vocab.special(n)) is not None and _is_mark(vocab, i)}
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        clean_up_tokenization_spaces=False,
+        end_token_ids=[i for n in ENDING if (i := vocab.special(n)) is not None],
+        **{f"{role}_token": vocab.tokens[i] for role, i in named.items()},
+    )
     fast.chat_template = _templates(vocab)
     return fast
+
+
+def _is_mark(vocab: GgufVocab, i: int) -> bool:
+    token = vocab.tokens[i]
+    return vocab.kinds[i] in (CONTROL, UNKNOWN, USER_DEFINED) or (len(token) > 2 and token[0] in "<[")
 
 
 def _backend(vocab: GgufVocab) -> Any:
@@ -113,14 +139,9 @@ def _byte_bpe(vocab: GgufVocab, cut: PreTokenizer) -> Any:
     ids = {t: i for i, t in enumerate(vocab.tokens)}
     made = Tokenizer(models.BPE(ids, vocab.merges(), ignore_merges=cut.whole_words))
     splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in cut.patterns]
-    prefix = vocab.flag("add_space_prefix", False)
     made.pre_tokenizer = pre_tokenizers.Sequence(
         [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
-    if prefix:
-        from tokenizers import normalizers
-
-        made.normalizer = normalizers.Prepend(" ")
     made.decoder = decoders.ByteLevel()
     return made
 
@@ -244,12 +265,16 @@ def _add_special(made: Any, vocab: GgufVocab) -> None:
     """Tokens that are found in the text before it is cut: chat templates need <|im_start|> as one token."""
     from tokenizers import AddedToken
 
-    hidden = {i for n in ROLES if (i := vocab.special(n)) is not None and vocab.kinds[i] != 1}
-    for i, (token, kind) in enumerate(zip(vocab.tokens, vocab.kinds, strict=False)):
-        if kind in (CONTROL, UNKNOWN) or i in hidden:
-            made.add_special_tokens([AddedToken(token, normalized=False, special=True)])
+    # Phi-3's take the white space after them along, which only its name says.
+    phi = any(n in str(vocab.data.get("general.name", "")).lower() for n in ("phi-3", "phi3"))
+    plain = {"<unk>", "<s>", "<|endoftext|>"}
+    for token, kind in zip(vocab.tokens, vocab.kinds, strict=False):
+        if kind in (CONTROL, UNKNOWN):
+            made.add_special_tokens(
+                [AddedToken(token, normalized=False, special=True, rstrip=phi and token not in plain)]
+            )
         elif kind == USER_DEFINED:
-            made.add_tokens([AddedToken(token, normalized=False)])
+            made.add_tokens([AddedToken(token, normalized=False, rstrip=phi)])
 
 
 def _templates(vocab: GgufVocab) -> Any:

@@ -51,7 +51,8 @@ TEXTS = [
     "你好，世界。", "日本語のテスト",
     "漢字かな12", "한국어 시험", "مرحبا ٣٤", "नमस्ते दुनिया", "ไทย", "👋", "👩‍👩‍👧 ok",
     "½ ² Ⅷ", "e\u0301", "\u00a0x", "x\u3000y",
-    "<|im_start|>user\nHi<|im_end|>\n", "Hi<|im_end|> there", "<tool> <tool>x", "<|im_start|><|im_end|>", "<|im_sta",
+    "<|im_start|>user\nHi<|im_end|>\n", "Hi<|im_end|> there", "!!! a!b",
+    "<s> a</s> b<|im_end|>\n c", "<tool> <tool>x", "<|im_start|><|im_end|>", "<|im_sta",
     "aaaaa aaaaaaa", "=======", "a       b", "\n" * 7, "hahahahaha",
     "The quick brown fox, and the lazy dog. " * 2,
 ]  # fmt: skip
@@ -119,9 +120,9 @@ def sentencepiece(raw: bool = False) -> dict[str, Any]:
     plain = [all(ord(c) < 0x600 or c == "\u2581" for c in p) for p in found]  # the rest comes as bytes
     kept = [(p, s) for p, s, k in zip(found, scores, plain, strict=True) if k]
     have = {p for p, _ in kept}
-    first = ["<unk>", "<s>", "</s>", *SPECIAL[1:], "<tool>", "<unused0>"]
+    first = ["<unk>", "<s>", "</s>", *SPECIAL, "<tool>", "<unused0>"]
     tokens = [*first, *(f"<0x{b:02X}>" for b in range(256)), *(p for p, _ in kept)]
-    kinds = [UNKNOWN, *[CONTROL] * 4, USER_DEFINED, UNUSED, *[BYTE] * 256, *[NORMAL] * len(kept)]
+    kinds = [UNKNOWN, *[CONTROL] * 5, USER_DEFINED, UNUSED, *[BYTE] * 256, *[NORMAL] * len(kept)]
     value: dict[str, Any] = {"tokens": tokens, "kinds": kinds}
     value["special"] = {"bos": "<s>", "eos": "</s>", "unknown": "<unk>"}
     if raw:

@@ -19,7 +19,8 @@ def stored() -> dict[str, Any]:
 
 
 def write(path: Path, kind: str, **changes: Any) -> Path:
-    """A vocabulary as a GGUF file; `changes` are values under `tokenizer.ggml.` (pre="qwen2") or by full name."""
+    """A vocabulary as a GGUF file; `changes` are values under `tokenizer.ggml.` (pre="qwen2") or by full name,
+    and `plain` tokens that the file calls ordinary pieces."""
     import gguf
 
     vocab = stored()[kind]
@@ -30,7 +31,8 @@ def write(path: Path, kind: str, **changes: Any) -> Path:
     writer.add_feed_forward_length(64)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_token_list(vocab["tokens"])
-    writer.add_token_types(vocab["kinds"])
+    plain = changes.pop("plain", ())
+    writer.add_token_types([NORMAL if t in plain else k for t, k in zip(vocab["tokens"], vocab["kinds"], strict=True)])
     if "scores" in vocab:
         writer.add_token_scores(vocab["scores"])
     if "merges" in vocab:
@@ -38,7 +40,7 @@ def write(path: Path, kind: str, **changes: Any) -> Path:
     values = {"model": {"raw": "gpt2"}.get(kind, kind)}
     values |= {f"{n}_token_id": ids[t] for n, t in vocab["special"].items()}
     for name, value in (values | changes).items():
-        key = name if name.startswith("tokenizer.") else f"tokenizer.ggml.{name}"
+        key = name if name.startswith(("tokenizer.", "general.")) else f"tokenizer.ggml.{name}"
         if isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, int):
@@ -61,6 +63,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bert": {},
     "bert with capitals": {"normalizer.lowercase": False},
     "gpt2 with both ends": {"pre": "smollm", "add_bos_token": True, "add_eos_token": True},
+    "llama of Phi-3": {"general.name": "Phi-3 mini"},
+    "gpt2 with ends as pieces": {"pre": "smollm", "plain": ("<|im_end|>", "<|endoftext|>")},
+    "gpt2 with a letter as padding": {"pre": "smollm", "padding_token_id": 3},
     "gpt2 without a beginning": {"pre": "llama-bpe", "add_bos_token": False},
 }
 """Files beside one per `tokenizer.ggml.pre`: the kind is the first word of the name."""
