@@ -34,11 +34,10 @@ class _Rules:
 
     def __init__(self, tokenizer: Any) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        decoder = getattr(backend, "decoder", None)
-        steps = _steps(json.loads(decoder.__getstate__())) if decoder is not None else []
+        steps = _steps(getattr(backend, "decoder", None))
         kinds = [s["type"] for s in steps]
         # Bytes that follow one another are decoded together: one wrong byte turns all of them into U+FFFD.
-        self.bytes = frozenset(_byte_tokens(tokenizer)) if "ByteFallback" in kinds else frozenset()
+        self.bytes = frozenset(_byte_tokens(backend)) if "ByteFallback" in kinds else frozenset()
         # An unfinished character is one U+FFFD where bytes are read leniently, else up to three.
         self.unfinished = 1 if "ByteLevel" in kinds else 0 if self.bytes else 3
         whole = next((i for i, k in enumerate(kinds) if k in ("Fuse", "ByteLevel")), len(steps))
@@ -63,15 +62,21 @@ class _Rules:
         return shown, len(os.path.commonprefix([shown, *ends]))  # noqa: RUF071
 
 
-def _steps(decoder: dict[str, Any]) -> list[dict[str, Any]]:
-    return [s for d in decoder["decoders"] for s in _steps(d)] if decoder["type"] == "Sequence" else [decoder]
+def _steps(decoder: Any) -> list[dict[str, Any]]:
+    """What a decoder of the tokenizers library does, step by step; nothing for one that is a program of its own."""
+    try:
+        found = [json.loads(decoder.__getstate__())] if decoder is not None else []
+    except Exception:
+        return []
+    while any(s["type"] == "Sequence" for s in found):
+        found = [part for s in found for part in s.get("decoders", [s])]
+    return found
 
 
-def _byte_tokens(tokenizer: Any) -> Iterator[int]:
+def _byte_tokens(backend: Any) -> Iterator[int]:
     """The ids of <0x00> … <0xFF>, as many of them as there are."""
-    vocab = tokenizer.get_vocab()
-    names = (f"<0x{b:02X}>" for b in range(256))
-    return (vocab[n] for n in names if n in vocab)
+    found = (backend.token_to_id(f"<0x{b:02X}>") for b in range(256))
+    return (i for i in found if i is not None)
 
 
 class IncrementalDetokenizer:
