@@ -42,11 +42,14 @@ MLA = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "norm_topk_prob"
 HEADS = {"head_dim": 16}
 SETTINGS: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 8}},
     "deepseek_v2": MLA,
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "hunyuan_v1_dense": HEADS,
     "hunyuan_v1_moe": HEADS,
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     "ministral": HEADS,
     "nemotron": {"num_key_value_heads": 2},
 }

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from llmlab.errors import Refused
-from llmlab.lab.detokenizer import IncrementalDetokenizer
+from llmlab.lab.detokenizer import IncrementalDetokenizer, with_text
 from llmlab.lab.model_cache import ModelCache
 from llmlab.lab.records import record
 from llmlab.lab.settings import Settings, without_techniques
@@ -22,7 +22,7 @@ from llmlab.models.formats.onednn import bfloat16_instructions
 from llmlab.models.formats.registry import FORMATS
 from llmlab.models.loading.loaded import Loaded, prompt_tokens
 from llmlab.models.loading.progress import Report
-from llmlab.runtime.events import Committed, Compared, Drafted, Event, Finished, Started, WeightsChanged
+from llmlab.runtime.events import Committed, Compared, Event, Finished, Started, WeightsChanged
 from llmlab.runtime.generate import committed_tokens, generate
 from llmlab.runtime.roles import Router
 from llmlab.runtime.sampling import Sampler
@@ -146,12 +146,8 @@ class Lab:
             settings.verify == "bitwise",
         )
         seen: list[Event] = []
-        for e in events:
-            if isinstance(e, Drafted):
-                e = replace(e, text=labels.guess(e.tokens, e.parents))
-            elif isinstance(e, Committed):
-                e = replace(e, text=labels.commit(e.tokens))
-            elif isinstance(e, Finished):
+        for e in with_text(events, labels, loaded.stop_tokens):
+            if isinstance(e, Finished):
                 e = replace(e, metrics=trace.ledger(seen))
             seen.append(e)
             yield e

@@ -23,9 +23,10 @@ from llmlab.models.loading import catalog, fit, locate, progress
 from llmlab.models.loading.catalog import FORMATS
 from llmlab.models.loading.checkpoint import Checkpoint, Folder, as_transformers_expects
 from llmlab.models.loading.contents import checkpoint, held_files, read_config, stamp_of
+from llmlab.models.loading.ends import stop_tokens
 from llmlab.models.loading.files import Stamp
 from llmlab.models.loading.found import Found
-from llmlab.models.loading.loaded import Loaded, stop_tokens
+from llmlab.models.loading.loaded import Loaded
 from llmlab.models.loading.progress import Report
 from llmlab.models.loading.reference import tidy
 from llmlab.models.loading.route import WRAPPED_ABILITIES, decoders, route
@@ -148,7 +149,7 @@ class ModelCache:
             tell("Loading the weights", 0, 0)
             model, origin = self._wrapped(source, weights, device), f"transformers, {found.name}"
         warm_up(model)
-        return Loaded(found.name, model, tokenizer, weights, stop_tokens(tokenizer, config), origin), files
+        return Loaded(found.name, model, tokenizer, weights, stop_tokens(tokenizer, config, found), origin), files
 
     @staticmethod
     def _wrapped(source: Checkpoint, weights: str, device: str) -> Any:

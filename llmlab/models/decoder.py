@@ -95,6 +95,11 @@ class Decoder(nn.Module):
         return self.shape.context
 
     @property
+    def vocab(self) -> int:
+        """Tokens that have an embedding; the tokenizer may know more."""
+        return self.shape.vocab
+
+    @property
     def nbytes(self) -> int:
         return nbytes(self)
 

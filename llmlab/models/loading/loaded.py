@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llmlab.errors import Refused
+from llmlab.models.loading.chat import chat_text
 
 
 def prompt_tokens(loaded: Loaded, prompt: str, chat: bool | None = None) -> list[int]:
@@ -13,13 +15,31 @@ def prompt_tokens(loaded: Loaded, prompt: str, chat: bool | None = None) -> list
     tokenizer = loaded.tokenizer
     if chat and not tokenizer.chat_template:
         raise Refused(loaded.name, "has no chat template", "Switch chat off")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as e:
+        raise Refused("The prompt", "holds halves of characters, which are no text", "Write them anew") from e
     if chat or (chat is None and tokenizer.chat_template):
-        messages = [{"role": "user", "content": prompt}]
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
-    ids = list(tokenizer(prompt)["input_ids"])
+        text = chat_text(tokenizer, loaded.name, prompt)
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    else:
+        ids = list(tokenizer(prompt)["input_ids"])
     if not ids:
         raise Refused("The prompt", "holds nothing that this model's vocabulary knows", "Write something else")
+    require_known(ids, loaded.model.vocab, tokenizer, loaded.name)
     return ids
+
+
+def require_known(tokens: Sequence[int], vocab_rows: int, tokenizer: Any, who: str) -> None:
+    """Raises Refused for a token that the tokenizer knows and the model's embedding of `vocab_rows` rows does not."""
+    beyond = next((t for t in tokens if not 0 <= t < vocab_rows), None)
+    if beyond is not None:
+        text = tokenizer.convert_ids_to_tokens(beyond)
+        raise Refused(
+            who,
+            f"has no embedding for the token {text!r}: its number is {beyond} and there are {vocab_rows}",
+            "Leave it out of the prompt, or switch chat off if the chat template adds it",
+        )
 
 
 @dataclass(frozen=True)
@@ -32,15 +52,3 @@ class Loaded:
     weights: str
     stop_tokens: frozenset[int]
     source: str
-
-
-def stop_tokens(tokenizer: Any, config: Any) -> frozenset[int]:
-    """The ids at which an answer ends, from the config and the tokenizer, and a chat turn's end where there is one."""
-    found: set[int | None] = set()
-    for source in (getattr(config, "eos_token_id", None), tokenizer.eos_token_id):
-        found.update(source if isinstance(source, list | tuple) else [source])
-    for name in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>"):
-        number = tokenizer.convert_tokens_to_ids(name)
-        if number is not None and number != tokenizer.unk_token_id:
-            found.add(number)
-    return frozenset(t for t in found if t is not None)

@@ -117,7 +117,7 @@ def _by_seams(sibling: Any, tokens: torch.Tensor, want: torch.Tensor) -> Admissi
                     return Admission(seam.name, positioned)
                 reasons.append((2, str(found)))
             except Unsuited as e:
-                reasons.append((0 if "positions" in str(e) else 3, str(e)))
+                reasons.append((3 if e.final else 0, str(e)))
             except Exception as e:
                 reasons.append((1, f"fails in transformers when its text comes in pieces ({_first_words(e)})"))
     return Admission(refusal=max(reasons, key=lambda r: r[0])[1])
@@ -127,7 +127,7 @@ def _first_words(e: Exception) -> str:
     lines = [line.strip() for line in str(e).splitlines() if line.strip()]
     if not lines:
         return type(e).__name__
-    said = lines[-1] if lines[0].endswith(":") else f"{type(e).__name__}: {lines[0]}"
+    said = lines[-1] if lines[0].endswith(":") and "Error" in lines[-1] else f"{type(e).__name__}: {lines[0]}"
     return said if len(said) <= 110 else f"{said[:110]}…"
 
 

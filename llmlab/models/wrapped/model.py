@@ -47,7 +47,7 @@ class Wrapped:
         self._positioned = positioned
         self._cache = "cache" if "cache" in taken else "past_key_values"
         if self._cache not in taken:
-            raise Unsuited("takes no cache, so every token would read the whole text again")
+            raise Unsuited("takes no cache, so every token would read the whole text again", final=True)
         self._cut = "logits_to_keep" in taken
         self.layers = range(0)
         self._shapes = self._probed(config)
@@ -63,7 +63,7 @@ class Wrapped:
         self.forward(Batch(token, torch.zeros(1, dtype=torch.long), [Span(0, 1, Memory(list(probe)), first=0)]))
         found = {i: p.shape for i, p in enumerate(probe) if p.shape is not None}
         if not found:
-            raise Unsuited("keeps no keys and values")
+            raise Unsuited("keeps no keys and values", final=True)
         return found
 
     @property

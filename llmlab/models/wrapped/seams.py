@@ -30,7 +30,11 @@ NAME = "llmlab"
 
 
 class Unsuited(Exception):
-    """A model asks for what a seam cannot give; the text completes "the model …"."""
+    """A model asks for what a seam cannot give; the text completes "the model …". `final`: no other seam can either."""
+
+    def __init__(self, why: str, final: bool = False) -> None:
+        super().__init__(why)
+        self.final = final
 
 
 @dataclass
@@ -178,10 +182,10 @@ class _Told(Cache):
         self._state()
 
     def update_indexer(self, *what: Any, **more: Any) -> Tensor:
-        raise Unsuited("chooses by an index of its own which rows a query sees")
+        raise Unsuited("chooses by an index of its own which rows a query sees", final=True)
 
     def _state(self) -> NoReturn:
-        raise Unsuited("keeps a recurrent state beside its keys and values, which cannot be taken back")
+        raise Unsuited("keeps a recurrent state beside its keys and values, which cannot be taken back", final=True)
 
 
 class _Kept(_Told):

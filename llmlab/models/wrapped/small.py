@@ -13,6 +13,7 @@ SIZES: dict[str, int] = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 256,
+    "kv_n_heads": 2,
     # The same under the names that single families have for it.
     "n_embd": 64,
     "n_head": 4,
