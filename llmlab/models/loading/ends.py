@@ -14,12 +14,13 @@ from llmlab.models.loading.found import Found
 
 
 def stop_tokens(tokenizer: Any, config: Any, found: Found | None = None) -> frozenset[int]:
-    """The ids at which an answer ends: those of the config, of generation_config.json or the GGUF file, of the
-    tokenizer, the one that closes a turn of the chat template, and those whose text is known for it.
+    """The ids at which an answer ends: those of the config, of generation_config.json or the GGUF file, the
+    one that closes a turn of the chat template, and those whose text is known for it.
 
+    A tokenizer's own end is none of them: transformers does not heed it either, and base models write across it.
     Raises Refused for a generation_config.json that cannot be read.
     """
-    ids: set[int] = set(_ids(getattr(config, "eos_token_id", None))) | set(_ids(tokenizer.eos_token_id))
+    ids: set[int] = set(_ids(getattr(config, "eos_token_id", None)))
     ids |= set(_ids(turn_end(tokenizer)))
     gguf = found is not None and found.kind == "gguf"
     if gguf:

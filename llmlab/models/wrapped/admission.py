@@ -133,15 +133,18 @@ def _first_words(e: Exception) -> str:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without touching the process's own dice, and without transformers' warnings."""
+    """Without touching the process's own dice, without transformers' warnings, and on one thread: for matrices this
+    small others only wait for each other."""
     from transformers.utils import logging
 
-    level = logging.get_verbosity()
+    level, threads = logging.get_verbosity(), torch.get_num_threads()
     logging.set_verbosity_error()
+    torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
+        torch.set_num_threads(threads)
         logging.set_verbosity(level)
 
 
