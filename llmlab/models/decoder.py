@@ -97,6 +97,11 @@ class Decoder(nn.Module):
         return self.shape.context
 
     @property
+    def vocab(self) -> int:
+        """V, padding included."""
+        return self.shape.vocab
+
+    @property
     def nbytes(self) -> int:
         return nbytes(self)
 

@@ -82,6 +82,11 @@ class Wrapped:
         return torch.device(self.hf.device)
 
     @property
+    def vocab(self) -> int:
+        """V, padding included."""
+        return int(self.hf.get_input_embeddings().num_embeddings)
+
+    @property
     def nbytes(self) -> int:
         return int(self.hf.get_memory_footprint())
 
