@@ -27,6 +27,6 @@ def execute(a: argparse.Namespace) -> None:
     s = settings_of(a)
     rounds = within("rounds", a.rounds, 1, 1000, int)
     value = against_transformers(s.model, s.weights, s.device, s.threads, cases, rounds, say)
+    write(value, a.json)
     if a.json != "-":
         print(text_table(value["cases"], Ours.name))
-    write(value, a.json)

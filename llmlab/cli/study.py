@@ -33,8 +33,8 @@ def carry_out_and_show(name: str, knobs: dict[str, Any], a: argparse.Namespace) 
 
     chosen = make_study(name, **knobs)
     value = carry_out(chosen, Subject(Lab(), settings_of(a), report))
+    write(value, a.json)
     if a.json != "-":
         print(table(value))
         for line in [*verdicts(value), *value["notes"]]:
             print(line)
-    write(value, a.json)

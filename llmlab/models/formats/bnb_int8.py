@@ -46,6 +46,7 @@ def _llm_int8(x: Tensor, q: Tensor, scale: Tensor, lib: Any) -> Tensor:
     rows, row_scale, _ = lib.int8_vectorwise_quant(_taken(x))
     product = lib.int8_linear_matmul(rows, q)
     if x.is_cpu:
-        return (product.float() * (row_scale[:, None] * scale / 127**2)).to(x.dtype)
+        dense: Tensor = product.float() * (row_scale[:, None] * scale / 127**2)
+        return dense.to(x.dtype)
     y: Tensor = lib.int8_mm_dequant(product, row_scale, scale)
     return y.to(x.dtype)
