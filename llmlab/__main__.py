@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     surroundings.prepare()
 
     def act() -> None:
+        surroundings.require_folder()
         a = parse(sys.argv[1:] if arguments is None else arguments)
         read_arguments(a)
         require_places(a)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from llmlab.cli.options import ENGINE, add_json, add_settings, settings_of
-from llmlab.cli.output import say, write
+from llmlab.cli.output import say, show, write
 from llmlab.lab.settings import within
 
 HELP = "this engine against transformers on this machine, side by side"
@@ -29,4 +29,4 @@ def execute(a: argparse.Namespace) -> None:
     value = against_transformers(s.model, s.weights, s.device, s.threads, cases, rounds, say)
     write(value, a.json)
     if a.json != "-":
-        print(text_table(value["cases"], Ours.name))
+        show(text_table(value["cases"], Ours.name))

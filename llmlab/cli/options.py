@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+from llmlab.cli.output import show
 from llmlab.cli.words import read_prompt
 from llmlab.errors import Refused, unknown_name
 from llmlab.lab.settings import STUDIED, Settings
@@ -28,6 +29,11 @@ class OneSentenceParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise Refused("The command", f"cannot be understood ({message})", f"See {self.prog} --help")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help; argparse would pass over a standard output that takes nothing."""
+        if message:
+            show(message, end="")
 
     def refuse_unknown(self, words: Sequence[str]) -> None:
         """Raises Refused for words of the command line that no option took."""

@@ -78,10 +78,8 @@ def flush() -> None:
 
 def _let_go() -> None:
     """Send what is still held back nowhere: Python would try it once more at its end, and complain."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(null, sys.stdout.fileno())
-    os.close(null)
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def say(text: str = "") -> None:

@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(arguments: Sequence[str] | None) -> None:
     """Raises Refused for a host, a port or a folder that cannot be used."""
+    surroundings.require_folder()
     surroundings.tidy_gradio()
     p = OneSentenceParser(prog="python app.py", description="llmlab: see how efficient LLM inference works.")
     p.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))

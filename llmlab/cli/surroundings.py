@@ -35,6 +35,14 @@ def prepare() -> None:
     _drop_odd_threads()
 
 
+def require_folder() -> None:
+    """Raises Refused where the folder in which the process stands has been removed: PyTorch does not load there."""
+    try:
+        os.getcwd()
+    except OSError as e:
+        raise Refused("The folder in which this was started", "is gone", "Start it in another one") from e
+
+
 def standard_output_is_closed() -> bool:
     """Whether the process was started without a standard output."""
     return getattr(sys.stdout, "name", None) == os.devnull
