@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from llmlab.cli.places import save
+from llmlab.cli.surroundings import was_interrupted
 from llmlab.errors import Refused
 
 
@@ -29,9 +30,6 @@ def carried_out(act: Callable[[], None]) -> int:
             act()
         finally:
             flush()
-    except Refused as e:
-        say(str(e))
-        return 2
     except KeyboardInterrupt:
         return 130
     except OutputLost as e:
@@ -41,20 +39,28 @@ def carried_out(act: Callable[[], None]) -> int:
         return 2
     except BrokenPipeError:
         return 0
-    except OSError as e:
-        if e.errno is None:
+    except Exception as e:
+        if was_interrupted():
+            return 130
+        sentence = _sentence(e)
+        if sentence is None:
             raise
-        say(f"{'The file ' + str(e.filename) if e.filename else 'The command'} cannot go on ({e.strerror}).")
-        return 2
-    except (MemoryError, RuntimeError) as e:  # PyTorch's own out-of-memory errors are RuntimeErrors
-        from llmlab.lab.experiment import out_of_memory
-
-        message = out_of_memory(e)
-        if message is None:
-            raise
-        say(message)
+        say(sentence)
         return 2
     return 0
+
+
+def _sentence(e: Exception) -> str | None:
+    """What to say of an error that comes of what was given or of the machine; None for one that is our own."""
+    if isinstance(e, Refused):
+        return str(e)
+    if isinstance(e, OSError) and e.errno is not None:
+        return f"{f'The file {e.filename}' if e.filename else 'Something'} cannot be used ({e.strerror})."
+    if isinstance(e, MemoryError | RuntimeError):  # PyTorch's own out-of-memory errors are RuntimeErrors
+        from llmlab.lab.experiment import out_of_memory
+
+        return out_of_memory(e)
+    return None
 
 
 def show(text: str = "", end: str = "\n") -> None:

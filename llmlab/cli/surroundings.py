@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
+from types import FrameType
 
 from llmlab.errors import Refused
 
@@ -31,6 +34,7 @@ NUMBERS = (
 def prepare() -> None:
     """Make the process fit to run in. Raises nothing for what can be put right."""
     _open_streams()
+    _note_interrupts()
     _find_home()
     _drop_odd_threads()
 
@@ -64,6 +68,30 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _note_interrupts() -> None:
+    """Remember Ctrl-C: a library that is being imported may turn it into an error of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        return
+
+    def pressed(number: int, frame: FrameType | None) -> None:
+        _interrupted.set()
+        raise KeyboardInterrupt
+
+    _interrupted.clear()
+    signal.signal(signal.SIGINT, pressed)
+
+
+_interrupted = threading.Event()
+
+
+def was_interrupted() -> bool:
+    """Whether Ctrl-C has been pressed."""
+    return _interrupted.is_set()
+
+
 def _find_home() -> None:
     """Name a home folder where there is none, as for an unknown user in a container: libraries would put theirs into
     a folder called ~ where the process happens to stand, or end."""
@@ -94,3 +122,7 @@ def tidy_gradio() -> None:
         value = os.environ.get(name, "0")
         if not re.fullmatch(r"\d{1,9}", value):
             raise Refused(f"The variable {name}", f"is {value[:40]!r}, which is no whole number", "Change or unset it")
+    root = os.environ.get("GRADIO_ROOT_PATH", "")
+    if not re.fullmatch(r"(https?:/)?(/[\w.~%:@+-]+)*/?", root):
+        why = f"is {root[:80]!r}, which is neither a path that begins with / nor a whole address"
+        raise Refused("The variable GRADIO_ROOT_PATH", why, "Change or unset it")
