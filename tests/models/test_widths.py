@@ -12,12 +12,14 @@ from torch import Tensor
 from transformers import LlamaConfig, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from llmlab.errors import Refused
 from llmlab.models.building import build
 from llmlab.models.decoder import Decoder
 from llmlab.models.embedding import EmbeddingAndHead, Int8Table
 from llmlab.models.formats.linear import Linear
 from llmlab.models.formats.quantized_groups import QuantizedGroups
 from llmlab.models.formats.registry import FORMATS, make_linear
+from llmlab.runtime.sampling import Sampler
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.technique import make
 from tests import tiny
@@ -214,3 +216,12 @@ def test_neurons_are_removed_from_odd_sizes(weights: str, ratio: float) -> None:
     stack = Stack([make("neuron-drop", ratio=ratio)])
     model = laws.changed(decoder("64 and 100", weights), stack, tiny.tools())
     assert len(laws.text(model, tiny.prompts(1, 9)[0], 6)) == 6
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(1.0)], ids=["greedy", "sampled"])
+def test_a_model_of_no_numbers_is_refused_in_a_sentence(weights: str, sampler: Sampler) -> None:
+    model = decoder("72 and 144", weights)
+    model.layers[1].store("down", torch.full((72, 144), torch.nan))
+    with pytest.raises(Refused, match="no number"):
+        laws.text(model, [1, 2, 3], 4, sampler=sampler)
