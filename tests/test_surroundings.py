@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -161,10 +163,15 @@ def test_what_breaks_midway_leaves_what_was_there(tmp_path: Path) -> None:
     file.write_text("old")
     folder.mkdir()
     (folder / "old").write_text("old")
-    for make, place in ((whole_file, file), (whole_folder, folder)):
-        with pytest.raises(KeyboardInterrupt), make(place) as part:
+
+    def broken_off(make: Callable[[Path], AbstractContextManager[Path]], place: Path) -> None:
+        with make(place) as part:
             (part / "new" if part.is_dir() else part).write_text("half")
             raise KeyboardInterrupt
+
+    for make, place in ((whole_file, file), (whole_folder, folder)):
+        with pytest.raises(KeyboardInterrupt):
+            broken_off(make, place)
     assert file.read_text() == "old"
     assert [p.name for p in folder.iterdir()] == ["old"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
@@ -313,7 +320,7 @@ def test_a_page_that_cannot_be_served(
     monkeypatch.setenv("LLMLAB_CACHE", "")
     for name, value in {"GRADIO_SERVER_PORT": port, "GRADIO_SERVER_NAME": "", **env}.items():
         monkeypatch.setenv(name, value)
-    assert page.main(arguments) == 2
+    assert page.main(lambda host, port, browser: None, arguments) == 2
     one_sentence(2, capsys.readouterr().err, says)
 
 

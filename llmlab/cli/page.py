@@ -6,21 +6,24 @@ import errno
 import os
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llmlab.cli import surroundings
 from llmlab.cli.options import OneSentenceParser
 from llmlab.cli.output import carried_out
 from llmlab.errors import Refused
 
+Launch = Callable[[str, int, bool], None]
+"""Serves the page at a host and a port, with a browser window or without."""
 
-def main(arguments: Sequence[str] | None = None) -> int:
+
+def main(launch: Launch, arguments: Sequence[str] | None = None) -> int:
     """Serve the page until Ctrl-C; status 2 and one sentence on standard error where it cannot be served."""
     surroundings.prepare()
-    return carried_out(lambda: serve(arguments))
+    return carried_out(lambda: serve(launch, arguments))
 
 
-def serve(arguments: Sequence[str] | None) -> None:
+def serve(launch: Launch, arguments: Sequence[str] | None) -> None:
     """Raises Refused for a host, a port or a folder that cannot be used."""
     surroundings.require_folder()
     surroundings.tidy_gradio()
@@ -32,15 +35,7 @@ def serve(arguments: Sequence[str] | None) -> None:
     port = port_number(a.port)
     require_port(a.host, port)
     require_cache()
-
-    from llmlab.lab.queue import Engine
-    from llmlab.ui.page import Page, launch_options
-
-    page = Page(Engine())
-    demo = page.build()
-    print(f"llmlab is at http://{a.host}:{port} (Ctrl+C ends it)", flush=True)
-    browser = not a.no_browser and not os.environ.get("SPACE_ID")
-    demo.launch(server_name=a.host, server_port=port, inbrowser=browser, **launch_options(page))
+    launch(a.host, port, not a.no_browser and not os.environ.get("SPACE_ID"))
 
 
 def port_number(value: str) -> int:
