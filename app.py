@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import os
+import sys
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it asks another host for its version
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
-def main() -> None:
-    p = argparse.ArgumentParser(description="llmlab: see how efficient LLM inference works.")
-    p.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
-    p.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
-    p.add_argument("--no-browser", action="store_true", help="do not open a browser window")
-    a = p.parse_args()
-
+def launch(host: str, port: int, browser: bool) -> None:
+    """Serve the page until Ctrl-C."""
     from llmlab.lab.queue import Engine
     from llmlab.ui.page import Page, launch_options
 
     page = Page(Engine())
     demo = page.build()
-    print(f"llmlab is at http://{a.host}:{a.port} (Ctrl+C ends it)", flush=True)
-    browser = not a.no_browser and not os.environ.get("SPACE_ID")
-    demo.launch(server_name=a.host, server_port=a.port, inbrowser=browser, **launch_options(page))
+    print(f"llmlab is at http://{host}:{port} (Ctrl+C ends it)", flush=True)
+    demo.launch(server_name=host, server_port=port, inbrowser=browser, **launch_options(page))
+
+
+def main() -> int:
+    from llmlab.cli import page
+
+    return page.main(launch)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

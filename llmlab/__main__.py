@@ -8,10 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from llmlab.cli import bench, compare, models, replay, run, studies, study, sweep, techniques, train
+from llmlab.cli import bench, compare, models, replay, run, studies, study, surroundings, sweep, techniques, train
 from llmlab.cli.options import OneSentenceParser
-from llmlab.cli.output import say
-from llmlab.errors import Refused, unknown_name
+from llmlab.cli.output import carried_out
+from llmlab.cli.places import require_places
+from llmlab.cli.words import read_arguments
+from llmlab.errors import unknown_name
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -55,25 +57,17 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        a = parse(sys.argv[1:] if arguments is None else arguments)
-        COMMANDS[a.command].execute(a)
-    except Refused as e:
-        say(str(e))
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except (MemoryError, RuntimeError) as e:  # PyTorch's own out-of-memory errors are RuntimeErrors
-        from llmlab.lab.experiment import out_of_memory
+    """Carry out a command; its exit status."""
+    surroundings.prepare()
 
-        message = out_of_memory(e)
-        if message is None:
-            raise
-        say(message)
-        return 2
-    except BrokenPipeError:
-        return 0
-    return 0
+    def act() -> None:
+        surroundings.require_folder()
+        a = parse(sys.argv[1:] if arguments is None else arguments)
+        read_arguments(a)
+        require_places(a)
+        COMMANDS[a.command].execute(a)
+
+    return carried_out(act)
 
 
 if __name__ == "__main__":

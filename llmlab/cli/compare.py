@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from llmlab.cli.options import add_run, run_of
-from llmlab.cli.output import metrics_line, report, save, say, show_events, write
+from llmlab.cli.output import metrics_line, report, say, show_events, write
+from llmlab.cli.places import save
 
 HELP = "run the baseline, then the stack, and say what differs"
 add_options = add_run
@@ -17,7 +18,7 @@ def execute(a: argparse.Namespace) -> None:
 
     lab = Lab()
     prepared = lab.prepare(run_of(a), report)
-    events = show_events(lab.compare(prepared, report=report), prepared, a.json == "-", headings=True)
+    events = show_events(lab.compare(prepared, report=report), prepared, a, headings=True)
     lanes = trace.lanes(events)
     value = lab.record(prepared, lanes["stack"])
     value["baseline"] = lab.record(prepared, lanes["baseline"])

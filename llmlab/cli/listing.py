@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from llmlab.cli.output import show
+
 if TYPE_CHECKING:
     from llmlab.lab.study import Study
     from llmlab.runtime.technique import Technique
@@ -26,4 +28,4 @@ def row(name: str, kind: type[Technique] | type[Study], **more: Any) -> dict[str
 def show_knobs(knobs: Iterable[dict[str, Any]]) -> None:
     for k in knobs:
         span = " | ".join(k.get("choices", ())) or (f"{k['low']}…{k['high']}" if k["low"] is not None else "")
-        print(f"{'':4}{k['name']} = {k['default']}  {span}  {k['help']}")
+        show(f"{'':4}{k['name']} = {k['default']}  {span}  {k['help']}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from llmlab.cli.output import write
+from llmlab.cli.output import show, write
 
 HELP = "the catalogue and what fits"
 ROWS = 1024
@@ -24,11 +24,11 @@ def execute(a: argparse.Namespace) -> None:
     if a.json:
         write(rows, "-")
         return
-    print(f"{free / 1e9:.1f} GB of memory are free; a model fits with {ROWS} tokens of keys and values.")
+    show(f"{free / 1e9:.1f} GB of memory are free; a model fits with {ROWS} tokens of keys and values.")
     for r in rows:
         fits = ", ".join(w for w, ok in r["fits"].items() if ok) or "nothing fits"
         here = "here" if r["downloaded"] else "—"
-        print(f"{r['id']:24} {r['parameters'] / 1e6:6.0f} M  {r['licence']:14} {here:5} {fits}")
+        show(f"{r['id']:24} {r['parameters'] / 1e6:6.0f} M  {r['licence']:14} {here:5} {fits}")
 
 
 def listed(free: int) -> list[dict[str, Any]]:

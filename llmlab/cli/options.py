@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
+from llmlab.cli.output import show
+from llmlab.cli.words import read_prompt
 from llmlab.errors import Refused, unknown_name
 from llmlab.lab.settings import STUDIED, Settings
 
@@ -28,6 +29,11 @@ class OneSentenceParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise Refused("The command", f"cannot be understood ({message})", f"See {self.prog} --help")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help; argparse would pass over a standard output that takes nothing."""
+        if message:
+            show(message, end="")
 
     def refuse_unknown(self, words: Sequence[str]) -> None:
         """Raises Refused for words of the command line that no option took."""
@@ -57,10 +63,13 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--technique", action="append", default=[], metavar="NAME:knob=value,knob=value")
     add_json(parser)
     parser.add_argument("--trace", metavar="OUT.jsonl", help="the run's events, one a line")
+    parser.set_defaults(places=("json", "trace"))
 
 
 def add_json(parser: argparse.ArgumentParser, help: str = "a file, or - for standard output") -> None:
+    """`places` names the options that say where a result goes; see `places.require_places`."""
     parser.add_argument("--json", metavar="OUT|-", help=help)
+    parser.set_defaults(places=("json",))
 
 
 def settings_of(a: argparse.Namespace, **more: Any) -> Settings:
@@ -81,7 +90,4 @@ def _prompt(a: argparse.Namespace) -> str:
         return a.prompt or ""
     if a.prompt is not None:
         raise Refused("The command", "gives both --prompt and --prompt-file", "Give one of them")
-    try:
-        return Path(a.prompt_file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise Refused(f"The prompt file {a.prompt_file}", f"cannot be read ({type(e).__name__})", "Check it") from e
+    return read_prompt(a.prompt_file)

@@ -2,17 +2,96 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from llmlab.cli.places import save
+from llmlab.cli.surroundings import was_interrupted
 from llmlab.errors import Refused
 
 
+class OutputLost(Exception):
+    """Standard output takes nothing any more; `why` says so, None where its reader has simply gone."""
+
+    def __init__(self, e: OSError) -> None:
+        self.why = None if isinstance(e, BrokenPipeError) else e.strerror or type(e).__name__
+        super().__init__(self.why)
+
+
+def carried_out(act: Callable[[], None]) -> int:
+    """The exit status of a command: 0, or 2 with one sentence on standard error, or 130 after Ctrl-C."""
+    try:
+        try:
+            act()
+        finally:
+            flush()
+    except KeyboardInterrupt:
+        return 130
+    except OutputLost as e:
+        if e.why is None:
+            return 0
+        say(f"Standard output cannot be written ({e.why}). Send it elsewhere, or write a file with --json.")
+        return 2
+    except BrokenPipeError:
+        return 0
+    except Exception as e:
+        if was_interrupted():
+            return 130
+        sentence = _sentence(e)
+        if sentence is None:
+            raise
+        say(sentence)
+        return 2
+    return 0
+
+
+def _sentence(e: Exception) -> str | None:
+    """What to say of an error that comes of what was given or of the machine; None for one that is our own."""
+    if isinstance(e, Refused):
+        return str(e)
+    if isinstance(e, OSError) and e.errno is not None:
+        return f"{f'The file {e.filename}' if e.filename else 'Something'} cannot be used ({e.strerror})."
+    if isinstance(e, MemoryError | RuntimeError):  # PyTorch's own out-of-memory errors are RuntimeErrors
+        from llmlab.lab.experiment import out_of_memory
+
+        return out_of_memory(e)
+    return None
+
+
+def show(text: str = "", end: str = "\n") -> None:
+    """Print to standard output at once. Raises OutputLost."""
+    try:
+        print(text, end=end)
+    except OSError as e:
+        _let_go()
+        raise OutputLost(e) from e
+    flush()
+
+
+def flush() -> None:
+    """Raises OutputLost where what was printed before does not arrive."""
+    try:
+        sys.stdout.flush()
+    except OSError as e:
+        _let_go()
+        raise OutputLost(e) from e
+
+
+def _let_go() -> None:
+    """Send what is still held back nowhere: Python would try it once more at its end, and complain."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
 def say(text: str = "") -> None:
-    print(text, file=sys.stderr, flush=True)
+    """Tell it on standard error, if that is there."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def report(what: str, done: int, total: int) -> None:
@@ -21,28 +100,21 @@ def report(what: str, done: int, total: int) -> None:
         share = f" {done}/{total}" if total else ""
         if total > 1 << 20:
             share = f" {done / total:4.0%} of {total / 1e6:.0f} MB"
-        print(f"\r\033[K{what}{share}", end="", file=sys.stderr, flush=True)
-        if total and done >= total:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        ended = "\r\033[K" if total and done >= total else ""
+        with contextlib.suppress(OSError):
+            print(f"\r\033[K{what}{share}{ended}", end="", file=sys.stderr, flush=True)
 
 
 def write(value: Any, where: str | None) -> None:
-    """A value as JSON in a file, on standard output for "-", or nowhere for None."""
+    """A value as JSON in a file, on standard output for "-", or nowhere for None. Raises Refused or OutputLost."""
     if where is None:
         return
-    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    letters = where != "-" or "utf" in str(getattr(sys.stdout, "encoding", "utf")).lower()
+    text = json.dumps(value, ensure_ascii=not letters, indent=2)
     if where == "-":
-        sys.stdout.write(text)
+        show(text)
         return
-    save(where, text)
-
-
-def save(where: str, text: str) -> None:
-    """Raises Refused for a place that cannot be written."""
-    try:
-        Path(where).write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise Refused(f"The file {where}", f"cannot be written ({e.strerror})", "Give another path") from e
+    save(where, text + "\n")
 
 
 def metrics_line(m: dict[str, Any]) -> str:
@@ -59,21 +131,39 @@ def metrics_line(m: dict[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def show_events(events: Iterable[Any], prepared: Any, quiet: bool, headings: bool = False) -> list[Any]:
-    """The events as a list, shown while they come: what became of the weights, a heading per lane, the text."""
-    from llmlab.runtime.events import Committed, Finished, Started, WeightsChanged
+def show_events(events: Iterable[Any], prepared: Any, a: argparse.Namespace, headings: bool = False) -> list[Any]:
+    """The events as a list, shown while they come: what became of the weights, a heading per lane, the text.
 
-    seen, ends, stack = [], prepared.loaded.stop_tokens, prepared.settings.stack
+    Nothing is shown where the record itself goes to standard output. Where standard output is lost on the way, the run
+    goes on for the sake of a file that was asked for. Raises OutputLost where there is none.
+    """
+    from llmlab.runtime.events import WeightsChanged
+
+    seen, quiet = [], a.json == "-"
     for e in events:
         seen.append(e)
         if isinstance(e, WeightsChanged):
             say(f"{e.technique}: {e.note}")
         if quiet:
             continue
-        if isinstance(e, Started) and headings:
-            print("--- baseline" if e.lane == "baseline" else "--- with " + (" ".join(stack.arguments()) or "nothing"))
-        if isinstance(e, Committed):
-            print("".join(t for i, t in zip(e.tokens, e.text, strict=True) if i not in ends), end="", flush=True)
-        if isinstance(e, Finished):
-            print(flush=True)
+        try:
+            _show_event(e, prepared, headings)
+        except OutputLost as lost:
+            if not (a.json or a.trace):
+                raise
+            quiet = True
+            if lost.why is not None:
+                say(f"Standard output cannot be written ({lost.why}); the run goes on for its file.")
     return seen
+
+
+def _show_event(e: Any, prepared: Any, headings: bool) -> None:
+    from llmlab.runtime.events import Committed, Finished, Started
+
+    ends, stack = prepared.loaded.stop_tokens, prepared.settings.stack
+    if isinstance(e, Started) and headings:
+        show("--- baseline" if e.lane == "baseline" else "--- with " + (" ".join(stack.arguments()) or "nothing"))
+    if isinstance(e, Committed):
+        show("".join(t for i, t in zip(e.tokens, e.text, strict=True) if i not in ends), end="")
+    if isinstance(e, Finished):
+        show()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from llmlab.cli.options import add_json
-from llmlab.cli.output import metrics_line, say, write
+from llmlab.cli.output import metrics_line, say, show, write
 
 HELP = "the figures of a recorded run"
 
@@ -23,6 +23,6 @@ def execute(a: argparse.Namespace) -> None:
     for lane, events in trace.lanes(trace.load(a.trace)).items():
         values[lane] = record(events)
         if a.json != "-":
-            print(f"--- {lane}: {values[lane]['model']}\n{values[lane]['text']}")
+            show(f"--- {lane}: {values[lane]['model']}\n{values[lane]['text']}")
         say(f"{lane}: {metrics_line(values[lane]['metrics'])}")
     write(values, a.json)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from llmlab.cli.options import add_run, run_of
-from llmlab.cli.output import metrics_line, report, save, say, show_events, write
+from llmlab.cli.output import metrics_line, report, say, show_events, write
+from llmlab.cli.places import save
 
 HELP = "run one stack"
 add_options = add_run
@@ -17,7 +18,7 @@ def execute(a: argparse.Namespace) -> None:
 
     lab = Lab()
     prepared = lab.prepare(run_of(a), report)
-    events = show_events(lab.route(prepared, report=report), prepared, a.json == "-")
+    events = show_events(lab.route(prepared, report=report), prepared, a)
     value = lab.record(prepared, events)
     say(metrics_line(value["metrics"]))
     write(value, a.json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from llmlab.cli.listing import row, show_knobs
-from llmlab.cli.output import write
+from llmlab.cli.output import show, write
 
 HELP = "every study with its knobs"
 
@@ -23,5 +23,5 @@ def execute(a: argparse.Namespace) -> None:
         write(rows, "-")
         return
     for r in rows:
-        print(f"{r['id']:22} {r['bench']:14} {r['title']}: {r['claim']}")
+        show(f"{r['id']:22} {r['bench']:14} {r['title']}: {r['claim']}")
         show_knobs(r["knobs"])

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from llmlab.cli.options import add_json, add_settings, settings_of
-from llmlab.cli.output import report, write
+from llmlab.cli.output import report, show, write
 from llmlab.lab.settings import STUDIED
 
 HELP = "carry out a study: an experiment of many runs, and what it says to the papers"
@@ -33,8 +33,8 @@ def carry_out_and_show(name: str, knobs: dict[str, Any], a: argparse.Namespace) 
 
     chosen = make_study(name, **knobs)
     value = carry_out(chosen, Subject(Lab(), settings_of(a), report))
-    if a.json != "-":
-        print(table(value))
-        for line in [*verdicts(value), *value["notes"]]:
-            print(line)
     write(value, a.json)
+    if a.json != "-":
+        show(table(value))
+        for line in [*verdicts(value), *value["notes"]]:
+            show(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from llmlab.cli.listing import row, show_knobs
-from llmlab.cli.output import write
+from llmlab.cli.output import show, write
 
 HELP = "every technique with its knobs"
 
@@ -23,5 +23,5 @@ def execute(a: argparse.Namespace) -> None:
         write(rows, "-")
         return
     for r in rows:
-        print(f"{r['id']:18} {r['role']:16} {'exact' if r['exact'] else 'lossy':6} {r['speed']:10} {r['title']}")
+        show(f"{r['id']:18} {r['role']:16} {'exact' if r['exact'] else 'lossy':6} {r['speed']:10} {r['title']}")
         show_knobs(r["knobs"])

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmlab.cli.options import ENGINE, add_json, add_settings, settings_of
 from llmlab.cli.output import report, say, write
+from llmlab.cli.places import require_writable, save
 from llmlab.errors import Refused, unknown_name
 from llmlab.lab.settings import within
 
@@ -31,6 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     mean = "train nothing: write the mean of two trained files of this part to --out"
     parser.add_argument("--average", nargs=2, default=None, metavar="FILE", help=mean)
     add_json(parser, "the card")
+    parser.set_defaults(places=("json", "out"))
 
 
 def parts() -> dict[str, Any]:
@@ -92,10 +94,12 @@ def train(a: argparse.Namespace) -> dict[str, Any]:
     name = loaded.name.split("/")[-1].lower()
     layers = tuple(sorted({layer for p in known.values() for layer in p.taps(loaded.model)}))
     folder = Path(a.folder) if a.folder else store.own() / "text" / name
+    out = Path(a.out) if a.out else store.own() / f"{a.part}-{name}.safetensors"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(out)
     corpus.write(loaded, folder, tokens, layers, report)
     tensors, result = known[a.part].run(loaded.model, folder, folder, plan, report, minutes * 60 or math.inf)
     card = {"model": loaded.name, "weights": settings.weights, "plan": vars(plan), **result}
-    out = Path(a.out) if a.out else store.own() / f"{a.part}-{name}.safetensors"
     store.save(out, a.part, loaded.model, tensors, card)
-    out.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    save(str(out.with_suffix(".json")), json.dumps(card, indent=1) + "\n")
     return card | {"file": str(out)}

@@ -14,6 +14,7 @@ from llmlab.lab.detokenizer import IncrementalDetokenizer, with_text
 from llmlab.lab.model_cache import ModelCache
 from llmlab.lab.records import record
 from llmlab.lab.settings import Settings, without_techniques
+from llmlab.lab.vocabularies import require_same
 from llmlab.measure import quality, trace
 from llmlab.measure.hardware import use_threads
 from llmlab.measure.roofline import least_seconds
@@ -112,13 +113,7 @@ class Lab:
             other = self.model_cache.load(ref, weights, settings.device, copies=settings.copies == "auto")
             if low_bit:
                 return other.model
-            mine, theirs = prepared.loaded.tokenizer.get_vocab(), other.tokenizer.get_vocab()
-            if mine != theirs:
-                raise Refused(
-                    f"The draft model {other.name}",
-                    f"has another vocabulary than {prepared.loaded.name}",
-                    "Choose one of the same family",
-                )
+            require_same(prepared.loaded.name, prepared.loaded.tokenizer, other.name, other.tokenizer)
             return other.model
 
         return Tools(prepared.loaded.tokenizer, partner)

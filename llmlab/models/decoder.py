@@ -22,7 +22,6 @@ from llmlab.models.capabilities import Capability
 from llmlab.models.embedding import EmbeddingAndHead
 from llmlab.models.formats.linear import Linear, nbytes
 from llmlab.models.formats.onednn import bfloat16_instructions
-from llmlab.models.formats.quantized_groups import GROUP
 from llmlab.models.formats.registry import make_linear
 from llmlab.models.kernels import cuda_graph
 from llmlab.models.kernels.cpu_decode import ROWS, BoundBlocks, DecodeWorkspace
@@ -111,8 +110,8 @@ class Decoder(nn.Module):
 
     @property
     def auxiliary_format(self) -> str:
-        """The weight format of small parts that run beside it: its own where that is dense, else int4 if it fits."""
-        return self.weights if self.weights.startswith("dense") or self.shape.width % GROUP else "int4"
+        """The weight format of small parts that run beside it: its own where that is dense, else int4."""
+        return self.weights if self.weights.startswith("dense") else "int4"
 
     def short_head(self, words: Tensor) -> Linear:
         """The head cut to `words` (S,), in that format."""

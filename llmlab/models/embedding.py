@@ -15,9 +15,16 @@ from llmlab.models.formats.onednn import TOGETHER, OneDnnWeight, in_blocks, in_t
 from llmlab.models.formats.quantized_groups import GROUP, Matrix, as_dense
 from llmlab.models.kernels.topk import top_indices
 
+LEAST, MOST = 2.0**-14, 65504.0
+"""What float16 can hold in full."""
+TINY = torch.finfo(torch.float32).tiny
+
 
 class Int8Table(nn.Module):
-    """A table (V, E) of 8-bit numbers in groups of 32 with a float16 scale each: a GGUF file's Q8_0, kept exactly."""
+    """A table (V, E) of 8-bit numbers in groups of 32 with a float16 scale each: a GGUF file's Q8_0, kept exactly.
+
+    A table whose numbers float16 scales cannot stand for, for their size, has scales in float32.
+    """
 
     q: Tensor
     scale: Tensor
@@ -26,8 +33,11 @@ class Int8Table(nn.Module):
         super().__init__()
         self.width = weight.shape[1]
         groups = F.pad(weight.float(), (0, -self.width % GROUP)).view(len(weight), -1, GROUP)
-        scale = (groups.abs().amax(-1) / 127).clamp_min(1e-7).half()
-        q = (groups / scale.float()[..., None]).round_().clamp_(-127, 127).to(torch.int8)
+        scale = groups.abs().amax(-1) / 127
+        if LEAST < scale.nan_to_num(0).max() < MOST or not scale.any():
+            scale = scale.clamp_min(1e-7).half()
+        q = (groups / scale.float().clamp_min(TINY)[..., None]).round_().clamp_(-127, 127).nan_to_num_(0)
+        q = q.to(torch.int8)
         self.register_buffer("q", q.flatten(1))
         self.register_buffer("scale", scale)
 
@@ -102,8 +112,7 @@ class EmbeddingAndHead(nn.Module):
         make = Int8Table if dtype is None else partial(DenseTable, dtype=dtype)
         self.embed: Int8Table | DenseTable = make(embed)
         self.head: Int8Table | DenseTable = self.embed if head is None else make(head)
-        self.vocabulary, width = (embed if head is None else head).shape
-        self.short = -width % GROUP if dtype is None else 0
+        self.vocabulary = len(embed if head is None else head)
 
     def keep_candidate_head(self) -> None:
         """Keep the head once more in a faster form, where there is one."""
@@ -111,7 +120,7 @@ class EmbeddingAndHead(nn.Module):
             if self.head.weight.is_cpu and self.head.weight.dtype == torch.bfloat16 and onednn(torch.bfloat16):
                 self.reordered = OneDnnWeight(self.head.weight)
         elif int4_kernel(self.head.q.device.type, len(self.head.q), self.head.q.shape[1]):
-            self.candidate_head = Int4(F.pad(self.head.dense(), (0, self.short)))
+            self.candidate_head = Int4(self.head.dense())
             self.batches = self.head.q.is_cpu and onednn(torch.bfloat16)
         self._approximate = None
 
@@ -152,7 +161,7 @@ class EmbeddingAndHead(nn.Module):
             self.reordered = self.reordered or OneDnnWeight(self.head.dense().bfloat16())
             y = self.reordered(h.bfloat16())
         else:
-            y = self._approximate((F.pad(h, (0, self.short)) if self.short else h).bfloat16())
+            y = self._approximate(h.bfloat16())
         index = top_indices(y, best)  # (N, C)
         exact = torch.stack([torch.mv(r, x) for r, x in zip(self.head.rows(index), h, strict=True)])
         return y.float().scatter_(1, index, exact)

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from llmlab.errors import Refused
 from llmlab.models.kernels.topk import argmax
 from llmlab.runtime.draft import Draft
 
@@ -31,7 +32,16 @@ class SeededRandom:
         return torch.rand((), generator=self.generator).item() < p
 
     def categorical(self, p: Tensor) -> int:
-        return int(torch.multinomial(p.float().cpu(), 1, generator=self.generator).item())
+        try:
+            return int(torch.multinomial(p.float().cpu(), 1, generator=self.generator).item())
+        except RuntimeError as e:  # p is no distribution
+            raise no_numbers() from e
+
+
+def no_numbers() -> Refused:
+    """The refusal of a model whose logits are NaN or infinite."""
+    why = "computes something that is no number (NaN), because its weights are damaged or too large for their format"
+    return Refused("The model", why, "Choose dense-fp32 weights or another model")
 
 
 COLDEST = 1e-6

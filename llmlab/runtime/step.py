@@ -15,7 +15,7 @@ from llmlab.models.kernels.topk import argmax
 from llmlab.models.result import ForwardResult
 from llmlab.runtime.draft import Draft, Verdict
 from llmlab.runtime.piece import Piece, forward_pieces
-from llmlab.runtime.sampling import RandomSource, Sampler, accept, accept_greedy
+from llmlab.runtime.sampling import RandomSource, Sampler, accept, accept_greedy, no_numbers
 from llmlab.runtime.session import Evicted, Session
 from llmlab.runtime.tools import Tools
 
@@ -71,6 +71,8 @@ class Lane:
         """The nodes that stand, one more token, and the model's best tokens where they are needed."""
         sampler, random = self.session.sampler, self.session.random
         best = argmax(logits) if self.drafts is not None or sampler.greedy else []
+        if best and logits[0, best[0]].isnan():  # NaN counts as the highest of all
+            raise no_numbers()
         if self.acceptor and len(draft):
             return *self.acceptor.accept(draft, logits, sampler, random, self.tools), best
         if sampler.greedy:

@@ -23,6 +23,7 @@ from llmlab.assets import ASSETS
 from llmlab.errors import Refused
 from llmlab.models.loading.loaded import Loaded, prompt_tokens
 from llmlab.models.loading.progress import Report
+from llmlab.models.loading.whole import whole_file
 from llmlab.runtime.batched import Text, generate_batch
 
 KINDS = ("chat", "summary", "qa", "maths", "code", "rewriting")
@@ -122,7 +123,6 @@ def write(
 
 
 def _save(path: Path, texts: list[Text], taps: tuple[int, ...]) -> None:
-    part = path.with_suffix(".part")
     value = {
         "tokens": torch.tensor([t for text in texts for t in text.tokens[:-1]], dtype=torch.int32),
         "next": torch.tensor([text.tokens[-1] for text in texts], dtype=torch.int32),
@@ -133,8 +133,8 @@ def _save(path: Path, texts: list[Text], taps: tuple[int, ...]) -> None:
     }
     if taps:
         value["states"] = torch.cat([text.seen for text in texts]).bfloat16()
-    save_file(value, part, {"taps": json.dumps(taps)})
-    part.rename(path)
+    with whole_file(path) as part:
+        save_file(value, part, {"taps": json.dumps(taps)})
 
 
 def shards(folder: Path) -> list[Path]:

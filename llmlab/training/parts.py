@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llmlab.models.loading.progress import Report
+from llmlab.models.loading.whole import whole_file
 from llmlab.training.corpus import KINDS, Sequence, sequences
 
 HELD_OUT = 40
@@ -124,9 +125,8 @@ class Checkpoint:
     def save(self, step: int, curve: list[dict[str, float]]) -> None:
         """Replace the file by the present state; an interruption leaves the old one whole."""
         states = {"net": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-        part = self.path.with_suffix(".part")
-        torch.save({**states, "step": step, "curve": curve, "seconds": self.seconds_in_all}, part)
-        part.rename(self.path)
+        with whole_file(self.path) as part:
+            torch.save({**states, "step": step, "curve": curve, "seconds": self.seconds_in_all}, part)
         self.saved = time.monotonic()
 
     @property

@@ -18,6 +18,7 @@ from torch import Tensor
 from llmlab.assets import ASSETS
 from llmlab.errors import Refused
 from llmlab.models.loading.environment import cache_folder
+from llmlab.models.loading.whole import whole_file
 
 SHIPPED = ASSETS / "trained"
 ALIKE = 0.98
@@ -39,7 +40,6 @@ def fingerprint(model: Any) -> Tensor:
 
 def save(path: Path, kind: str, model: Any, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
     """Write a part with its card. What is written can be found by `load` for this model."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     shape = [model.shape.vocab, model.shape.width, len(model.layers)]
     card = {**card, "kind": kind, "shape": shape, "fingerprint": [round(float(x), 5) for x in fingerprint(model)]}
     write(path, tensors, card)
@@ -47,9 +47,8 @@ def save(path: Path, kind: str, model: Any, tensors: dict[str, Tensor], card: di
 
 def write(path: Path, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
     """Write a part as a file, all of it or nothing."""
-    part = path.with_suffix(".part")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, part, {"card": json.dumps(card)})
-    part.rename(path)
+    with whole_file(path) as part:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, part, {"card": json.dumps(card)})
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ class BnbInt8(Linear):
     """
 
     buffers_held = ("q", "scale")
+    multiple = 4
     q: Tensor
     scale: Tensor
 
@@ -27,16 +28,25 @@ class BnbInt8(Linear):
         dense = as_dense(weight)
         self.outputs = len(dense)
         lib = bitsandbytes_functions("bnb-int8")
-        self.q, self.scale, _ = lib.int8_vectorwise_quant(dense.half().contiguous())
+        self.q, self.scale, _ = lib.int8_vectorwise_quant(_taken(dense).contiguous())
 
-    def few(self) -> Callable[[Tensor], Tensor]:
+    def _product(self) -> Callable[[Tensor], Tensor]:
         return partial(_llm_int8, q=self.q, scale=self.scale, lib=bitsandbytes_functions("bnb-int8"))
 
-    def dense(self) -> Tensor:
+    def _dense(self) -> Tensor:
         return self.q.float() * self.scale.float()[:, None] / 127
 
 
+def _taken(x: Tensor) -> Tensor:
+    """In the type that is quantized: float16, which the kernel for GPUs asks for, cannot hold every number."""
+    return x.float() if x.is_cpu else x.half()
+
+
 def _llm_int8(x: Tensor, q: Tensor, scale: Tensor, lib: Any) -> Tensor:
-    rows, row_scale, _ = lib.int8_vectorwise_quant(x.half())
-    y: Tensor = lib.int8_mm_dequant(lib.int8_linear_matmul(rows, q), row_scale, scale)
+    rows, row_scale, _ = lib.int8_vectorwise_quant(_taken(x))
+    product = lib.int8_linear_matmul(rows, q)
+    if x.is_cpu:
+        dense: Tensor = product.float() * (row_scale[:, None] * scale / 127**2)
+        return dense.to(x.dtype)
+    y: Tensor = lib.int8_mm_dequant(product, row_scale, scale)
     return y.to(x.dtype)

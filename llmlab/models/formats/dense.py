@@ -32,7 +32,7 @@ class Dense(Linear):
         self.reordered = OneDnnWeight(weight) if weight.device.type == "cpu" and onednn(self.takes) else None
         self.weight = None if self.reordered else weight
 
-    def few(self) -> Callable[[Tensor], Tensor]:
+    def _product(self) -> Callable[[Tensor], Tensor]:
         product = partial(F.linear if self.reordered is None else onednn_linear, weight=self.matrix)
         return product if self.takes == torch.float32 else partial(in_blocks, product=product)
 
@@ -47,7 +47,7 @@ class Dense(Linear):
     def many(self, x: Tensor) -> Tensor:
         return (F.linear if self.reordered is None else onednn_linear)(x, self.matrix)
 
-    def dense(self) -> Tensor:
+    def _dense(self) -> Tensor:
         return (self.matrix if self.reordered is None else self.reordered.dense()).float()
 
     def keep_copy(self, parts: int = 1, source: Matrix | None = None) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.models.formats.linear import Linear
+from llmlab.models.formats.onednn import in_blocks
 from llmlab.models.formats.quantized_groups import GROUP, Matrix, QuantizedGroups, as_dense
 
 
@@ -22,6 +23,7 @@ class Int4(Linear):
     """
 
     buffers_held = ("packed", "scales")
+    multiple = GROUP
     packed: Tensor
     scales: Tensor
 
@@ -43,7 +45,7 @@ class Int4(Linear):
         else:
             self.packed = codes.q[:, ::2] | (codes.q[:, 1::2] << 4)
 
-    def few(self) -> Callable[[Tensor], Tensor]:
+    def _product(self) -> Callable[[Tensor], Tensor]:
         if self.kernel == "cpu":
             kernel = torch._weight_int4pack_mm_for_cpu
             return partial(kernel, mat2=self.packed, qGroupSize=GROUP, qScaleAndZeros=self.scales)
@@ -51,14 +53,16 @@ class Int4(Linear):
             return partial(_int4_cuda, packed=self.packed, scales=self.scales)
         return partial(_int4_plain, packed=self.packed, scales=self.scales)
 
-    def dense(self) -> Tensor:
-        return self._bfloat16().float() if self.kernel else _unpacked(self.packed, self.scales)
+    def _dense(self) -> Tensor:
+        return self._by_the_kernel().float() if self.kernel else _unpacked(self.packed, self.scales)
 
     def _bfloat16(self) -> Tensor:
-        if not self.kernel:
-            return super()._bfloat16()
+        return self._by_the_kernel()[:, : self.inputs] if self.kernel else super()._bfloat16()
+
+    def _by_the_kernel(self) -> Tensor:
+        """The matrix, padding included, in bfloat16: the kernel's product with 1."""
         eye = torch.eye(self.shape[1], dtype=torch.bfloat16, device=self.packed.device)
-        return self.few()(eye).t().contiguous()
+        return self._product()(eye).t().contiguous()
 
 
 TILES = 8
@@ -79,7 +83,7 @@ def _int4_cuda(x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
 
 
 def _int4_plain(x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
-    return F.linear(x, _unpacked(packed, scales).bfloat16())
+    return in_blocks(x, partial(F.linear, weight=_unpacked(packed, scales).bfloat16()))
 
 
 def _unpacked(packed: Tensor, scales: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmlab.models.formats.onednn import OneDnnWeight, onednn
@@ -21,11 +23,18 @@ class Linear(nn.Module):
 
     `version` counts changes, for what is bound to the tensors; the matrices of a model share one. `copy` is a second,
     dense form of a packed matrix for products of many rows, kept only where somebody asked for it.
+
+    A kernel that takes only widths of a multiple of `multiple` gets the matrix with `short` more columns and the inputs
+    with as many zeros: PyTorch's int8 kernel reads past the ends of a row of any other width.
     """
 
     takes: torch.dtype = torch.bfloat16
+    multiple = 1
+    inputs = 0
+    """K."""
     outputs = 0
     """M."""
+    short = 0
     bias: Tensor | None
 
     if TYPE_CHECKING:
@@ -42,7 +51,7 @@ class Linear(nn.Module):
         self.copy: tuple[OneDnnWeight, ...] = ()
         for name in self.buffers_held:
             self.register_buffer(name, None)
-        self._set(weight)
+        self._take(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.many(x.to(self.takes)).float()
@@ -61,9 +70,20 @@ class Linear(nn.Module):
 
     def few(self) -> Callable[[Tensor], Tensor]:
         """The product (N, K) in `takes` to (N, M), bound to the tensors of now, in which each row is as if alone."""
+        product = self._product()
+        return partial(_padded, short=self.short, product=product) if self.short else product
+
+    def _product(self) -> Callable[[Tensor], Tensor]:
+        """As `few`, of inputs as wide as the matrix that `_set` was given."""
         raise NotImplementedError
 
     def dense(self) -> Tensor:
+        """The matrix (M, K) in float32 that the products stand for."""
+        found = self._dense()
+        return found[:, : self.inputs] if self.short else found
+
+    def _dense(self) -> Tensor:
+        """As `dense`, as wide as the matrix that `_set` was given."""
         raise NotImplementedError
 
     def store(self, dense: Tensor) -> None:
@@ -71,9 +91,19 @@ class Linear(nn.Module):
         self.version.bump()
         parts = len(self.copy)
         self.copy = ()
-        self._set(dense)
+        self._take(dense)
         if parts:
             self.keep_copy(parts)
+
+    def _take(self, weight: Matrix) -> None:
+        """Hand the matrix on to `_set` in a width that its kernel takes; it is the last column that is repeated, which
+        changes no row's or group's range."""
+        self.inputs = weight.shape[1]
+        self.short = -self.inputs % self.multiple
+        if self.short:
+            dense = as_dense(weight)
+            weight = torch.cat([dense, dense[:, -1:].expand(-1, self.short)], 1)
+        self._set(weight)
 
     def _set(self, weight: Matrix) -> None:
         raise NotImplementedError
@@ -96,6 +126,10 @@ class Linear(nn.Module):
     def extra_bytes(self) -> int:
         """Bytes kept outside the module's buffers."""
         return sum(part.nbytes for part in self.copy)
+
+
+def _padded(x: Tensor, short: int, product: Callable[[Tensor], Tensor]) -> Tensor:
+    return product(F.pad(x, (0, short)))
 
 
 def nbytes(module: nn.Module) -> int:

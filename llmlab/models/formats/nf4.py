@@ -36,6 +36,9 @@ class Nf4(Linear):
     """
 
     buffers_held = ("packed",)
+    multiple = 64
+    """A block of codes must not go on in the next row: the library's kernel for processors unpacks row by row, and
+    would scale the rest of such a block by another block's maximum."""
     packed: Tensor
     state: Any
     blocked = False
@@ -64,7 +67,7 @@ class Nf4(Linear):
             state.absmax = self.state.absmax.t().flatten().float()
         return packed, state
 
-    def few(self) -> Callable[[Tensor], Tensor]:
+    def _product(self) -> Callable[[Tensor], Tensor]:
         import bitsandbytes as bnb
 
         if self.blocked:
@@ -76,7 +79,7 @@ class Nf4(Linear):
             return super().many(x)
         return F.linear(x, self.dense().to(x.dtype))
 
-    def dense(self) -> Tensor:
+    def _dense(self) -> Tensor:
         found: Tensor = bitsandbytes_functions("nf4").dequantize_4bit(*self._plain())
         return found.float()
 

@@ -56,7 +56,7 @@ class QuantizedGroups:
             half = 2 ** (bits - 1)
             d = groups.abs().amax(-1) / (half - 1)
             m = -half * d
-        q = ((groups - m[..., None]) / d.clamp_min(1e-12)[..., None]).round_().clamp_(0, top)
+        q = ((groups - m[..., None]) / d.clamp_min(1e-12)[..., None]).round_().clamp_(0, top).nan_to_num_(0)
         return cls(q.view(N, K).to(torch.uint8), d, m, bits, group)
 
 

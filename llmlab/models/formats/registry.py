@@ -14,7 +14,7 @@ from llmlab.models.formats.int4 import Int4
 from llmlab.models.formats.int8 import Int8
 from llmlab.models.formats.linear import Linear
 from llmlab.models.formats.nf4 import Nf4
-from llmlab.models.formats.quantized_groups import GROUP, Matrix
+from llmlab.models.formats.quantized_groups import Matrix
 
 FORMATS: dict[str, Callable[[Matrix, Tensor | None], Linear]] = {
     "dense-fp32": lambda w, b: Dense(w, torch.float32, b),
@@ -30,13 +30,7 @@ WRAPPED_FORMATS = ("dense-fp32", "dense-bf16", "nf4", "bnb-int8")
 
 
 def make_linear(weight: Matrix, weights: str, bias: Tensor | None = None) -> Linear:
-    """A matrix (M, K) in the format called `weights`. Refused for an unknown format or an unsuitable size."""
+    """A matrix (M, K) in the format called `weights`. Refused for an unknown format."""
     if weights not in FORMATS:
         raise Refused(f"No weight format is called {weights[:20]!r};", "it is unknown", f"Choose {', '.join(FORMATS)}")
-    if weights in ("int4", "nf4") and weight.shape[1] % GROUP:
-        raise Refused(
-            f"The {weights} format",
-            f"packs groups of {GROUP} inputs and {weight.shape[1]} is no multiple",
-            "Choose int8",
-        )
     return FORMATS[weights](weight, bias)

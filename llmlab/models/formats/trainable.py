@@ -23,10 +23,10 @@ class Trainable(Linear):
         self.outputs = len(dense)
         self.weight = nn.Parameter(dense)
 
-    def few(self) -> Callable[[Tensor], Tensor]:
+    def _product(self) -> Callable[[Tensor], Tensor]:
         return partial(F.linear, weight=self.weight)
 
-    def dense(self) -> Tensor:
+    def _dense(self) -> Tensor:
         return self.weight
 
 
@@ -39,10 +39,11 @@ class Unpacked(Linear):
     def __init__(self, inner: Linear) -> None:
         nn.Module.__init__(self)
         self.version, self.copy = inner.version, ()
-        self.inner, self.outputs, self.bias = inner, inner.outputs, inner.bias
+        self.inner, self.bias = inner, inner.bias
+        self.inputs, self.outputs = inner.inputs, inner.outputs
 
-    def few(self) -> Callable[[Tensor], Tensor]:
+    def _product(self) -> Callable[[Tensor], Tensor]:
         return lambda x: F.linear(x, self.inner.dense())
 
-    def dense(self) -> Tensor:
+    def _dense(self) -> Tensor:
         return self.inner.dense()

@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
+
+from llmlab.errors import Refused
 
 
 def cache_folder() -> Path:
-    """The folder for what the lab itself downloads; models from the Hub stay in the Hub's own cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LLMLAB_CACHE") or Path(base) / "llmlab")
+    """The folder for what the lab itself downloads; models from the Hub stay in the Hub's own cache.
+
+    LLMLAB_CACHE, else `llmlab` in XDG_CACHE_HOME (which counts only as a whole path, says the XDG Base Directory
+    Specification), else in the user's own cache, else, where nobody knows a home folder, in the temporary one. Raises
+    Refused for a variable that begins with a home folder that is not known.
+    """
+    name = cache_variable()
+    if name is not None:
+        folder = _folder(name)
+        return folder.absolute() if name == "LLMLAB_CACHE" else folder / "llmlab"
+    try:
+        return Path.home().absolute() / ".cache" / "llmlab"
+    except RuntimeError:  # an unknown user without HOME, as in a container
+        return Path(tempfile.gettempdir(), f"llmlab-{os.getuid() if hasattr(os, 'getuid') else 'user'}")
+
+
+def cache_variable() -> str | None:
+    """Which variable says where the cache is, if one does."""
+    if os.environ.get("LLMLAB_CACHE", "").strip():
+        return "LLMLAB_CACHE"
+    if os.environ.get("XDG_CACHE_HOME", "").strip() and _folder("XDG_CACHE_HOME").is_absolute():
+        return "XDG_CACHE_HOME"
+    return None
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ[variable].strip()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as e:
+        why = f"begins with a home folder that nobody knows here: {value[:80]}"
+        raise Refused(f"The variable {variable}", why, "Give the whole path") from e
 
 
 def offline() -> bool:

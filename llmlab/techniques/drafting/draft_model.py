@@ -12,6 +12,7 @@ from llmlab.runtime.roles import Drafter
 from llmlab.runtime.session import Session
 from llmlab.runtime.tools import Tools
 from llmlab.techniques.drafting.draft_length import AdaptiveLength, row_cost
+from llmlab.techniques.drafting.draft_session import DraftSession
 from llmlab.techniques.drafting.draft_tree import TREES, branches, chain, grow
 
 
@@ -52,20 +53,19 @@ class DraftModel(Drafter):
         tools.partner(self.model)
 
     def drafts(self, session: Session, tools: Tools) -> Generator[Draft, Verdict, None]:
-        helper = Session(tools.partner(self.model))
+        helper = DraftSession(tools.partner(self.model), session.model.vocab)
         tools.remember(helper.memory)
         shape = branches(self.tree, self.title)
         pace = AdaptiveLength(self.length, row_cost(session.model) + helper.model.nbytes / session.model.nbytes)
 
         def score(draft: Draft) -> Tensor:
-            helper.sync_to(session.tokens)  # takes the nodes of the level before back
+            helper.follow(session.tokens, 1)  # takes the nodes of the level before back
             return helper.forward(draft).logits
 
         while True:
             k = min(pace.length() if self.adapt else self.length, session.max_draft_depth())
-            draft = Draft()
+            k, draft = helper.follow(session.tokens, k), Draft()
             if k and shape == (1,):
-                helper.sync_to(session.tokens)
                 draft = chain(session, helper, k, self.confidence)
             elif k:
                 draft = grow(session, score, shape, k, self.confidence)

@@ -138,7 +138,10 @@ def grow(
 def _children(session: Session, y: Tensor, count: int, confidence: float) -> list[tuple[int, Tensor | None]]:
     if session.sampler.greedy:
         p, best = torch.softmax(y.float(), -1).topk(min(count, len(y)))
-        return [(token, None) for token in best.tolist()] if float(p.sum()) >= confidence else []
+        likely: list[tuple[int, Tensor | None]] = [
+            (token, None) for token, chance in zip(best.tolist(), p.tolist(), strict=True) if chance > 0
+        ]
+        return likely if float(p.sum()) >= confidence else []
     q = session.sampler.distribution(y)
     drawn: list[tuple[int, Tensor | None]] = []
     while len(drawn) < count and (rest := without(q, [token for token, _ in drawn])) is not None:
