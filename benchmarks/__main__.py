@@ -24,8 +24,8 @@ from llmlab.cli.output import say, write
 from llmlab.errors import Refused, unknown_name
 from llmlab.measure import benchmark
 from llmlab.measure.hardware import cores
-from llmlab.models.loading import locate
-from llmlab.models.loading.tokenizers import read_tokenizer
+from llmlab.models.loading.sources import locate
+from llmlab.models.loading.tokens.tokenizers import read_tokenizer
 
 OURS, OWN = "llmlab", "llmlab.lab.contestants.own_engine:Ours"
 LEAN, OWN_LEAN = "llmlab, no copies", "llmlab.lab.contestants.own_engine:OursLean"

@@ -26,9 +26,9 @@ from llmlab.models.building import build as build_decoder
 from llmlab.models.loading.architectures import KEPT
 from llmlab.models.loading.contents import checkpoint, read_config
 from llmlab.models.loading.fit import size_of
-from llmlab.models.loading.found import Found
-from llmlab.models.loading.locate import find
 from llmlab.models.loading.route import route
+from llmlab.models.loading.sources.found import Found
+from llmlab.models.loading.sources.locate import find
 from llmlab.models.wrapped.admission import sibling_model
 from llmlab.models.wrapped.loading import build as build_wrapped
 from llmlab.models.wrapped.referee import plain_logits

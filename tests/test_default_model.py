@@ -16,7 +16,7 @@ from llmlab.models.batch import Batch, Span
 from llmlab.models.embedding import EmbeddingAndHead
 from llmlab.models.formats.onednn import onednn
 from llmlab.models.kernels.topk import argmax
-from llmlab.models.loading import locate
+from llmlab.models.loading.sources import locate
 from llmlab.models.result import PlanResult
 from llmlab.runtime.draft import Draft
 from llmlab.runtime.events import Committed

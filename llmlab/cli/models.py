@@ -33,7 +33,8 @@ def execute(a: argparse.Namespace) -> None:
 
 def listed(free: int) -> list[dict[str, Any]]:
     """Every model of the catalogue as an object, with whether each format fits `free` bytes."""
-    from llmlab.models.loading import catalog, fit, locate
+    from llmlab.models.loading import catalog, fit
+    from llmlab.models.loading.sources import locate
 
     return [
         {

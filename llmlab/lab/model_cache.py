@@ -19,18 +19,19 @@ from llmlab.models.building import build as build_decoder
 from llmlab.models.cached import kept_with
 from llmlab.models.capabilities import Capability
 from llmlab.models.formats.linear import nbytes
-from llmlab.models.loading import catalog, fit, locate, progress
+from llmlab.models.loading import catalog, fit, progress
 from llmlab.models.loading.catalog import FORMATS
 from llmlab.models.loading.checkpoint import Checkpoint, Folder, as_transformers_expects
 from llmlab.models.loading.contents import checkpoint, held_files, read_config, stamp_of
-from llmlab.models.loading.ends import stop_tokens
-from llmlab.models.loading.files import Stamp
-from llmlab.models.loading.found import Found
 from llmlab.models.loading.loaded import Loaded
 from llmlab.models.loading.progress import Report
-from llmlab.models.loading.reference import tidy
 from llmlab.models.loading.route import WRAPPED_ABILITIES, decoders, route
-from llmlab.models.loading.tokenizers import read_tokenizer
+from llmlab.models.loading.sources import locate
+from llmlab.models.loading.sources.files import Stamp
+from llmlab.models.loading.sources.found import Found
+from llmlab.models.loading.sources.reference import tidy
+from llmlab.models.loading.tokens.ends import stop_tokens
+from llmlab.models.loading.tokens.tokenizers import read_tokenizer
 from llmlab.runtime.roles import WeightTransform
 from llmlab.runtime.session import Session
 from llmlab.runtime.stack import Stack

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from llmlab.errors import Refused
 from llmlab.measure.hardware import free_memory, hardware
-from llmlab.models.loading import catalog, environment, fit, locate
+from llmlab.models.loading import catalog, environment, fit
 from llmlab.models.loading.fit import gigabytes
+from llmlab.models.loading.sources import locate
 from llmlab.ui.gradio_events import refusal_html
 from llmlab.ui.i18n import both, both_words, catalogue, word
 

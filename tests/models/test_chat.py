@@ -12,12 +12,12 @@ import pytest
 from llmlab.errors import Refused
 from llmlab.lab.experiment import Lab
 from llmlab.lab.settings import Settings
-from llmlab.models.loading.chat import chat_text, turn_end
-from llmlab.models.loading.end_texts import ENDS
-from llmlab.models.loading.ends import stop_tokens
-from llmlab.models.loading.found import Found
 from llmlab.models.loading.loaded import Loaded, prompt_tokens, require_known
-from llmlab.models.loading.tokenizers import read_tokenizer
+from llmlab.models.loading.sources.found import Found
+from llmlab.models.loading.tokens.chat import chat_text, turn_end
+from llmlab.models.loading.tokens.end_texts import ENDS
+from llmlab.models.loading.tokens.ends import stop_tokens
+from llmlab.models.loading.tokens.tokenizers import read_tokenizer
 from tests import made
 from tests.models.tokens.vocabularies import write
 
@@ -221,7 +221,7 @@ def test_models_say_how_many_tokens_they_know(tmp_path: Path, kind: str) -> None
 
 def test_the_tokenizer_file_of_a_folder_is_taken_at_its_word(tmp_path: Path) -> None:
     """Also where transformers' class for the family would cut text by its own rules and lose a leading space."""
-    from llmlab.models.loading.gguf_tokenizer import gguf_tokenizer
+    from llmlab.models.loading.gguf.tokenizer import gguf_tokenizer
 
     original = gguf_tokenizer(write(tmp_path / "a.gguf", "llama"))
     original.save_pretrained(tmp_path)

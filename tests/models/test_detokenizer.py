@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from llmlab.lab.detokenizer import MOST, IncrementalDetokenizer, with_text
-from llmlab.models.loading.gguf_tokenizer import gguf_tokenizer
+from llmlab.models.loading.gguf.tokenizer import gguf_tokenizer
 from llmlab.runtime.events import Committed, Drafted, Event, Finished
 from tests.models.tokens.vocabularies import write
 

@@ -14,7 +14,7 @@ import torch
 from llmlab.errors import Refused
 from llmlab.models.building import build
 from llmlab.models.formats.quantized_groups import GROUP, QuantizedGroups
-from llmlab.models.loading.gguf import GgufFile
+from llmlab.models.loading.gguf.file import GgufFile
 from llmlab.runtime.generate import committed_tokens, generate
 from tests import made
 from tests.laws import laws
@@ -84,7 +84,7 @@ def test_the_reader_passes_over_arrays_and_finds_the_rest(tmp_path: Path) -> Non
     """What the faster reader reads is what gguf's own reads: every scalar, every tensor."""
     import gguf
 
-    from llmlab.models.loading.gguf import _reader
+    from llmlab.models.loading.gguf.file import _reader
 
     made.gguf(tmp_path / "a.gguf")
     ours, theirs = _reader(tmp_path / "a.gguf"), gguf.GGUFReader(tmp_path / "a.gguf")
@@ -170,8 +170,8 @@ def test_k_quants_unpack_to_their_values(tmp_path: Path, kind: str, size: int, v
 
 
 def test_a_tokenizer_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmlab.models.loading import locate
-    from llmlab.models.loading.tokenizers import read_tokenizer
+    from llmlab.models.loading.sources import locate
+    from llmlab.models.loading.tokens.tokenizers import read_tokenizer
 
     monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path / "cache"))
     made.gguf(tmp_path / "a.gguf")

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from llmlab.errors import Refused
-from llmlab.models.loading import tokenizers as loading
-from llmlab.models.loading.found import Found
-from llmlab.models.loading.gguf_header import read_metadata
-from llmlab.models.loading.gguf_tokenizer import gguf_tokenizer
-from llmlab.models.loading.pre_tokenizers import PRE_TOKENIZERS
-from llmlab.models.loading.tokenizers import read_tokenizer
+from llmlab.models.loading.gguf.header import read_metadata
+from llmlab.models.loading.gguf.pre_tokenizers import PRE_TOKENIZERS
+from llmlab.models.loading.gguf.tokenizer import gguf_tokenizer
+from llmlab.models.loading.sources.found import Found
+from llmlab.models.loading.tokens import tokenizers as loading
+from llmlab.models.loading.tokens.tokenizers import read_tokenizer
 from tests.models.tokens.vocabularies import HERE, RAW, VARIANTS, kind_of, write
 
 ASKED: dict[str, Any] = json.loads((HERE / "llama_cpp.json").read_text(encoding="utf-8"))
@@ -181,7 +181,7 @@ def test_bytes_come_back_as_they_were(tmp_path: Path, name: str) -> None:
 @pytest.mark.model
 def test_the_default_model_splits_digits_off_before_bytes() -> None:
     """The tokens that SmolLM2's own tokenizer gives, as published with the model."""
-    from llmlab.models.loading import locate
+    from llmlab.models.loading.sources import locate
 
     tokenizer = read_tokenizer(locate.fetch(locate.find("smollm2-135m")))
     want = {

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from llmlab.errors import Refused
 from llmlab.lab.model_cache import ModelCache
-from llmlab.models.loading import locate
 from llmlab.models.loading.catalog import MODELS
 from llmlab.models.loading.contents import checkpoint
-from llmlab.models.loading.hub import complete_snapshot
-from llmlab.models.loading.reference import Repository
+from llmlab.models.loading.sources import locate
+from llmlab.models.loading.sources.hub import complete_snapshot
+from llmlab.models.loading.sources.reference import Repository
 from tests import made
 
 

@@ -19,10 +19,11 @@ import torch
 from llmlab.errors import Refused
 from llmlab.lab.model_cache import ModelCache
 from llmlab.models.formats.onednn import onednn
-from llmlab.models.loading import fit, locate
+from llmlab.models.loading import fit
 from llmlab.models.loading.catalog import MODELS, Mirror, open_sizes
 from llmlab.models.loading.contents import read_config
-from llmlab.models.loading.mirror import digest, mirrored_file
+from llmlab.models.loading.sources import locate
+from llmlab.models.loading.sources.mirror import digest, mirrored_file
 from tests import made
 
 

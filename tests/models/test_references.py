@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from llmlab.errors import Refused
-from llmlab.models.loading import locate
-from llmlab.models.loading.reference import Repository, repository, tidy
+from llmlab.models.loading.sources import locate
+from llmlab.models.loading.sources.reference import Repository, repository, tidy
 from tests import made
 
 

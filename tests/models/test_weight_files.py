@@ -17,8 +17,8 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from llmlab.errors import Refused
 from llmlab.lab.model_cache import ModelCache
-from llmlab.models.loading import locate
 from llmlab.models.loading.contents import checkpoint
+from llmlab.models.loading.sources import locate
 from tests import made
 from tests.laws import laws
 

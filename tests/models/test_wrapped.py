@@ -10,8 +10,8 @@ import torch
 from llmlab.errors import Refused
 from llmlab.models.batch import Batch, Span
 from llmlab.models.capabilities import Capability
-from llmlab.models.loading.folder import config_of
 from llmlab.models.loading.route import WRAPPED_ABILITIES
+from llmlab.models.loading.sources.folder import config_of
 from llmlab.models.wrapped.loading import build
 from llmlab.models.wrapped.model import Wrapped
 from llmlab.runtime.stack import Stack

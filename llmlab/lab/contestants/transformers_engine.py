@@ -10,7 +10,7 @@ import torch
 
 from llmlab.lab.model_cache import pick_device
 from llmlab.measure.hardware import use_threads
-from llmlab.models.loading import locate
+from llmlab.models.loading.sources import locate
 
 LABELS = {"dense-fp32": "float32", "dense-bf16": "bfloat16", "nf4": "NF4"}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llmlab.errors import Refused
 from llmlab.models.formats.quantized_groups import QuantizedGroups
-from llmlab.models.loading.files import ADAPTER, CONFIGS, INDEX, SINGLE, weights_in
+from llmlab.models.loading.sources.files import ADAPTER, CONFIGS, INDEX, SINGLE, weights_in
 
 
 class Checkpoint(Protocol):

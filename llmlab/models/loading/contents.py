@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.models.loading.checkpoint import Checkpoint, Folder
-from llmlab.models.loading.files import Stamp, counting, stamp
-from llmlab.models.loading.folder import config_of
-from llmlab.models.loading.found import Found
-from llmlab.models.loading.gguf import GgufFile
-from llmlab.models.loading.split import parts_of
+from llmlab.models.loading.gguf.file import GgufFile
+from llmlab.models.loading.gguf.split import parts_of
+from llmlab.models.loading.sources.files import Stamp, counting, stamp
+from llmlab.models.loading.sources.folder import config_of
+from llmlab.models.loading.sources.found import Found
 
 
 @lru_cache(maxsize=2)  # finding and loading read the same header; the tensors stay in the file, mapped, not copied

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmlab.errors import Refused
-from llmlab.models.loading.chat import chat_text
+from llmlab.models.loading.tokens.chat import chat_text
 
 
 def prompt_tokens(loaded: Loaded, prompt: str, chat: bool | None = None) -> list[int]:

@@ -9,7 +9,7 @@ from llmlab.models.capabilities import Capability
 from llmlab.models.families import ours, unread
 from llmlab.models.formats.registry import FORMATS, WRAPPED_FORMATS
 from llmlab.models.loading.contents import checkpoint, read_config
-from llmlab.models.loading.found import Found
+from llmlab.models.loading.sources.found import Found
 from llmlab.models.mixers.attention import Attention
 from llmlab.models.rope import LENGTH_RULES, scaling
 

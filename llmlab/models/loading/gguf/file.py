@@ -17,8 +17,8 @@ import torch
 
 from llmlab.errors import Refused
 from llmlab.models.formats.quantized_groups import GROUP, Matrix, QuantizedGroups, pick_rows
-from llmlab.models.loading.gguf_metadata import AGAIN, FACTORS, Metadata, config_from
-from llmlab.models.loading.split import parts_of
+from llmlab.models.loading.gguf.config import AGAIN, FACTORS, Metadata, config_from
+from llmlab.models.loading.gguf.split import parts_of
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Those that our decoder runs; Mistral files call themselves llama."""

@@ -13,9 +13,11 @@ from typing import Any
 
 from llmlab.errors import Refused
 from llmlab.models.loading.catalog import Entry
-from llmlab.models.loading.disk import refuse_full_disk, require_disk
 from llmlab.models.loading.environment import offline
-from llmlab.models.loading.files import (
+from llmlab.models.loading.gguf.split import PART, models_among
+from llmlab.models.loading.progress import Report, quiet
+from llmlab.models.loading.sources.disk import refuse_full_disk, require_disk
+from llmlab.models.loading.sources.files import (
     ADAPTER,
     CONFIGS,
     INDEX,
@@ -30,11 +32,9 @@ from llmlab.models.loading.files import (
     weights_in,
     whole,
 )
-from llmlab.models.loading.folder import config_of
-from llmlab.models.loading.found import Found, Missing, Unreachable
-from llmlab.models.loading.progress import Report, quiet
-from llmlab.models.loading.reference import Repository
-from llmlab.models.loading.split import PART, models_among
+from llmlab.models.loading.sources.folder import config_of
+from llmlab.models.loading.sources.found import Found, Missing, Unreachable
+from llmlab.models.loading.sources.reference import Repository
 
 PATIENCE = 6.0
 """Seconds that the Hub may take to answer before it counts as unreachable."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.errors import Refused
-from llmlab.models.loading.end_texts import ENDS, FILLING_ENDS, MARKS, NOT_BESIDE, SHOWN
-from llmlab.models.loading.gguf_header import read_metadata
-from llmlab.models.loading.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from llmlab.models.loading.gguf.header import read_metadata
+from llmlab.models.loading.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from llmlab.models.loading.tokens.end_texts import ENDS, FILLING_ENDS, MARKS, NOT_BESIDE, SHOWN
 
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6
 """Kinds in `tokenizer.ggml.token_type`; 1 is an ordinary piece."""

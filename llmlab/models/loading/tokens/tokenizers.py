@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.errors import Refused
-from llmlab.models.loading import gguf_tokenizer, pre_tokenizers
 from llmlab.models.loading.environment import cache_folder
-from llmlab.models.loading.found import Found
+from llmlab.models.loading.gguf import pre_tokenizers
+from llmlab.models.loading.gguf import tokenizer as gguf_tokenizer
+from llmlab.models.loading.sources.found import Found
 from llmlab.models.loading.whole import whole_folder
 
 ALWAYS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}

@@ -13,14 +13,20 @@ from llmlab.errors import Refused
 from llmlab.models.loading.catalog import MODELS, Entry
 from llmlab.models.loading.contents import read_gguf
 from llmlab.models.loading.environment import offline, restricted
-from llmlab.models.loading.files import ADAPTER, matching, weights_in
-from llmlab.models.loading.folder import config_of
-from llmlab.models.loading.found import Found, Missing, Unreachable
-from llmlab.models.loading.hub import as_file, cached_conversions, complete_snapshot, fetch_from_hub, find_on_hub
-from llmlab.models.loading.mirror import fetch_mirror, intact, mirrored_file
+from llmlab.models.loading.gguf.split import gguf_in
 from llmlab.models.loading.progress import Report, quiet
-from llmlab.models.loading.reference import Repository, is_path, local, repository, tidy
-from llmlab.models.loading.split import gguf_in
+from llmlab.models.loading.sources.files import ADAPTER, matching, weights_in
+from llmlab.models.loading.sources.folder import config_of
+from llmlab.models.loading.sources.found import Found, Missing, Unreachable
+from llmlab.models.loading.sources.hub import (
+    as_file,
+    cached_conversions,
+    complete_snapshot,
+    fetch_from_hub,
+    find_on_hub,
+)
+from llmlab.models.loading.sources.mirror import fetch_mirror, intact, mirrored_file
+from llmlab.models.loading.sources.reference import Repository, is_path, local, repository, tidy
 
 
 def find(ref: str) -> Found:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.errors import Refused
-from llmlab.models.loading.chat import turn_end
-from llmlab.models.loading.end_texts import ENDS, FILLING_ENDS, NOT_BESIDE
-from llmlab.models.loading.found import Found
+from llmlab.models.loading.sources.found import Found
+from llmlab.models.loading.tokens.chat import turn_end
+from llmlab.models.loading.tokens.end_texts import ENDS, FILLING_ENDS, NOT_BESIDE
 
 
 def stop_tokens(tokenizer: Any, config: Any, found: Found | None = None) -> frozenset[int]:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from llmlab.errors import Refused
 from llmlab.models.loading.catalog import Mirror
-from llmlab.models.loading.disk import refuse_full_disk, require_disk
 from llmlab.models.loading.environment import cache_folder
-from llmlab.models.loading.found import Unreachable
 from llmlab.models.loading.progress import Report
+from llmlab.models.loading.sources.disk import refuse_full_disk, require_disk
+from llmlab.models.loading.sources.found import Unreachable
 
 SCRATCH = "download-"
 
