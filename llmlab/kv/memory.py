@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from torch import Tensor
+
 from llmlab.kv.pool import Pool
 from llmlab.kv.rows import Rows
 
@@ -58,6 +60,12 @@ class Memory:
     def nbytes(self) -> int:
         """Bytes of the tensors that exist, whole buffers included."""
         return sum(layer.nbytes for layer in self.layers)
+
+    def begun(self, positions: Tensor) -> int:
+        """`whole`, before a pass at these positions; a pass over an empty memory begins a text."""
+        if not self.whole and len(positions):
+            self.whole = int(positions.max()) + 1
+        return self.whole
 
     @staticmethod
     def pooled(memories: Sequence[Memory]) -> None:

@@ -68,7 +68,8 @@ class Builder:
     def _rotary(self) -> Rotary:
         factors = self.checkpoint.get("rope_freqs") if "rope_freqs" in self.names else None
         partial = self.family.partial or self.literal
-        return rotary(self.config, partial, factors if isinstance(factors, Tensor) else None).to(self.device)
+        factors = factors if isinstance(factors, Tensor) else None
+        return rotary(self.config, partial, factors, self.family.rereads).to(self.device)
 
     def bias(self, matrix: str, rows: int) -> Tensor | None:
         """The bias of a matrix, or None where it has none. Raises Refused where the config asks for one."""

@@ -176,7 +176,10 @@ class Decoder(nn.Module):
         """(N, 1, D/2) complex."""
         firsts = [span.first for span in batch.spans]
         if self.rotary.rule is not None:
-            parts = [self.rotary.at(batch.positions[s.start : s.stop], s.memory.whole) for s in batch.spans]
+            parts = []
+            for span in batch.spans:
+                positions = batch.positions[span.start : span.stop]
+                parts.append(self.rotary.at(positions, span.memory.begun(positions)))
             return torch.cat(parts)[:, None, :]
         if len(firsts) == 1 and firsts[0] is not None:
             end = firsts[0] + len(batch.positions)

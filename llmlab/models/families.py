@@ -15,19 +15,21 @@ from llmlab.models.shape import Shape
 class Family:
     """What sets a family apart. `biases`: the matrices that always have one, beside those that the config gives one;
     `head_norms`: norms on every head's query and key; `joined`: q, k and v, and gate and up, are one tensor each;
-    `partial`: only a part of a head may turn; `windowed`: a window in the config counts in every layer."""
+    `partial`: only a part of a head may turn; `windowed`: a window in the config counts in every layer; `rereads`: a
+    text that outgrows LongRoPE's first angles is read anew."""
 
     biases: tuple[str, ...] = ()
     head_norms: bool = False
     joined: bool = False
     partial: bool = False
     windowed: bool = False
+    rereads: bool = False
 
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(),
     "mistral": Family(windowed=True),
-    "phi3": Family(joined=True, partial=True, windowed=True),
+    "phi3": Family(joined=True, partial=True, windowed=True, rereads=True),
     "qwen2": Family(biases=("q_proj", "k_proj", "v_proj")),
     "qwen3": Family(head_norms=True),
 }

@@ -21,14 +21,15 @@ LENGTH_RULES = ("dynamic", "longrope")
 
 @dataclass(frozen=True)
 class LengthRule:
-    """Angles that change once a text is longer than `limit` tokens.
+    """Angles that change once a text is longer than `limit` tokens: with every token more under dynamic NTK (`grows`;
+    arXiv 2309.00071, appendix B.1), once and for all under LongRoPE (arXiv 2402.13753).
 
-    Dynamic NTK (arXiv 2309.00071, appendix B.1) turns the rows of a prompt by its length, and every later row by the
-    length up to it; rows in memory keep their turn. LongRoPE (arXiv 2402.13753) has two sets of angles for the whole
-    text, so a text that outgrows the limit is read anew (`rereads`). transformers does both so.
+    As in transformers the rows of a prompt are turned by its length, every later row by the length up to it, and rows
+    in memory keep their turn; but the Phi family reads a text anew where it outgrows the limit (`rereads`).
     """
 
     limit: int
+    grows: bool
     rereads: bool
     angles: Callable[[int], Tensor]
     """The angles (D/2,) in a text of so many tokens."""
@@ -38,7 +39,8 @@ class LengthRule:
         if self.rereads:
             longest = max(whole, int(positions.max()) + 1 if positions.numel() else 0)
             return torch.full_like(positions, self.limit if longest <= self.limit else self.limit + 1)
-        return (positions + 1).clamp_min(max(whole, self.limit))
+        lengths = (positions + 1).clamp_min(max(whole, self.limit))
+        return lengths if self.grows else lengths.clamp_max(self.limit + 1)
 
 
 class Rotary(nn.Module):
@@ -102,11 +104,13 @@ def context_of(config: Any) -> int:
     return int(most * float(parameters["factor"])) if parameters["rope_type"] == "dynamic" else most
 
 
-def rotary(config: Any, partial: bool = False, factors: Tensor | None = None) -> Rotary:
+def rotary(config: Any, partial: bool = False, factors: Tensor | None = None, rereads: bool = False) -> Rotary:
     """The rotations that a config asks for: default, linear, dynamic NTK, YaRN, llama3 or longrope.
 
     `partial`: whether `partial_rotary_factor` counts (transformers heeds it in some families only). `factors` (D/2,):
-    divisors that a GGUF file carries in place of a rule. Raises Refused for a rule that is unknown or lacks a figure.
+    divisors that a GGUF file carries in place of a rule. `rereads`: see `LengthRule`.
+
+    Raises Refused for a rule that is unknown or lacks a figure.
     """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -129,7 +133,7 @@ def rotary(config: Any, partial: bool = False, factors: Tensor | None = None) ->
 
     try:
         turning, scale = angles(None)
-        rule = _length_rule(config, kind, lambda length: padded(angles(length)[0]))
+        rule = length_rule(config, kind, lambda length: padded(angles(length)[0]), rereads)
         return Rotary(padded(turning), scale, rule, context_of(config))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ZeroDivisionError) as e:
         raise Refused(
@@ -144,12 +148,18 @@ def _plain(config: Any, size: int, partial: bool) -> Tensor:
     return 1.0 / theta ** (torch.arange(0, turning, 2, dtype=torch.float32) / turning)
 
 
-def _length_rule(config: Any, kind: str, angles: Callable[[int], Tensor]) -> LengthRule | None:
+def length_rule(config: Any, kind: str, angles: Callable[[int], Tensor], rereads: bool) -> LengthRule | None:
+    """The rule of a kind of scaling that goes by the length; None for the others."""
     if kind == "dynamic":
-        return LengthRule(int(config.max_position_embeddings), False, angles)
+        return LengthRule(int(config.max_position_embeddings), True, False, angles)
     if kind == "longrope":
-        return LengthRule(int(scaling(config)["original_max_position_embeddings"]), True, angles)
+        return LengthRule(int(scaling(config)["original_max_position_embeddings"]), False, rereads, angles)
     return None
+
+
+def rereads(model: type) -> bool:
+    """Whether a transformers model of this class reads a text anew when it outgrows its first angles."""
+    return any("phi3" in c.__module__ or "phimoe" in c.__module__ or "phi4" in c.__module__ for c in model.__mro__)
 
 
 def interleave(rows: int, head_size: int, turning: int | None = None) -> Tensor:

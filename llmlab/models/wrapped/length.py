@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmlab.models.rope import LENGTH_RULES, LengthRule, scaling
+from llmlab.models.rope import LENGTH_RULES, LengthRule, length_rule, rereads
 
 
 class LengthRotations:
@@ -24,9 +24,9 @@ class LengthRotations:
         for module in list(model.modules()):
             kind = getattr(module, "rope_type", None)
             if isinstance(kind, str) and kind in LENGTH_RULES and hasattr(module, "inv_freq"):
-                self._take_over(module, kind)
+                self._take_over(model, module, kind)
 
-    def _take_over(self, module: Any, kind: str) -> None:
+    def _take_over(self, model: Any, module: Any, kind: str) -> None:
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
         config = module.config
@@ -37,10 +37,8 @@ class LengthRotations:
                 made[length] = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=length)[0]
             return made[length]
 
-        if kind == "dynamic":
-            rule = LengthRule(int(config.max_position_embeddings), False, angles)
-        else:
-            rule = LengthRule(int(scaling(config)["original_max_position_embeddings"]), True, angles)
+        rule = length_rule(config, kind, angles, rereads(type(model)))
+        assert rule is not None
         self.rule, plain = rule, module.forward
         module.rope_type = "default"  # or its own code would set the angles by the end of each pass
 

@@ -105,7 +105,7 @@ class Wrapped:
     def _pass(self, batch: Batch, last: int | None) -> Tensor:
         """Logits (n, V) of at least the last n tokens."""
         (span,) = batch.spans
-        self._lengths.whole = span.memory.whole
+        self._lengths.whole = span.memory.begun(batch.positions)
         more: dict[str, Any] = {"logits_to_keep": last or 1} if self._cut and last is not None else {}
         if self._positioned:
             more["position_ids"] = batch.positions[None].to(self.device)

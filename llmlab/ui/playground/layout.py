@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from llmlab.lab.settings import Settings
+from llmlab.ui.architectures import architectures_html
 from llmlab.ui.controls import Translate, setting_control
 from llmlab.ui.figures import run as run_figures
 from llmlab.ui.form import Form
@@ -92,6 +93,8 @@ def _draw_controls(_: Translate) -> Controls:
     form = Form()
     form.draw_model(_, FIRST_MODEL)
     fit = gr.HTML("", elem_id="fit")
+    with gr.Accordion(_("models_run"), open=False, elem_id="architectures"):
+        gr.HTML(architectures_html())
     techniques = TechniquePicker(form)
     techniques.draw(_)
     with gr.Accordion(_("advanced"), open=False, elem_id="advanced"):
