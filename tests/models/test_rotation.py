@@ -1,4 +1,4 @@
-"""Scaled rotations, on our decoder and through transformers, on both sides of their limits; transformers is the referee."""
+"""Scaled rotations, on our decoder and through transformers, on both sides of their limits."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from llmlab.errors import Refused
 from llmlab.models.formats.registry import WRAPPED_FORMATS
@@ -26,6 +27,7 @@ def build(path: str, config: Any, weights: str, device: str) -> Wrapped:
     verdict.require(config)
     if weights not in WRAPPED_FORMATS:
         raise Refused(f"The {weights} format", "needs our own decoder, which does not run this model", "Choose nf4")
+    _require_widths(config, weights)
     model = _loaded(path, weights, device)
     tokens = some_tokens(int(model.get_input_embeddings().weight.shape[0]), SHORT)
     try:
@@ -42,6 +44,28 @@ def build(path: str, config: Any, weights: str, device: str) -> Wrapped:
 def _rounding(found: Difference, weights: str) -> bool:
     """Whether a difference is that of single tokens, as where a mixture of experts chooses another one."""
     return weights != "dense-fp32" and found.share < 0.25
+
+
+MULTIPLES = {"nf4": 64, "bnb-int8": 4}
+"""Inputs of which bitsandbytes' kernels take whole multiples; others they read wrongly, or past their end."""
+
+
+def _require_widths(config: Any, weights: str) -> None:
+    """Raises Refused for a matrix whose width the format's kernel was not made for."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    if weights not in MULTIPLES:
+        return
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            inputs = module.in_features if isinstance(module, nn.Linear) else module.weight.shape[0]
+            if inputs % MULTIPLES[weights]:
+                why = f"takes multiples of {MULTIPLES[weights]}, and a matrix of this model has {inputs} inputs"
+                raise Refused(f"The {weights} format", why, "Choose dense-bf16")
 
 
 def _loaded(path: str, weights: str, device: str) -> Any:
