@@ -57,15 +57,15 @@ class Rotary(nn.Module):
         self.register_buffer("angles", angles.float())
         self.register_buffer("scale", torch.where(angles == 0, 1.0, scale).float())
         self.rule, self.context = rule, context
-        self.kept: Tensor | None = None
+        self._kept: Tensor | None = None
 
     def table(self, highest: int) -> Tensor:
         """(positions, D/2) complex: the rotations of the positions below at least `highest`; only without a rule."""
-        table = self.kept
+        table = self._kept
         if table is None or table.shape[0] < highest or table.device != self.angles.device:
             n = min(max(1024, 2 * highest), max(self.context, highest))
             positions = torch.arange(n, device=self.angles.device)
-            table = self.kept = self._turned(positions, self.angles)
+            table = self._kept = self._turned(positions, self.angles)
         return table
 
     def _turned(self, positions: Tensor, angles: Tensor) -> Tensor:

@@ -61,11 +61,13 @@ def balance(stack: Stack, weights: str = "dense-fp32") -> tuple[int, int]:
             if passes == 10:
                 break
     assert weight_bytes == model.nbytes + auxiliary
-    known = found(model.embedding, model.layers, model.norm, model.rotary, model._bound)
+    known = found(model.embedding, model.layers, model.norm, model.rotary, model.rotary._kept, model._bound)
     beside = {at: n for at, n in found(tools._partners, tools._held).items() if at not in known}
     for decoder in laws.decoders(tools._partners, tools._held):  # buffers of passes belong to no run
-        own = found(decoder.layers, decoder.embedding, decoder.norm)
-        for at in found(decoder._workspaces, decoder.rotary, decoder._bound, model._workspaces).keys() - own.keys():
+        own = found(decoder.layers, decoder.embedding, decoder.norm, decoder.rotary.angles, decoder.rotary.scale)
+        for at in (
+            found(decoder._workspaces, decoder.rotary._kept, decoder._bound, model._workspaces).keys() - own.keys()
+        ):
             beside.pop(at, None)
     run.close()
     return auxiliary, sum(beside.values())

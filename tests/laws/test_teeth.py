@@ -15,6 +15,7 @@ from llmlab.kv.rows import Rows
 from llmlab.models import batch, building, families
 from llmlab.models.building import build
 from llmlab.models.decoder import Decoder
+from llmlab.models.rope import Rotary
 from llmlab.runtime import step
 from llmlab.runtime.draft import Draft
 from llmlab.runtime.session import Session
@@ -171,13 +172,13 @@ def coin_of(change: Callable[[float], float]) -> Break:
 
 
 def no_interleaving(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(building, "interleave", lambda rows, head_size: torch.arange(rows))
+    patch.setattr(building, "interleave", lambda rows, head_size, turning: torch.arange(rows))
 
 
 def no_scaling(patch: pytest.MonkeyPatch) -> None:
     """The config's rule for long contexts is ignored."""
-    plain = lambda config, factors=None: (1e4 ** -(torch.arange(0, 16, 2) / 16), 1.0)  # noqa: E731
-    patch.setattr(building, "rotations", plain)
+    plain = lambda *given: Rotary(1e4 ** -(torch.arange(0, 16, 2) / 16))  # noqa: E731
+    patch.setattr(building, "rotary", plain)
 
 
 def no_window(patch: pytest.MonkeyPatch) -> None:
@@ -190,10 +191,12 @@ def window_off_by_one(patch: pytest.MonkeyPatch) -> None:
 
 def no_head_norms(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(families.FAMILIES, "qwen3", families.Family())
+    patch.setattr(building, "unread", lambda *given: [])  # which would refuse the norms that nobody reads
 
 
 def no_bias(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(families.FAMILIES, "qwen2", families.Family())
+    patch.setattr(building, "unread", lambda *given: [])
 
 
 def keep_another_row(patch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,10 @@ from llmlab.errors import Refused
 from llmlab.lab.experiment import Lab
 from llmlab.lab.settings import Settings
 from llmlab.lab.vocabularies import first_difference, require_same
-from llmlab.models import wrapped
 from llmlab.models.building import build
 from llmlab.models.decoder import Decoder
+from llmlab.models.loading.sources.folder import config_of
+from llmlab.models.wrapped.loading import build as build_wrapped
 from llmlab.runtime import generate
 from llmlab.runtime.events import Committed, Drafted
 from llmlab.runtime.generate import committed_tokens
@@ -120,7 +121,10 @@ def test_a_wrapped_draft_model_of_another_width(tmp_path: Path) -> None:
     """Its positions are a table: past the end of it there is nothing to look up."""
     reference = tiny.reference("gpt2")
     reference.save_pretrained(tmp_path)
-    helper, stack = wrapped.build(str(tmp_path), "dense-fp32", "cpu"), Stack([make("draft-model", confidence=0.0)])
+    helper, stack = (
+        build_wrapped(str(tmp_path), config_of(tmp_path, "tiny"), "dense-fp32", "cpu"),
+        Stack([make("draft-model", confidence=0.0)]),
+    )
     for target in (60, 512):
         for prompt in [*prompts(target), [t % target for t in tiny.text(250)]]:
             want = laws.text(model(target, 0, 512), prompt, 16)

@@ -36,6 +36,11 @@ def build(path: str, config: Any, weights: str, device: str) -> Wrapped:
         found = difference(wrapped, tokens, want, 1e-3 if weights == "dense-fp32" else LOOSE)
     except Unsuited as e:
         raise Refused("This model", str(e), "Choose another model") from e
+    except (RuntimeError, AssertionError, ValueError) as e:
+        if weights not in MULTIPLES or "memory" in str(e):
+            raise
+        why = f"does not work with this model: bitsandbytes says {str(e).splitlines()[0][:90]!r}"
+        raise Refused(f"The {weights} format", why, "Choose dense-bf16") from e
     if found is not None and not _rounding(found, weights):
         raise Refused("This model", str(found), "Choose another model")
     return wrapped

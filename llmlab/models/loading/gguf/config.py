@@ -144,25 +144,30 @@ def config_from(meta: Metadata, factors: dict[str, list[float]]) -> Any:
     head_size = _head_size(meta, width, heads)
     kind, window = _window(meta)
     biases = {f"{part}_bias": f"blk.0.{name}.bias" in meta.tensors for part, name in _BIASES.items()}
-    return AutoConfig.for_model(
-        kind,
-        vocab_size=_vocabulary(meta),
-        hidden_size=width,
-        intermediate_size=meta.positive("feed_forward_length"),
-        num_hidden_layers=meta.positive("block_count"),
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_size,
-        max_position_embeddings=meta.positive("context_length"),
-        rms_norm_eps=meta.positive("attention.layer_norm_rms_epsilon", float),
-        rope_parameters=_rotation(meta, head_size, factors),
-        tie_word_embeddings="output.weight" not in meta.tensors,
-        bos_token_id=meta.token("bos"),
-        eos_token_id=meta.token("eos"),
-        pad_token_id=None,
-        **window,
-        **{name: True for name, there in biases.items() if there and meta.architecture != "qwen2"},
-    )
+    try:
+        return AutoConfig.for_model(
+            kind,
+            vocab_size=_vocabulary(meta),
+            hidden_size=width,
+            intermediate_size=meta.positive("feed_forward_length"),
+            num_hidden_layers=meta.positive("block_count"),
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=head_size,
+            max_position_embeddings=meta.positive("context_length"),
+            rms_norm_eps=meta.positive("attention.layer_norm_rms_epsilon", float),
+            rope_parameters=_rotation(meta, head_size, factors),
+            tie_word_embeddings="output.weight" not in meta.tensors,
+            bos_token_id=meta.token("bos"),
+            eos_token_id=meta.token("eos"),
+            pad_token_id=None,
+            **window,
+            **{name: True for name, there in biases.items() if there and meta.architecture != "qwen2"},
+        )
+    except Exception as e:  # transformers checks some sizes against each other
+        said = [line.strip() for line in str(e).splitlines() if line.strip()]
+        why = f"gives sizes that do not go together: {said[-1][:120] if said else type(e).__name__}"
+        raise Refused(meta.who, why, ELSEWHERE) from e
 
 
 _BIASES = {"attention": "attn_q", "mlp": "ffn_up"}
