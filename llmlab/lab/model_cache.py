@@ -44,6 +44,8 @@ class TransformedModel:
 
     model: Any
     changes: tuple[tuple[str, int, int, str], ...]
+    source: Any = None
+    """The model that it was made from."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +186,9 @@ class ModelCache:
         Stack(transforms).require(loaded.model.capabilities, loaded.name)
         key = ("changed", id(loaded.model), transforms)
         with self._lock:
-            if key in self._held:
+            held: TransformedModel | None = self._held.get(key)
+            if held is not None and held.source is loaded.model:  # ids are given anew
                 self._held.move_to_end(key)
-                held: TransformedModel = self._held[key]
                 return held
             self._make_room(loaded.model.nbytes)
             model, changes = loaded.model.private_copy(), []
@@ -196,7 +198,7 @@ class ModelCache:
                 before = model.nbytes
                 note = "changes nothing at these settings" if transform.lossless() else transform.apply(model, tools)
                 changes.append((transform.title, before, model.nbytes, note))
-            made = TransformedModel(model, tuple(changes))
+            made = TransformedModel(model, tuple(changes), loaded.model)
             self._held[key] = made
             return made
 
@@ -216,7 +218,9 @@ class ModelCache:
 
 def warm_up(model: Any) -> None:
     """A few passes of the widths that runs use, so that no run pays for what happens only once per process."""
-    for width in (32, 1):
+    for width in (min(32, model.context - 2), 1):
+        if width < 1:
+            continue
         session = Session(model)
         for _ in session.prefill([0] * (width + 1)):
             pass

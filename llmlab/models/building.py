@@ -46,7 +46,7 @@ class Builder:
             )
         self.biases = {n for n in tensors_of(config, self.names, self.literal) if n.endswith(".bias")}
         self.rotary = self._rotary()
-        self.turning = int((self.rotary.angles != 0).sum()) * 2
+        self.turning = self.rotary.turning
 
     def tensor(self, name: str, *shape: int) -> Matrix:
         """Raises Refused for a tensor that is missing or has another shape."""

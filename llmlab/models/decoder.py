@@ -167,6 +167,11 @@ class Decoder(nn.Module):
     # Rotations ----------------------------------------------------------------------------------------------------
 
     @property
+    def length_limit(self) -> int | None:
+        """How long a text may be before its length counts in its rotations; None where it never does."""
+        return self.rotary.rule.limit if self.rotary.rule else None
+
+    @property
     def rereads_at(self) -> int | None:
         """How long a text may grow before it has to be read anew, because its rotations change; None: as it likes."""
         rule = self.rotary.rule

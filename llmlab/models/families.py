@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from llmlab.models.rope import context_of
+from llmlab.models.rope import KINDS, context_of, scaling
 from llmlab.models.shape import Shape
 
 
@@ -15,14 +15,15 @@ from llmlab.models.shape import Shape
 class Family:
     """What sets a family apart. `biases`: the matrices that always have one, beside those that the config gives one;
     `head_norms`: norms on every head's query and key; `joined`: q, k and v, and gate and up, are one tensor each;
-    `partial`: only a part of a head may turn; `windowed`: a window in the config counts in every layer; `rereads`: a
-    text that outgrows LongRoPE's first angles is read anew."""
+    `partial`: only a part of a head may turn; `windowed`: a window in the config counts in every layer, `by_layer`: in
+    those that `layer_types` names; `rereads`: a text that outgrows LongRoPE's first angles is read anew."""
 
     biases: tuple[str, ...] = ()
     head_norms: bool = False
     joined: bool = False
     partial: bool = False
     windowed: bool = False
+    by_layer: bool = False
     rereads: bool = False
 
 
@@ -30,8 +31,8 @@ FAMILIES: dict[str, Family] = {
     "llama": Family(),
     "mistral": Family(windowed=True),
     "phi3": Family(joined=True, partial=True, windowed=True, rereads=True),
-    "qwen2": Family(biases=("q_proj", "k_proj", "v_proj")),
-    "qwen3": Family(head_norms=True),
+    "qwen2": Family(biases=("q_proj", "k_proj", "v_proj"), by_layer=True),
+    "qwen3": Family(head_norms=True, by_layer=True),
 }
 HEED_BIAS = ("llama", "qwen3")
 """Families whose config decides about the biases of attention (`attention_bias`)."""
@@ -39,7 +40,8 @@ HEED_BIAS = ("llama", "qwen3")
 
 def ours(config: Any) -> bool:
     """Whether our decoder runs this architecture; everything else goes through `wrapped`."""
-    return config.model_type in FAMILIES and getattr(config, "hidden_act", "silu") in ("silu", "swish")
+    known = config.model_type in FAMILIES and getattr(config, "hidden_act", "silu") in ("silu", "swish")
+    return known and scaling(config)["rope_type"] in KINDS
 
 
 def biases(config: Any) -> frozenset[str]:
@@ -83,11 +85,12 @@ def shape_of(config: Any) -> Shape:
     heads = config.num_attention_heads
     layers = config.num_hidden_layers
     width = getattr(config, "sliding_window", None)
+    family = FAMILIES[config.model_type]
     kinds = getattr(config, "layer_types", None)
-    if kinds:
+    if kinds and family.by_layer:
         window = tuple(width if kind == "sliding_attention" else None for kind in kinds)
     else:
-        window = ((width if FAMILIES[config.model_type].windowed else None),) * layers
+        window = ((width if family.windowed else None),) * layers
     return Shape(
         vocab=config.vocab_size,
         width=config.hidden_size,

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from llmlab.errors import Refused
 
+KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+"""Kinds of scaling that our decoder computes; transformers has others, in single families."""
 LENGTH_RULES = ("dynamic", "longrope")
 """Kinds of scaling under which the angles depend on how long the text is."""
 
@@ -50,10 +52,13 @@ class Rotary(nn.Module):
     """(D/2,) float32: how far each pair turns per position."""
     scale: Tensor
     """(D/2,) float32: the factor on cosine and sine; 1 for pairs that do not turn."""
+    turning: int
+    """How many of a head's numbers turn, from the first on."""
 
     def __init__(self, angles: Tensor, scale: float = 1.0, rule: LengthRule | None = None, context: int = 0) -> None:
         """`context`: how many positions the table is made for at most, unless more are asked for."""
         super().__init__()
+        self.turning = 2 * len(angles)
         self.register_buffer("angles", angles.float())
         self.register_buffer("scale", torch.where(angles == 0, 1.0, scale).float())
         self.rule, self.context = rule, context
@@ -116,7 +121,7 @@ def rotary(config: Any, partial: bool = False, factors: Tensor | None = None, re
 
     kind = scaling(config)["rope_type"]
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if kind != "default" and kind not in ROPE_INIT_FUNCTIONS:
+    if kind not in KINDS:
         raise Refused(
             "This model", f"scales its positions by an unknown rule, {str(kind)[:30]}", "Choose another model"
         )
@@ -134,7 +139,9 @@ def rotary(config: Any, partial: bool = False, factors: Tensor | None = None, re
     try:
         turning, scale = angles(None)
         rule = length_rule(config, kind, lambda length: padded(angles(length)[0]), rereads)
-        return Rotary(padded(turning), scale, rule, context_of(config))
+        made = Rotary(padded(turning), scale, rule, context_of(config))
+        made.turning = 2 * len(turning)
+        return made
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ZeroDivisionError) as e:
         raise Refused(
             "This model", f"lacks a figure of its rotation by the {kind} rule, or has a wrong one", "Choose another"

@@ -113,6 +113,9 @@ class Session:
                 "Shorten it or choose a model with a longer context",
             )
         self.tokens, self._embeddings = list(given.ids), given.embeddings
+        if cached and self.model.length_limit is not None and len(self.tokens) > self.model.length_limit:
+            self.memory.clear()  # its rows were turned for a shorter text
+            cached = 0
         self.uncached = len(self.tokens) - cached
         self.memory.whole = len(self.tokens)
 
@@ -163,15 +166,16 @@ class Session:
         held = self.memory.rewind(min(same, len(tokens) - 1, self.memory.next_position))
         self.tokens = list(tokens)
         self.uncached = len(tokens) - held
-        if not held:
-            self.memory.whole = len(tokens)
+        if not held or len(tokens) <= (self.model.length_limit or 0) < self.memory.whole:
+            self.memory.clear()
+            self.uncached = self.memory.whole = len(tokens)
         self._read_down_to(PIECE)
 
-    def _read_down_to(self, most: int) -> None:
-        """Read tokens in pieces until at most so many are uncached."""
+    def _read_down_to(self, most: int, plan: Plan | None = None) -> None:
+        """Read tokens in pieces, through the layers as `plan` says, until at most so many are uncached."""
         while self.uncached > most:
             piece = self.prefill_piece()
-            self.prefilled(piece, forward_pieces(self.model, [piece], None)[0])
+            self.prefilled(piece, forward_pieces(self.model, [piece], plan)[0])
 
     def _reread(self) -> None:
         """Read the text anew where it has outgrown the rotations that its rows were given; see `LengthRule`.
@@ -185,7 +189,7 @@ class Session:
         self.memory.clear()
         self.memory.whole = self.uncached = len(self.tokens)
         self._states = []
-        self._read_down_to(1)
+        self._read_down_to(1, self.prefill_plan)
         if self.taps and fresh:  # states of the other tokens have been handed out
             states = [*states, torch.cat(self._states)[-fresh:]]
         self._states = states
@@ -301,14 +305,13 @@ class Session:
 
     def max_draft_depth(self) -> int:
         """How deep a draft may go: never across the line at which rows are evicted, nor past the model's context."""
-        free = self._depth_to_eviction()
+        free, limit = self._depth_to_eviction(), self.model.rereads_at
+        if limit is not None and self.memory.whole <= limit and len(self.tokens) <= limit:
+            free = min(free, limit - len(self.tokens))
         return free if self._draft_limit is None else min(free, self._draft_limit)
 
     def _depth_to_eviction(self) -> int:
         free: int = self.model.context - self.memory.next_position - 1
-        limit = self.model.rereads_at
-        if limit is not None and self.memory.whole <= limit and len(self.tokens) <= limit:
-            free = min(free, limit - len(self.tokens))
         if self.policy:
             budget, slack = self.policy.budget_and_slack()
             free = min(free, budget + slack - self.memory.longest - 1)

@@ -3,8 +3,10 @@ weight of the model itself is read."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,8 +20,10 @@ from llmlab.errors import Refused
 from llmlab.models.capabilities import Capability
 from llmlab.models.config import figure, text_of
 from llmlab.models.loading.environment import cache_folder
+from llmlab.models.loading.whole import whole_file
+from llmlab.models.rope import context_of
 from llmlab.models.wrapped.model import Wrapped
-from llmlab.models.wrapped.referee import difference, looks_ahead, plain_logits, some_tokens
+from llmlab.models.wrapped.referee import TEXT, difference, looks_ahead, plain_logits, some_tokens
 from llmlab.models.wrapped.seams import SEAMS, Seam, Unsuited
 from llmlab.models.wrapped.small import small
 
@@ -57,7 +61,9 @@ def admission(config: Any) -> Admission:
     import transformers
 
     text = config.to_json_string(use_diff=False)
-    key = hashlib.sha256(f"{transformers.__version__} {_sources()} {text}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{transformers.__version__} {torch.__version__} {_sources()} {text}".encode()).hexdigest()[
+        :32
+    ]
     kept = cache_folder() / "admissions" / f"{key}.json"
     try:
         return Admission(**json.loads(kept.read_text(encoding="utf-8")))
@@ -68,19 +74,18 @@ def admission(config: Any) -> Admission:
 
 
 def _keep(file: Path, verdict: Admission) -> None:
-    part = file.with_suffix(".part")
-    try:
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs a moment at the next start
         file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
-        part.replace(file)
-    except OSError:  # a cache that cannot be written costs a second at the next start
-        part.unlink(missing_ok=True)
+        with whole_file(file) as part:
+            part.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
 
 
 @cache
 def _sources() -> str:
     """A sum over the code that decides: a verdict does not outlive it."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    here, models = Path(__file__).parent, Path(__file__).parent.parent
+    files = [*sorted(here.glob("*.py")), models / "rope.py", models / "batch.py", models / "kernels" / "reference.py"]
+    files += sorted((models.parent / "kv").glob("*.py"))
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
@@ -95,12 +100,13 @@ def _tried(config: Any) -> Admission:
         sibling = small(config)
         with _quietly():
             model = sibling_model(sibling)
-            tokens = some_tokens(min(WORDS, model.get_input_embeddings().weight.shape[0]))
+            words, most = model.get_input_embeddings().weight.shape[0], context_of(text_of(sibling))
+            tokens = some_tokens(min(WORDS, words), min(TEXT, most))
             want = plain_logits(model, tokens)
             if looks_ahead(model, tokens):
                 return Admission(refusal="looks at later tokens too, so it does not continue text token by token")
     except Exception as e:  # a stranger's architecture fails in as many ways as there are
-        return Admission(refusal=f"cannot be tried out in a small form ({_first_words(e)})")
+        return Admission(refusal=f"cannot be tried out in a small form ({first_words(e)})")
     return _by_seams(sibling, tokens, want)
 
 
@@ -119,11 +125,12 @@ def _by_seams(sibling: Any, tokens: torch.Tensor, want: torch.Tensor) -> Admissi
             except Unsuited as e:
                 reasons.append((3 if e.final else 0, str(e)))
             except Exception as e:
-                reasons.append((1, f"fails in transformers when its text comes in pieces ({_first_words(e)})"))
+                reasons.append((1, f"fails in transformers when its text comes in pieces ({first_words(e)})"))
     return Admission(refusal=max(reasons, key=lambda r: r[0])[1])
 
 
-def _first_words(e: Exception) -> str:
+def first_words(e: Exception) -> str:
+    """What an error of transformers says, short enough for a sentence."""
     lines = [line.strip() for line in str(e).splitlines() if line.strip()]
     if not lines:
         return type(e).__name__
@@ -131,10 +138,20 @@ def _first_words(e: Exception) -> str:
     return said if len(said) <= 110 else f"{said[:110]}…"
 
 
+_alone = threading.Lock()
+"""Visitors may ask at once, and what is changed meanwhile belongs to the whole process."""
+
+
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without touching the process's own dice, without transformers' warnings, and on one thread: for matrices this
     small others only wait for each other."""
+
+    with _alone:
+        yield from _quiet_one()
+
+
+def _quiet_one() -> Iterator[None]:
     from transformers.utils import logging
 
     level, threads = logging.get_verbosity(), torch.get_num_threads()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
 from llmlab.errors import Refused
+from llmlab.models.config import figure, text_of
 from llmlab.models.formats.registry import WRAPPED_FORMATS
-from llmlab.models.wrapped.admission import admission
+from llmlab.models.rope import context_of
+from llmlab.models.wrapped.admission import admission, first_words
 from llmlab.models.wrapped.model import Wrapped
 from llmlab.models.wrapped.referee import Difference, difference, plain_logits, some_tokens
 from llmlab.models.wrapped.seams import Unsuited
@@ -29,26 +32,29 @@ def build(path: str, config: Any, weights: str, device: str) -> Wrapped:
         raise Refused(f"The {weights} format", "needs our own decoder, which does not run this model", "Choose nf4")
     _require_widths(config, weights)
     model = _loaded(path, weights, device)
-    tokens = some_tokens(int(model.get_input_embeddings().weight.shape[0]), SHORT)
+    tokens = some_tokens(int(model.get_input_embeddings().weight.shape[0]), min(SHORT, context_of(text_of(config))))
     try:
         want = plain_logits(model, tokens)
         wrapped = Wrapped(model, weights, verdict.kind, verdict.positioned)
         found = difference(wrapped, tokens, want, 1e-3 if weights == "dense-fp32" else LOOSE)
     except Unsuited as e:
         raise Refused("This model", str(e), "Choose another model") from e
-    except (RuntimeError, AssertionError, ValueError) as e:
-        if weights not in MULTIPLES or "memory" in str(e):
+    except (RuntimeError, AssertionError, ValueError, TypeError, LookupError, AttributeError) as e:
+        if "memory" in str(e):
             raise
-        why = f"does not work with this model: bitsandbytes says {str(e).splitlines()[0][:90]!r}"
-        raise Refused(f"The {weights} format", why, "Choose dense-bf16") from e
-    if found is not None and not _rounding(found, weights):
+        who, now = "This model", "Choose another model"
+        if weights in MULTIPLES:
+            who, now = f"The {weights} format", "Choose dense-bf16"
+        raise Refused(who, f"does not work here ({first_words(e)})", now) from e
+    if found is not None and not (weights != "dense-fp32" and _chose_another_expert(found, config)):
         raise Refused("This model", str(found), "Choose another model")
     return wrapped
 
 
-def _rounding(found: Difference, weights: str) -> bool:
-    """Whether a difference is that of single tokens, as where a mixture of experts chooses another one."""
-    return weights != "dense-fp32" and found.share < 0.25
+def _chose_another_expert(found: Difference, config: Any) -> bool:
+    """Whether a difference is that of single tokens in a mixture of experts, which rounding may send elsewhere."""
+    experts = any(figure(text_of(config), n) for n in ("num_experts", "num_local_experts", "n_routed_experts"))
+    return experts and math.isfinite(found.most) and found.share < 0.25
 
 
 MULTIPLES = {"nf4": 64, "bnb-int8": 4}

@@ -1,4 +1,4 @@
-"""Any other Hugging Face causal model, run by transformers: slower, still measured.
+"""Other Hugging Face causal models, run by transformers: slower, still measured.
 
 transformers computes everything but what a seam takes over; keys and values go to our memory, so eviction and
 speculation work as they do on our decoder. What needs single layers or weights is refused, because the layers belong to
@@ -69,6 +69,11 @@ class Wrapped:
     @property
     def capabilities(self) -> frozenset[Capability]:
         return self.seam.abilities
+
+    @property
+    def length_limit(self) -> int | None:
+        """As `Decoder.length_limit`."""
+        return self._lengths.rule.limit if self._lengths.rule else None
 
     @property
     def rereads_at(self) -> int | None:

@@ -33,7 +33,7 @@ class Difference:
 
 
 def some_tokens(vocab: int, count: int = TEXT) -> Tensor:
-    """A text (count,) of random tokens with a repetition, the same every time."""
+    """A text (count,) of random tokens, the same every time."""
     dice = torch.Generator().manual_seed(0)
     low = min(3, vocab - 1)
     return torch.randint(low, vocab, (count,), generator=dice)

@@ -78,7 +78,11 @@ class Metadata:
                 why = f"gives its {key} layer by layer, and they differ, which is not built"
                 raise Refused(self.who, why, ELSEWHERE)
             value = value[0]
-        if value is None or not isinstance(value, (int, float) if kind is float else kind):
+        if (
+            value is None
+            or not isinstance(value, (int, float) if kind is float else kind)
+            or (isinstance(value, bool) and kind is not bool)
+        ):
             raise Refused(self.who, f"does not say its {key}", AGAIN)
         if isinstance(value, float) and not math.isfinite(value):
             raise Refused(self.who, f"gives its {key} as {value}", AGAIN)
@@ -128,8 +132,8 @@ class Metadata:
                 raise self.refuse(key, value)
 
     def token(self, name: str) -> int | None:
-        field = self._reader.get_field(f"tokenizer.ggml.{name}_token_id")
-        return None if field is None else int(field.contents())
+        key = f"tokenizer.ggml.{name}_token_id"
+        return None if self._reader.get_field(key) is None else int(self.plain(key, int))
 
 
 def config_from(meta: Metadata, factors: dict[str, list[float]]) -> Any:
@@ -141,7 +145,9 @@ def config_from(meta: Metadata, factors: dict[str, list[float]]) -> Any:
     kv_heads = meta.positive("attention.head_count_kv", default=heads)
     if heads % kv_heads:
         raise meta.refuse("attention.head_count_kv", kv_heads, f"which does not divide its {heads} heads")
-    head_size = _head_size(meta, width, heads)
+    head_size, layers = _head_size(meta, width, heads), meta.positive("block_count")
+    if layers > DEEPEST:
+        raise meta.refuse("block_count", layers, "which nothing has")
     kind, window = _window(meta)
     biases = {f"{part}_bias": f"blk.0.{name}.bias" in meta.tensors for part, name in _BIASES.items()}
     try:
@@ -150,7 +156,7 @@ def config_from(meta: Metadata, factors: dict[str, list[float]]) -> Any:
             vocab_size=_vocabulary(meta),
             hidden_size=width,
             intermediate_size=meta.positive("feed_forward_length"),
-            num_hidden_layers=meta.positive("block_count"),
+            num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             head_dim=head_size,
@@ -164,12 +170,15 @@ def config_from(meta: Metadata, factors: dict[str, list[float]]) -> Any:
             **window,
             **{name: True for name, there in biases.items() if there and meta.architecture != "qwen2"},
         )
+    except Refused:
+        raise
     except Exception as e:  # transformers checks some sizes against each other
         said = [line.strip() for line in str(e).splitlines() if line.strip()]
         why = f"gives sizes that do not go together: {said[-1][:120] if said else type(e).__name__}"
         raise Refused(meta.who, why, ELSEWHERE) from e
 
 
+DEEPEST = 1024
 _BIASES = {"attention": "attn_q", "mlp": "ffn_up"}
 
 

@@ -85,7 +85,7 @@ class GgufFile:
     """A GGUF file, or all parts of a split one, as a Checkpoint. `path` may be any of the parts.
 
     Raises Refused for what is no GGUF file, is cut short, misses a part, is of an architecture that our decoder does
-    not run, or has metadata that ask for what the lab does not build (`gguf_metadata`).
+    not run, or has metadata that ask for what the lab does not build (`gguf.config`).
     """
 
     literal = True
@@ -177,7 +177,10 @@ def _require_parts(readers: list[Any], parts: tuple[Path, ...]) -> None:
 
     def said(reader: Any, key: str, default: int) -> int:
         field = reader.get_field(key)
-        return default if field is None else int(field.contents())
+        value = default if field is None else field.contents()
+        if not isinstance(value, int):
+            raise Refused(f"The file {parts[0].name}", f"gives its {key} as something else than a number", AGAIN)
+        return value
 
     whole, total = f"the model of {parts[0].name}", said(readers[0], "split.tensors.count", 0)
     if len(parts) == 1:

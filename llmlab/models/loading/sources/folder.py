@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ SIZES = (
     *("num_key_value_heads", "head_dim", "max_position_embeddings"),
 )
 LARGEST = 2**31 - 1
+DEPTH = re.compile(r"(num_(hidden|decoder|encoder)_|n_|num_|decoder_|encoder_)layers?")
+DEEPEST = 1024
 
 
 def config_of(folder: Path, who: str) -> Any:
@@ -30,6 +33,7 @@ def config_of(folder: Path, who: str) -> Any:
     known = isinstance(kind, str) and kind in CONFIG_MAPPING
     if code and not known:
         raise _own_code(who)
+    _require_depth(raw, who)
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as e:  # a damaged or unknown config fails in many ways
@@ -39,6 +43,9 @@ def config_of(folder: Path, who: str) -> Any:
             "Choose another",
         ) from e
     _require_numbers(raw, config, who)
+    # A config may name an implementation, even one to download; the lab chooses for itself.
+    config._attn_implementation = "eager"
+    config._experts_implementation_internal = None
     if getattr(config, "quantization_config", None):
         raise Refused(
             f"The model {who}",
@@ -54,6 +61,15 @@ def config_of(folder: Path, who: str) -> Any:
             "Choose a causal language model",
         )
     return config
+
+
+def _require_depth(raw: dict[str, Any], who: str, nested: int = 0) -> None:
+    """Raise Refused for a number of layers that nothing has: transformers makes lists of that length from it."""
+    for name, value in raw.items():
+        if isinstance(value, dict) and nested < 3:
+            _require_depth(value, who, nested + 1)
+        elif DEPTH.fullmatch(name) and isinstance(value, int | float) and not 0 < value <= DEEPEST:
+            raise Refused(f"The config.json of {who}", f"gives {name} as {str(value)[:20]}", "Choose another model")
 
 
 def _own_code(who: str) -> Refused:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,8 +92,9 @@ def _snapshot_in(path: Path) -> Path:
     ref = path / "refs" / "main"
     if (path / "config.json").exists() or not ref.is_file():
         return path
-    held = path / "snapshots" / ref.read_text(encoding="utf-8", errors="replace").strip()
-    return held if held.is_dir() else path
+    name = ref.read_text(encoding="utf-8", errors="replace").strip()
+    held = path / "snapshots" / name
+    return held if re.fullmatch(r"\w[\w.-]*", name) and held.is_dir() else path
 
 
 def _find_folder(ref: str, path: Path) -> Found:

@@ -88,7 +88,7 @@ def _from_parts(parts: list[str], ref: str) -> Repository:
     elif rest and rest[0] in (*PAGES, "discussions", "edit", "settings", "community"):
         rest = []
     found = HUB_ID.fullmatch("/".join(named) + f"@{revision}")
-    if found is None:
+    if found is None or ".." in revision:
         raise Refused(bad, "does not name a model of the Hugging Face Hub", HOW)
     return Repository(found["repo"].removesuffix(".git"), revision, "/".join(rest))
 

@@ -39,7 +39,7 @@ def _generation_ends(folder: Path, who: str) -> Iterable[int]:
         return ()
     try:
         return tuple(_ids(json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")))
-    except (OSError, ValueError, AttributeError) as e:
+    except (OSError, ValueError, AttributeError, RecursionError) as e:
         raise Refused(who, "has a generation_config.json that cannot be read", "Fetch the model again") from e
 
 
