@@ -304,3 +304,66 @@ def test_a_small_sibling_shows_every_kind_of_layer(kind: str) -> None:
     made = small(full)
     assert set(getattr(made, "layer_types", None) or ()) == set(getattr(full, "layer_types", None) or ())
     assert sum(p.numel() for p in sibling_model(made).parameters()) < 1_000_000
+
+
+# Configs that say more than they seem ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "phi3", "qwen2", "qwen3"])
+def test_layer_types_count_where_transformers_heeds_them(tmp_path: Path, family: str) -> None:
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    saved(tmp_path, CONFIG_MAPPING[family](**{**tiny.SIZES, "sliding_window": None}))
+    file = tmp_path / "config.json"
+    raw = json.loads(file.read_text())
+    raw |= {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 7, "use_sliding_window": True}
+    file.write_text(json.dumps(raw))
+    made = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
+    assert laws.reference(opened(tmp_path), made, TOKENS, [20, 1, 19]) < 1e-4
+
+
+def test_a_rotation_that_our_decoder_does_not_compute_is_left_to_transformers(tmp_path: Path) -> None:
+    config = tiny._config("llama-plain")
+    config.rope_parameters = {"rope_type": "proportional", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    made = saved(tmp_path, config)
+    model = opened(tmp_path)
+    assert isinstance(model, Wrapped)
+    assert laws.reference(model, made, TOKENS, [20, 1, 19]) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+@pytest.mark.parametrize("value", ["flash_attention_2", "owner/kernel"])
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_an_implementation_that_a_config_names_is_not_heeded(
+    tmp_path: Path, family: str, value: str, name: str
+) -> None:
+    made = saved(tmp_path, tiny._config(family))
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    assert laws.reference(opened(tmp_path), made, TOKENS, [len(TOKENS)]) < 1e-4
+
+
+@pytest.mark.parametrize("layers", [30_000_000, 2**31, -1, 1e9])
+def test_absurd_depths_are_refused_at_once(tmp_path: Path, layers: float) -> None:
+    saved(tmp_path, tiny._config("qwen2"))
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": layers}))
+    with pytest.raises(Refused, match="num_hidden_layers"):
+        find(str(tmp_path))
+
+
+@pytest.mark.parametrize("context", [4, 16, 32])
+def test_short_contexts_run(tmp_path: Path, context: int) -> None:
+    config = tiny._config("gpt2")
+    config.n_positions = context
+    made = saved(tmp_path, config)
+    assert laws.reference(opened(tmp_path), made, TOKENS[:context], [context]) < 1e-4
+
+
+@pytest.mark.parametrize("weights", ["dense-fp32", "dense-bf16"])
+def test_weights_that_give_no_numbers_are_refused(tmp_path: Path, weights: str) -> None:
+    saved(tmp_path, tiny._config("gpt2"))
+    changed(tmp_path, lambda tensors: tensors["transformer.h.1.mlp.c_fc.weight"].fill_(torch.nan))
+    with pytest.raises(Refused, match="logits"):
+        opened(tmp_path, weights)

@@ -17,6 +17,8 @@ from llmlab.models.loading.sources.folder import config_of
 from llmlab.models.rope import interleave
 from llmlab.models.wrapped.admission import sibling_model
 from llmlab.models.wrapped.loading import build as build_wrapped
+from llmlab.runtime.piece import forward_pieces
+from llmlab.runtime.session import Session
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.technique import make
 from tests import tiny
@@ -133,3 +135,20 @@ def test_a_part_of_a_head_keeps_its_order(part: float) -> None:
     made = model("phi3", "default", 0.5)
     assert int((made.rotary.angles == 0).sum()) == 4
     assert torch.equal(made.rotary.scale[made.rotary.angles == 0], torch.ones(4))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_a_prefix_of_a_shorter_text_is_not_used_again(kind: str) -> None:
+    """Its rows were turned for its own length."""
+    ours, text = model("llama", kind, 1.0), tiny.prompts(1, 60, seed=9)[0][:48]
+    first = Session(ours)
+    list(first.prefill(text[:20]))
+    second = Session(ours)
+    second.memory.copy_from(first.memory)
+    second.begin(text, cached=len(first.tokens) - first.uncached)
+    while second.unread:
+        piece = second.prefill_piece()
+        second.prefilled(piece, forward_pieces(ours, [piece], None)[0])
+    plain = Session(ours)
+    list(plain.prefill(text))
+    assert torch.allclose(second.forward().logits, plain.forward().logits, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -31,7 +32,7 @@ def build(path: str, config: Any, weights: str, device: str) -> Wrapped:
     if weights not in WRAPPED_FORMATS:
         raise Refused(f"The {weights} format", "needs our own decoder, which does not run this model", "Choose nf4")
     _require_widths(config, weights)
-    model = _loaded(path, weights, device)
+    model = _loaded(path, config, weights, device)
     tokens = some_tokens(int(model.get_input_embeddings().weight.shape[0]), min(SHORT, context_of(text_of(config))))
     try:
         want = plain_logits(model, tokens)
@@ -79,7 +80,7 @@ def _require_widths(config: Any, weights: str) -> None:
                 raise Refused(f"The {weights} format", why, "Choose dense-bf16")
 
 
-def _loaded(path: str, weights: str, device: str) -> Any:
+def _loaded(path: str, config: Any, weights: str, device: str) -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     kinds: dict[str, dict[str, Any]] = {
@@ -88,6 +89,7 @@ def _loaded(path: str, weights: str, device: str) -> Any:
     }
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
+        config=copy.deepcopy(config),  # the one that was checked, not whatever the folder names beside it
         dtype=torch.float32 if weights == "dense-fp32" else torch.bfloat16,
         attn_implementation="eager",
         trust_remote_code=False,
