@@ -341,3 +341,28 @@ def test_variables_that_are_set_to_nothing_are_dropped(monkeypatch: pytest.Monke
     surroundings.tidy_gradio()
     assert os.environ["GRADIO_ROOT_PATH"] == "/lab"
     assert not any(n in os.environ for n in (*surroundings.NUMBERS, "GRADIO_TEMP_DIR"))
+
+
+@pytest.mark.parametrize("made", ["link", "file", "open"])
+def test_a_temporary_home_that_somebody_else_could_have_made_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: str
+) -> None:
+    from llmlab.models.loading.environment import temporary_home
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    temporary_home.cache_clear()
+    usual = temporary_home()
+    assert usual.stat().st_mode & 0o777 == 0o700
+    usual.rmdir()
+    if made == "link":
+        usual.symlink_to(tmp_path)
+    elif made == "file":
+        usual.write_text("")
+    else:
+        usual.mkdir()
+        usual.chmod(0o777)
+    temporary_home.cache_clear()
+    other = temporary_home()
+    temporary_home.cache_clear()
+    assert other != usual
+    assert other.stat().st_mode & 0o777 == 0o700

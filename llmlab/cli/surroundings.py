@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from types import FrameType
@@ -98,9 +97,10 @@ def _find_home() -> None:
     try:
         Path.home()
     except RuntimeError:
-        user = str(os.getuid()) if hasattr(os, "getuid") else "user"
-        os.environ["HOME"] = str(Path(tempfile.gettempdir(), f"llmlab-{user}"))
-        os.environ.setdefault("USER", user)
+        from llmlab.models.loading.environment import temporary_home
+
+        os.environ["HOME"] = str(temporary_home())
+        os.environ.setdefault("USER", str(os.getuid()) if hasattr(os, "getuid") else "user")
 
 
 def _drop_odd_threads() -> None:

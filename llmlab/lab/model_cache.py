@@ -17,7 +17,7 @@ from llmlab.errors import Refused
 from llmlab.measure.hardware import free_memory, total_memory
 from llmlab.models.building import build as build_decoder
 from llmlab.models.cached import kept_with
-from llmlab.models.capabilities import Capability
+from llmlab.models.capabilities import THROUGH_ATTENTION, Capability
 from llmlab.models.formats.linear import nbytes
 from llmlab.models.loading import catalog, fit, progress
 from llmlab.models.loading.catalog import FORMATS
@@ -25,7 +25,7 @@ from llmlab.models.loading.checkpoint import Checkpoint, Folder, as_transformers
 from llmlab.models.loading.contents import checkpoint, held_files, read_config, stamp_of
 from llmlab.models.loading.loaded import Loaded
 from llmlab.models.loading.progress import Report
-from llmlab.models.loading.route import WRAPPED_ABILITIES, decoders, route
+from llmlab.models.loading.route import decoders, route
 from llmlab.models.loading.sources import locate
 from llmlab.models.loading.sources.files import Stamp
 from llmlab.models.loading.sources.found import Found
@@ -91,7 +91,7 @@ class ModelCache:
         """What a model will be able to do, known from its catalogue entry or its config, before a weight is loaded."""
         entry = catalog.MODELS.get(ref)
         if entry is not None:
-            return decoders(None).abilities if entry.runs_on == "decoder" else WRAPPED_ABILITIES
+            return decoders(None).abilities if entry.runs_on == "decoder" else THROUGH_ATTENTION
         return route(locate.find(ref)).abilities
 
     def load(

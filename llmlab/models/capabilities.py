@@ -16,3 +16,9 @@ class Capability(Enum):
     LAYERS = "a decoder whose layers can be skipped one by one"
     STATES = "the hidden states that stand after its layers"
     WEIGHTS = "weight matrices that can be read and replaced"
+
+
+THROUGH_CACHE = frozenset({Capability.MANY_ROWS, Capability.ROLLBACK})
+"""Of a model that transformers runs and that has our memory as its cache."""
+THROUGH_ATTENTION = THROUGH_CACHE | {Capability.EVICTION, Capability.ATTENTION}
+"""Of a model that transformers runs and that hands its attention to us."""

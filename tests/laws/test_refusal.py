@@ -8,8 +8,8 @@ import re
 import pytest
 
 from llmlab.errors import Refusal, Refused
+from llmlab.models.capabilities import THROUGH_ATTENTION as ABILITIES
 from llmlab.models.decoder import Decoder
-from llmlab.models.loading.route import WRAPPED_ABILITIES as ABILITIES
 from llmlab.models.mixers.attention import Attention
 from llmlab.runtime.generate import generate
 from llmlab.runtime.stack import Stack

@@ -9,8 +9,7 @@ import torch
 
 from llmlab.errors import Refused
 from llmlab.models.batch import Batch, Span
-from llmlab.models.capabilities import Capability
-from llmlab.models.loading.route import WRAPPED_ABILITIES
+from llmlab.models.capabilities import THROUGH_ATTENTION, Capability
 from llmlab.models.loading.sources.folder import config_of
 from llmlab.models.wrapped.loading import build
 from llmlab.models.wrapped.model import Wrapped
@@ -106,7 +105,7 @@ def test_bytes_and_shapes(models: dict[str, Wrapped], family: str) -> None:
 def test_a_technique_runs_or_is_refused(models: dict[str, Wrapped], family: str, id: str) -> None:
     model, stack = models[family], laws.alone(id)
     tools = Tools(None, lambda name: model, tiny.text(100))
-    refused = [a for t in stack for a in t.required() if a not in WRAPPED_ABILITIES]
+    refused = [a for t in stack for a in t.required() if a not in THROUGH_ATTENTION]
     if refused:
         with pytest.raises(Refused, match="needs"):
             laws.text(model, TOKENS[:20], 6, stack, tools=tools)
@@ -115,7 +114,7 @@ def test_a_technique_runs_or_is_refused(models: dict[str, Wrapped], family: str,
 
 
 def test_abilities_are_what_they_say() -> None:
-    assert {Capability.LAYERS, Capability.WEIGHTS, Capability.ROTARY}.isdisjoint(WRAPPED_ABILITIES)
+    assert {Capability.LAYERS, Capability.WEIGHTS, Capability.ROTARY}.isdisjoint(THROUGH_ATTENTION)
 
 
 def test_a_format_that_only_our_decoder_has_is_refused(folders: Path) -> None:

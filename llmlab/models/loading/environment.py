@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from llmlab.errors import Refused
@@ -23,7 +25,22 @@ def cache_folder() -> Path:
     try:
         return Path.home().absolute() / ".cache" / "llmlab"
     except RuntimeError:  # an unknown user without HOME, as in a container
-        return Path(tempfile.gettempdir(), f"llmlab-{os.getuid() if hasattr(os, 'getuid') else 'user'}")
+        return temporary_home()
+
+
+@cache
+def temporary_home() -> Path:
+    """A folder in the temporary one that is this user's alone: the same each time, unless somebody else made it first,
+    who could put into it what libraries trust."""
+    user = os.getuid() if hasattr(os, "getuid") else None
+    folder = Path(tempfile.gettempdir(), f"llmlab-{'user' if user is None else user}")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="llmlab-"))
+    own = stat.S_ISDIR(found.st_mode) and (user is None or (found.st_uid == user and not found.st_mode & 0o022))
+    return folder if own else Path(tempfile.mkdtemp(prefix="llmlab-"))
 
 
 def cache_variable() -> str | None:

@@ -13,9 +13,6 @@ from llmlab.models.loading.sources.found import Found
 from llmlab.models.mixers.attention import Attention
 from llmlab.models.rope import LENGTH_RULES, scaling
 
-WRAPPED_ABILITIES = frozenset({Capability.MANY_ROWS, Capability.ROLLBACK, Capability.EVICTION, Capability.ATTENTION})
-"""Of a model that transformers runs and that hands its attention to us, as those in the catalogue do."""
-
 
 @dataclass(frozen=True)
 class Route:

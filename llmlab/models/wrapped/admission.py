@@ -24,14 +24,11 @@ from llmlab.models.loading.whole import whole_file
 from llmlab.models.rope import context_of
 from llmlab.models.wrapped.model import Wrapped
 from llmlab.models.wrapped.referee import TEXT, difference, looks_ahead, plain_logits, some_tokens
-from llmlab.models.wrapped.seams import SEAMS, Seam, Unsuited
+from llmlab.models.wrapped.seams import INDEX, SEAMS, STATE, Seam, Unsuited
 from llmlab.models.wrapped.small import small
 
 WORDS = 97
 """Tokens of a small sibling's vocabulary at most, as far as its check is concerned."""
-STATE = "keeps a recurrent state, which cannot be taken back when a drafted token is rejected"
-
-INDEX = "chooses by an index of its own which rows a query sees"
 
 
 @dataclass(frozen=True)

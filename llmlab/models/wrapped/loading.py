@@ -11,6 +11,8 @@ from torch import nn
 
 from llmlab.errors import Refused
 from llmlab.models.config import figure, text_of
+from llmlab.models.formats.bnb_int8 import BnbInt8
+from llmlab.models.formats.nf4 import Nf4
 from llmlab.models.formats.registry import WRAPPED_FORMATS
 from llmlab.models.rope import context_of
 from llmlab.models.wrapped.admission import admission, first_words
@@ -58,7 +60,7 @@ def _chose_another_expert(found: Difference, config: Any) -> bool:
     return experts and math.isfinite(found.most) and found.share < 0.25
 
 
-MULTIPLES = {"nf4": 64, "bnb-int8": 4}
+MULTIPLES = {"nf4": Nf4.multiple, "bnb-int8": BnbInt8.multiple}
 """Inputs of which bitsandbytes' kernels take whole multiples; others they read wrongly, or past their end."""
 
 

@@ -23,10 +23,12 @@ from transformers.masking_utils import causal_mask_function
 from llmlab.kv.attention import ScoreRule
 from llmlab.kv.rows import Rows
 from llmlab.models.batch import Batch, Pattern, Span
-from llmlab.models.capabilities import Capability
+from llmlab.models.capabilities import THROUGH_ATTENTION, THROUGH_CACHE, Capability
 from llmlab.models.kernels.reference import attention
 
 NAME = "llmlab"
+STATE = "keeps a recurrent state, which cannot be taken back when a drafted token is rejected"
+INDEX = "chooses by an index of its own which rows a query sees"
 
 
 class Unsuited(Exception):
@@ -182,10 +184,10 @@ class _Told(Cache):
         self._state()
 
     def update_indexer(self, *what: Any, **more: Any) -> Tensor:
-        raise Unsuited("chooses by an index of its own which rows a query sees", final=True)
+        raise Unsuited(INDEX, final=True)
 
     def _state(self) -> NoReturn:
-        raise Unsuited("keeps a recurrent state beside its keys and values, which cannot be taken back", final=True)
+        raise Unsuited(STATE, final=True)
 
 
 class _Kept(_Told):
@@ -218,14 +220,14 @@ class Seam:
 
 class AttentionSeam(Seam):
     name = "attention"
-    abilities = frozenset({Capability.MANY_ROWS, Capability.ROLLBACK, Capability.EVICTION, Capability.ATTENTION})
+    abilities = THROUGH_ATTENTION
     cache = _Told
     implementation = NAME
 
 
 class CacheSeam(Seam):
     name = "cache"
-    abilities = frozenset({Capability.MANY_ROWS, Capability.ROLLBACK})
+    abilities = THROUGH_CACHE
     cache = _Kept
     implementation = "eager"
 
