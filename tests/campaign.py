@@ -173,9 +173,11 @@ def write_gguf(path: Path, model: Any, kind: str) -> None:
 
 def fits_gguf(config: Any) -> bool:
     """Whether the format has words for this model."""
+    if not getattr(config, "head_dim", None) or config.model_type not in ("llama", "mistral", "qwen2", "qwen3"):
+        return False
     plain = config.rope_parameters["rope_type"] in ("default", "linear")
     window = getattr(config, "sliding_window", None) if config.model_type != "mistral" else None
-    return config.model_type in ("llama", "mistral", "qwen2", "qwen3") and plain and not window
+    return plain and not window
 
 
 def saved(dice: random.Random, folder: Path) -> tuple[str, Any, Path]:

@@ -89,9 +89,12 @@ def _loaded(path: str, config: Any, weights: str, device: str) -> Any:
         "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
         "bnb-int8": {"load_in_8bit": True},
     }
+    config = copy.deepcopy(config)  # the one that was checked, not whatever the folder names beside it
+    if hasattr(config, "transformers_weights"):
+        del config.transformers_weights  # the files have been found already, and lie under their usual names
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
-        config=copy.deepcopy(config),  # the one that was checked, not whatever the folder names beside it
+        config=config,
         dtype=torch.float32 if weights == "dense-fp32" else torch.bfloat16,
         attn_implementation="eager",
         trust_remote_code=False,
