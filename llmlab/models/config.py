@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+DEEPEST = 1024
+"""Layers of any model; transformers makes lists of as many as a config says."""
+
 
 def figure(config: Any, name: str) -> Any:
     """A config's figure, or None; of one that differs from layer to layer, the one that most layers have."""

@@ -58,9 +58,8 @@ def admission(config: Any) -> Admission:
     import transformers
 
     text = config.to_json_string(use_diff=False)
-    key = hashlib.sha256(f"{transformers.__version__} {torch.__version__} {_sources()} {text}".encode()).hexdigest()[
-        :32
-    ]
+    what = f"{transformers.__version__} {torch.__version__} {_sources()} {text}"
+    key = hashlib.sha256(what.encode()).hexdigest()[:32]
     kept = cache_folder() / "admissions" / f"{key}.json"
     try:
         return Admission(**json.loads(kept.read_text(encoding="utf-8")))
@@ -143,23 +142,17 @@ _alone = threading.Lock()
 def _quietly() -> Iterator[None]:
     """Without touching the process's own dice, without transformers' warnings, and on one thread: for matrices this
     small others only wait for each other."""
-
-    with _alone:
-        yield from _quiet_one()
-
-
-def _quiet_one() -> Iterator[None]:
     from transformers.utils import logging
 
-    level, threads = logging.get_verbosity(), torch.get_num_threads()
-    logging.set_verbosity_error()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
+    with _alone, torch.random.fork_rng(devices=[]):
+        level, threads = logging.get_verbosity(), torch.get_num_threads()
+        logging.set_verbosity_error()
+        torch.set_num_threads(1)
+        try:
             yield
-    finally:
-        torch.set_num_threads(threads)
-        logging.set_verbosity(level)
+        finally:
+            torch.set_num_threads(threads)
+            logging.set_verbosity(level)
 
 
 def sibling_model(config: Any) -> Any:

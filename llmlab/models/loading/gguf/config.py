@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmlab.errors import Refused
+from llmlab.models.config import DEEPEST
 
 AGAIN = "Fetch the file again or choose another"
 ELSEWHERE = "Choose the same model as safetensors, or another file"
@@ -178,7 +179,6 @@ def config_from(meta: Metadata, factors: dict[str, list[float]]) -> Any:
         raise Refused(meta.who, why, ELSEWHERE) from e
 
 
-DEEPEST = 1024
 _BIASES = {"attention": "attn_q", "mlp": "ffn_up"}
 
 

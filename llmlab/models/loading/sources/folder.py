@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.errors import Refused
-from llmlab.models.config import figure, text_of
+from llmlab.models.config import DEEPEST, figure, text_of
 
 SIZES = (
     *("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads"),
@@ -17,7 +17,6 @@ SIZES = (
 )
 LARGEST = 2**31 - 1
 DEPTH = re.compile(r"(num_(hidden|decoder|encoder)_|n_|num_|decoder_|encoder_)layers?")
-DEEPEST = 1024
 
 
 def config_of(folder: Path, who: str) -> Any:
