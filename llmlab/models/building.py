@@ -69,7 +69,7 @@ class Builder:
         factors = self.checkpoint.get("rope_freqs") if "rope_freqs" in self.names else None
         partial = self.family.partial or self.literal
         factors = factors if isinstance(factors, Tensor) else None
-        return rotary(self.config, partial, factors, self.family.rereads).to(self.device)
+        return rotary(self.config, partial, factors).to(self.device)
 
     def bias(self, matrix: str, rows: int) -> Tensor | None:
         """The bias of a matrix, or None where it has none. Raises Refused where the config asks for one."""

@@ -16,7 +16,7 @@ class Family:
     """What sets a family apart. `biases`: the matrices that always have one, beside those that the config gives one;
     `head_norms`: norms on every head's query and key; `joined`: q, k and v, and gate and up, are one tensor each;
     `partial`: only a part of a head may turn; `windowed`: a window in the config counts in every layer, `by_layer`: in
-    those that `layer_types` names; `rereads`: a text that outgrows LongRoPE's first angles is read anew."""
+    those that `layer_types` names."""
 
     biases: tuple[str, ...] = ()
     head_norms: bool = False
@@ -24,13 +24,12 @@ class Family:
     partial: bool = False
     windowed: bool = False
     by_layer: bool = False
-    rereads: bool = False
 
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(),
     "mistral": Family(windowed=True),
-    "phi3": Family(joined=True, partial=True, windowed=True, rereads=True),
+    "phi3": Family(joined=True, partial=True, windowed=True),
     "qwen2": Family(biases=("q_proj", "k_proj", "v_proj"), by_layer=True),
     "qwen3": Family(head_norms=True, by_layer=True),
 }

@@ -109,11 +109,11 @@ def context_of(config: Any) -> int:
     return int(most * float(parameters["factor"])) if parameters["rope_type"] == "dynamic" else most
 
 
-def rotary(config: Any, partial: bool = False, factors: Tensor | None = None, rereads: bool = False) -> Rotary:
+def rotary(config: Any, partial: bool = False, factors: Tensor | None = None) -> Rotary:
     """The rotations that a config asks for: default, linear, dynamic NTK, YaRN, llama3 or longrope.
 
     `partial`: whether `partial_rotary_factor` counts (transformers heeds it in some families only). `factors` (D/2,):
-    divisors that a GGUF file carries in place of a rule. `rereads`: see `LengthRule`.
+    divisors that a GGUF file carries in place of a rule.
 
     Raises Refused for a rule that is unknown or lacks a figure.
     """
@@ -138,7 +138,7 @@ def rotary(config: Any, partial: bool = False, factors: Tensor | None = None, re
 
     try:
         turning, scale = angles(None)
-        rule = length_rule(config, kind, lambda length: padded(angles(length)[0]), rereads)
+        rule = length_rule(config, kind, lambda length: padded(angles(length)[0]), rereads(config))
         made = Rotary(padded(turning), scale, rule, context_of(config))
         made.turning = 2 * len(turning)
         return made
@@ -155,18 +155,18 @@ def _plain(config: Any, size: int, partial: bool) -> Tensor:
     return 1.0 / theta ** (torch.arange(0, turning, 2, dtype=torch.float32) / turning)
 
 
-def length_rule(config: Any, kind: str, angles: Callable[[int], Tensor], rereads: bool) -> LengthRule | None:
-    """The rule of a kind of scaling that goes by the length; None for the others."""
+def length_rule(config: Any, kind: str, angles: Callable[[int], Tensor], anew: bool) -> LengthRule | None:
+    """The rule of a kind of scaling that goes by the length; None for the others. `anew`: see `LengthRule.rereads`."""
     if kind == "dynamic":
         return LengthRule(int(config.max_position_embeddings), True, False, angles)
     if kind == "longrope":
-        return LengthRule(int(scaling(config)["original_max_position_embeddings"]), False, rereads, angles)
+        return LengthRule(int(scaling(config)["original_max_position_embeddings"]), False, anew, angles)
     return None
 
 
-def rereads(model: type) -> bool:
-    """Whether a transformers model of this class reads a text anew when it outgrows its first angles."""
-    return any("phi3" in c.__module__ or "phimoe" in c.__module__ or "phi4" in c.__module__ for c in model.__mro__)
+def rereads(config: Any) -> bool:
+    """Whether transformers' model for a config reads a text anew when it outgrows its first angles."""
+    return config.model_type in ("phi3", "phi4_multimodal", "phimoe")
 
 
 def interleave(rows: int, head_size: int, turning: int | None = None) -> Tensor:

@@ -37,7 +37,7 @@ class LengthRotations:
                 made[length] = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=length)[0]
             return made[length]
 
-        rule = length_rule(config, kind, angles, rereads(type(model)))
+        rule = length_rule(config, kind, angles, rereads(model.config))
         assert rule is not None
         self.rule, plain = rule, module.forward
         module.rope_type = "default"  # or its own code would set the angles by the end of each pass
