@@ -1,15 +1,73 @@
 """The statistics of every comparison: pairs in turn, medians, quartiles, spread, standard errors, verdicts.
 
-A difference inside its error is called none: the functions that judge return None there.
+A verdict takes two standard errors, on data that chose nothing; a difference inside them is undecided, which is None.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+ERRORS = 2.0
+"""Standard errors that a verdict takes."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its standard error, in the value's unit; an infinite error means that there is too little to tell."""
+
+    value: float
+    error: float = math.inf
+
+    def above(self, bound: float = 0.0) -> bool | None:
+        """Whether the true value is above `bound`: told where the estimate is two errors away from it, else None."""
+        if self.value - ERRORS * self.error > bound:
+            return True
+        return False if self.value + ERRORS * self.error < bound else None
+
+    def below(self, bound: float = 0.0) -> bool | None:
+        """Whether the true value is below `bound`; None as in `above`."""
+        return Estimate(-self.value, self.error).above(-bound)
+
+    def points(self) -> str:
+        """A difference between shares and its standard error, in percentage points."""
+        return f"{100 * self.value:+.1f} ± {100 * self.error:.1f} points"
+
+
+def mean(values: Tensor) -> Estimate:
+    """The mean of independent values (n,) and its standard error."""
+    values = values.double()
+    return Estimate(float(values.mean()), float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.inf)
+
+
+def paired(one: Tensor, other: Tensor) -> Estimate:
+    """The mean difference of two outcomes (n,) of the same things."""
+    return mean(one.double() - other.double())
+
+
+def bootstrap(statistic: Callable[[Tensor], float], n: int, seed: int = 0, times: int = 400) -> Estimate:
+    """`statistic` of all n things, and its standard error over resamples of them.
+
+    `statistic` takes indices (n,) of things, with repetitions, so that all that belongs to one thing stays together:
+    both sides of a pair, or every threshold's answer to one sentence. Efron, Tibshirani: An Introduction to the
+    Bootstrap, 1993, chapter 6. Resamples for which it is not finite are left out.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    found = [statistic(torch.randint(n, (n,), generator=rng)) for _ in range(times)] if n > 1 else []
+    finite = [x for x in found if math.isfinite(x)]
+    error = statistics.stdev(finite) if len(finite) > times // 2 else math.inf
+    return Estimate(statistic(torch.arange(n)), error)
+
+
+def folds(n: int, k: int = 2, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """For cross-fitting: k times (indices to choose on, indices to judge on), each of n things judged exactly once."""
+    parts = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).chunk(k)
+    return [(torch.cat([p for j, p in enumerate(parts) if j != i]), parts[i]) for i in range(len(parts))]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
