@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -28,6 +28,7 @@ from llmlab.models.kernels.cpu_decode import ROWS, BoundBlocks, DecodeWorkspace
 from llmlab.models.kernels.cpu_prefill import CpuPrefill
 from llmlab.models.kernels.reference import Reference
 from llmlab.models.norm import Norm
+from llmlab.models.not_finite import in_decoder
 from llmlab.models.result import ForwardResult, PlanResult
 from llmlab.models.rope import Rotary
 from llmlab.models.shape import Shape
@@ -259,6 +260,10 @@ class Decoder(nn.Module):
     def head(self, h: Tensor, best: int = 0) -> Tensor:
         """Hidden states (n, E) of any layer to logits (n, V)."""
         return self.embedding.logits(self.norm(h), best) if len(h) else h.new_empty(0, self.shape.vocab)
+
+    def not_finite(self, tokens: Sequence[int]) -> tuple[str, str, str]:
+        """Where NaN or infinity begins when it reads `tokens`, why, and what to do: see `not_finite.no_numbers`."""
+        return in_decoder(self, tokens)
 
     # Kernels ------------------------------------------------------------------------------------------------------
 

@@ -34,14 +34,13 @@ class SeededRandom:
     def categorical(self, p: Tensor) -> int:
         try:
             return int(torch.multinomial(p.float().cpu(), 1, generator=self.generator).item())
-        except RuntimeError as e:  # p is no distribution
-            raise no_numbers() from e
+        except RuntimeError as e:
+            why = "are no distribution: something that is no number (NaN) was computed"
+            raise NoDistribution("The probabilities", why, "Choose dense-fp32 weights or another model") from e
 
 
-def no_numbers() -> Refused:
-    """The refusal of a model whose logits are NaN or infinite."""
-    why = "computes something that is no number (NaN), because its weights are damaged or too large for their format"
-    return Refused("The model", why, "Choose dense-fp32 weights or another model")
+class NoDistribution(Refused):
+    """Chance was given NaN; who knows the model refines it by `not_finite.no_numbers`."""
 
 
 COLDEST = 1e-6

@@ -20,11 +20,12 @@ from llmlab.kv.rows import Rows
 from llmlab.models.batch import Pattern
 from llmlab.models.decoder import Plan
 from llmlab.models.embedding import EmbeddingAndHead
+from llmlab.models.not_finite import no_numbers
 from llmlab.models.result import ForwardResult
 from llmlab.runtime.draft import Draft
 from llmlab.runtime.piece import Piece, forward_pieces
 from llmlab.runtime.prompt import Prompt
-from llmlab.runtime.sampling import RandomSource, Sampler, SeededRandom
+from llmlab.runtime.sampling import NoDistribution, RandomSource, Sampler, SeededRandom
 
 PIECE = 512
 """Prompt tokens read in one pass, so that a stop is noticed and memory stays bounded."""
@@ -370,7 +371,10 @@ class Session:
             token = int(logits.argmax())
             return token, None, float(torch.softmax(logits.float(), -1)[token])
         q = self.sampler.distribution(logits)
-        token = self.random.categorical(q)
+        try:
+            token = self.random.categorical(q)
+        except NoDistribution as e:
+            raise no_numbers(self.model, self.tokens) from e
         return token, q, float(q[token])
 
     def append_token(self, token: int) -> None:

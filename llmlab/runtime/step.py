@@ -12,10 +12,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from llmlab.models.kernels.topk import argmax
+from llmlab.models.not_finite import no_numbers
 from llmlab.models.result import ForwardResult
 from llmlab.runtime.draft import Draft, Verdict
 from llmlab.runtime.piece import Piece, forward_pieces
-from llmlab.runtime.sampling import RandomSource, Sampler, accept, accept_greedy, no_numbers
+from llmlab.runtime.sampling import NoDistribution, RandomSource, Sampler, accept, accept_greedy
 from llmlab.runtime.session import Evicted, Session
 from llmlab.runtime.tools import Tools
 
@@ -68,16 +69,29 @@ class Lane:
         return draft.clipped(min(self.session.max_draft_depth(), self.limit - self.produced - 1))
 
     def accept(self, draft: Draft, logits: Tensor) -> tuple[tuple[int, ...], int, list[int]]:
-        """The nodes that stand, one more token, and the model's best tokens where they are needed."""
+        """The nodes that stand, one more token, and the model's best tokens where they are needed.
+
+        Raises Refused where a row that decided is NaN or infinite; rows of nodes that fell may be what they are.
+        """
+        best = argmax(logits) if self.drafts is not None or self.session.sampler.greedy else []
+        try:
+            path, bonus = self._choose(draft, logits, best)
+        except NoDistribution as e:
+            raise no_numbers(self.session.model, self.session.tokens) from e
+        decided = [0, *(i + 1 for i in path)]
+        # NaN counts as the highest of all. Without `best` there is no draft, and the only row is soon looked through.
+        highest = logits[decided, [best[i] for i in decided]] if best else logits[0].max()
+        if not highest.isfinite().all():
+            raise no_numbers(self.session.model, [*self.session.tokens, *(draft.tokens[i] for i in path)])
+        return path, bonus, best
+
+    def _choose(self, draft: Draft, logits: Tensor, best: list[int]) -> tuple[tuple[int, ...], int]:
         sampler, random = self.session.sampler, self.session.random
-        best = argmax(logits) if self.drafts is not None or sampler.greedy else []
-        if best and logits[0, best[0]].isnan():  # NaN counts as the highest of all
-            raise no_numbers()
         if self.acceptor and len(draft):
-            return *self.acceptor.accept(draft, logits, sampler, random, self.tools), best
+            return self.acceptor.accept(draft, logits, sampler, random, self.tools)
         if sampler.greedy:
-            return *accept_greedy(draft, best), best
-        return *accept(draft, sampler.distribution(logits), random), best
+            return accept_greedy(draft, best)
+        return accept(draft, sampler.distribution(logits), random)
 
     def commit(self, draft: Draft, result: ForwardResult) -> Outcome:
         """Accept a path of the draft, and keep it."""

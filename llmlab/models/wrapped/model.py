@@ -8,6 +8,7 @@ transformers.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from llmlab.models.batch import Batch, Span
 from llmlab.models.capabilities import Capability
 from llmlab.models.config import text_of
 from llmlab.models.decoder import Plan
+from llmlab.models.not_finite import in_modules
 from llmlab.models.result import ForwardResult
 from llmlab.models.rope import context_of
 from llmlab.models.wrapped.length import LengthRotations
@@ -80,6 +82,10 @@ class Wrapped:
         """As `Decoder.rereads_at`."""
         rule = self._lengths.rule
         return rule.limit if rule and rule.rereads else None
+
+    def not_finite(self, tokens: Sequence[int]) -> tuple[str, str, str]:
+        """As `Decoder.not_finite`, by its modules."""
+        return in_modules(self, tokens)
 
     @property
     def device(self) -> torch.device:
