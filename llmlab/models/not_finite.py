@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llmlab.errors import Refused
 from llmlab.models.batch import Batch, Span
-
-if TYPE_CHECKING:
-    from llmlab.models.decoder import Decoder
 
 PIECE = 256
 """Tokens of the text that are looked at in one pass."""
@@ -32,7 +29,7 @@ def no_numbers(model: Any, tokens: Sequence[int]) -> Refused:
     return Refused("The model", f"computes what is no number (NaN or infinity): {where} {why}", now)
 
 
-def in_decoder(model: Decoder, tokens: Sequence[int]) -> tuple[str, str, str]:
+def in_decoder(model: Any, tokens: Sequence[int]) -> tuple[str, str, str]:
     """The first layer of our decoder whose output is not finite: (where, why, what now)."""
     memory, L = model.memory(), len(model.layers)
     for batch in _pieces(tokens, memory, model.device):

@@ -126,11 +126,17 @@ class CachePolicy(Technique):
     observes: ClassVar[bool] = False
     """Whether `observe` wants the attention weights."""
     during_prompt: ClassVar[bool] = True
-    """Whether the prompt is read in pieces with eviction in between, or whole with one eviction at its end."""
+    """Whether the prompt is read in pieces with eviction in between, or whole, with one eviction after its last
+    token."""
 
     def budget_and_slack(self) -> tuple[int, int]:
         """Rows kept, and how many more may gather before the next eviction."""
         raise NotImplementedError
+
+    def text_limit(self, context: int) -> int | None:
+        """Tokens that prompt and text may have together on a model that reads `context` of them; None: any number,
+        because positions are counted among the rows that stay."""
+        return context
 
     def observe(self, rows: Rows, attention: Tensor) -> None:
         """attention (H, n, S): what the n tokens just committed paid to the layer's S rows. Write to `rows.stat`."""

@@ -27,6 +27,7 @@ from llmlab.runtime.piece import Piece, forward_pieces
 from llmlab.runtime.prompt import Prompt
 from llmlab.runtime.sampling import NoDistribution, RandomSource, Sampler, SeededRandom
 
+SHORTEN = "Shorten it, choose a model with a longer context, or switch StreamingLLM on, which keeps only a window"
 PIECE = 512
 """Prompt tokens read in one pass, so that a stop is noticed and memory stays bounded."""
 
@@ -41,6 +42,7 @@ class Policy(Protocol):
     during_prompt: ClassVar[bool]
 
     def budget_and_slack(self) -> tuple[int, int]: ...
+    def text_limit(self, context: int) -> int | None: ...
 
     def observe(self, rows: Rows, attention: Tensor) -> None: ...
 
@@ -102,17 +104,15 @@ class Session:
     def begin(self, prompt: Sequence[int] | Prompt, cached: int = 0) -> None:
         """Take a prompt on, of which the memory holds the first `cached` tokens.
 
-        Raises Refused for an empty prompt and for one longer than the model's context.
+        Raises Refused for an empty prompt and for one longer than the model's context, unless the cache policy keeps
+        positions below that.
         """
         given = prompt if isinstance(prompt, Prompt) else Prompt(tuple(prompt))
         if not len(given):
             raise Refused("The prompt", "is empty, so there is nothing to continue", "Write something")
-        if len(given) > self.model.context:
-            raise Refused(
-                "The prompt",
-                f"has {len(given)} tokens and this model reads at most {self.model.context}",
-                "Shorten it or choose a model with a longer context",
-            )
+        limit = self.policy.text_limit(self.model.context) if self.policy else self.model.context
+        if limit is not None and len(given) > limit:
+            raise Refused("The prompt", f"has {len(given)} tokens and this model reads at most {limit}", SHORTEN)
         self.tokens, self._embeddings = list(given.ids), given.embeddings
         if cached and self.model.length_limit is not None and len(self.tokens) > self.model.length_limit:
             self.memory.clear()  # its rows were turned for a shorter text
@@ -138,7 +138,8 @@ class Session:
             self._states.append(result.states)
         self.memory.settle(len(piece.tokens))
         self.uncached -= len(piece.tokens)
-        return self._evict(prompt_over=self.unread == 0)
+        # Its last token is still to be read: a policy that reads the prompt whole waits for that token's look too.
+        return self._evict(prompt_over=False)
 
     def prefill(self, prompt: Sequence[int] | Prompt) -> Iterator[tuple[int, Evicted | None]]:
         """Take the prompt in, all but its last token, in pieces. Raises Refused as `begin` does.

@@ -110,6 +110,11 @@ class Stack:
         """Whether the whole stack promises the same tokens as no stack at all (greedy, float32)."""
         return all(t.lossless() for t in self.techniques)
 
+    def text_limit(self, context: int) -> int | None:
+        """Tokens that prompt and text may have together on a model that reads `context` of them; None: any number."""
+        policy = self.one(CachePolicy.role)
+        return policy.text_limit(context) if isinstance(policy, CachePolicy) else context
+
     def simulated(self) -> tuple[Technique, ...]:
         """The members whose saving this engine does not realise."""
         return tuple(t for t in self.techniques if t.speed == "simulated")

@@ -5,12 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from llmlab.errors import Refused
 from llmlab.kv.rows import Rows
 from llmlab.kv.storage import PlainStorage
 from llmlab.models.decoder import Decoder
+from llmlab.runtime.events import Committed, Finished
+from llmlab.runtime.generate import generate
+from llmlab.runtime.roles import UNBOUNDED
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.technique import make
 from tests import tiny
+from tests.laws import laws
 
 
 def rows(count: int, heads: int = 2) -> Rows:
@@ -113,3 +118,63 @@ def test_buffers_shrink_after_a_large_eviction() -> None:
     held.keep(torch.arange(10))
     assert held.nbytes < before / 10
     assert held.k[0, :, 0].tolist() == list(range(10))
+
+
+# Past the context ----------------------------------------------------------------------------------------------------
+
+
+def test_streaming_llm_runs_far_past_the_context_and_stays_flat(llama: Decoder) -> None:
+    """20 000 tokens on a model that reads 256: neither rows nor bytes grow once the window is full."""
+    stack = Stack([make("streaming-llm", budget=24, every=8)])
+    held: list[tuple[int, int]] = []
+    for e in generate(llama, tiny.text(600), 19_400, stack, tools=tiny.tools()):
+        if isinstance(e, Committed):
+            held.append((max(e.kv_rows), e.kv_bytes))
+        if isinstance(e, Finished):
+            assert e.reason == "limit"
+    assert len(held) == 19_400
+    assert max(rows for rows, _ in held) <= 32
+    assert {size for _, size in held[100:200]} == {size for _, size in held[-100:]}
+
+
+@pytest.mark.parametrize("drafter", ["prompt-lookup", "self-speculation", "draft-model", "eagle", "layer-skip"])
+def test_drafts_past_the_context_change_no_token(llama: Decoder, drafter: str) -> None:
+    policy = make("streaming-llm", budget=24, every=8)
+    prompt = tiny.text(llama.context + 30)
+    plain = laws.text(llama, prompt, 40, Stack([policy]))
+    assert laws.text(llama, prompt, 40, Stack([policy, make(drafter)])) == plain
+
+
+@pytest.mark.parametrize(
+    "settings", [{"reposition": False}, {"budget": 250, "every": 16}, {"budget": UNBOUNDED}], ids=str
+)
+def test_a_window_that_leaves_the_context_is_refused_there(llama: Decoder, settings: dict[str, object]) -> None:
+    stack = Stack([make("streaming-llm", **settings)])
+    with pytest.raises(Refused, match="reads at most 256"):
+        laws.text(llama, tiny.text(257), 4, stack)
+    events = laws.run(llama, tiny.text(250), 20, stack)
+    assert isinstance(events[-1], Finished)
+    assert events[-1].reason == "context full"
+
+
+def test_h2o_waits_for_the_look_of_the_prompts_last_token(llama: Decoder) -> None:
+    """The first eviction ranks rows by the looks of all prompt tokens, the last one's too."""
+    tokens = tiny.text(40)
+    session = Stack([make("h2o", budget=12)]).session(llama)
+    assert [e for _, e in session.prefill(tokens) if e] == []
+    assert session.max_draft_depth() == 0, "no draft may look before the eviction"
+    session.forward()
+    scores = []
+    policy = session.policy
+    keep = type(policy).keep
+
+    class Watched(type(policy)):  # type: ignore[misc]
+        def keep(self, rows: Rows) -> torch.Tensor:
+            scores.append(rows.stat("score").clone())
+            return keep(self, rows)
+
+    session.policy = Watched(budget=12)
+    session.commit((), 1)
+    weights = tiny.reference("llama")(torch.tensor([tokens]), output_attentions=True).attentions
+    for score, w in zip(scores, weights, strict=True):
+        assert torch.allclose(score, w[0].sum(1).view(2, 2, 40).sum(1), atol=1e-4)

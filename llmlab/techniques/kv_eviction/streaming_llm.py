@@ -17,7 +17,8 @@ class StreamingLLM(CachePolicy):
     """StreamingLLM.
 
     Idea: Models park surplus attention on the first few tokens, the sinks. Keep those and a window of the latest
-    tokens: memory stops growing, and the model stays fluent for as long as it runs. What lies between is forgotten.
+    tokens: memory stops growing, and the model stays fluent for as long as it runs, also far past its own context. What
+    lies between is forgotten.
     Method: Keep rows {0…sinks−1} and the last budget − sinks. Positions are counted inside the cache, so keys are
     rotated again when their rows move.
     What to look for: KV memory goes flat. Set the sinks to 0 and watch the text fall apart; ask about something that
@@ -43,6 +44,9 @@ class StreamingLLM(CachePolicy):
 
     def budget_and_slack(self) -> tuple[int, int]:
         return self.budget, self.every
+
+    def text_limit(self, context: int) -> int | None:
+        return None if self.reposition and self.budget + self.every <= context else context
 
     def keep(self, rows: Rows) -> Tensor:
         sinks = min(self.sinks, self.budget)
