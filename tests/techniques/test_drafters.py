@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from llmlab.runtime.technique import make
 from llmlab.runtime.tools import Tools
 from llmlab.techniques.drafting.draft_length import AdaptiveLength
 from llmlab.techniques.drafting.draft_tree import MOST, Tree, branches, chain, grow, without
+from llmlab.techniques.drafting.lookahead import Lookahead
 from llmlab.techniques.drafting.self_speculation import skipping
 from llmlab.techniques.drafting.suffixes import WALK, Suffixes
 from tests import tiny
@@ -548,6 +550,67 @@ def test_the_window_writes_ngrams_along_its_diagonals() -> None:
     assert session.tokens == [50, 51, 52]
     # 51 was said at both places a pass ago: the oldest guess one ahead of 52 is 51, and 52 was said after it.
     assert (51, 52) in {(draft.tokens[p], t) for t, p in zip(draft.tokens, draft.parents, strict=True) if p >= 0}
+
+
+def _remembered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """What lookahead puts into its pool from now on, in order."""
+    grams: list[tuple[int, ...]] = []
+    put = Lookahead._remember
+
+    def spy(self: Lookahead, pool: dict[int, dict[tuple[int, ...], None]], gram: Sequence[int]) -> None:
+        grams.append(tuple(gram))
+        put(self, pool, gram)
+
+    monkeypatch.setattr(Lookahead, "_remember", spy)
+    return grams
+
+
+def test_ngrams_of_the_text_are_stored_whole_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    grams = _remembered(monkeypatch)
+    session = Session(tiny.decoder("llama"))
+    session.tokens = [1, 2, 3, 4, 5]
+    drafts = make("lookahead", window=1, ngram=3).drafts(session, Tools())
+    draft = next(drafts)
+    assert grams == [(1, 2, 3), (2, 3, 4), (3, 4, 5)]
+    grams.clear()
+    session.tokens.append(9)
+    drafts.send(Verdict((), (9,), draft, tuple([9] * (1 + len(draft)))))
+    assert grams[-1] == (4, 5, 9)
+
+
+@pytest.mark.parametrize(("W", "N"), [(1, 2), (2, 3), (3, 3), (4, 5)])
+def test_ngrams_of_the_window_end_in_what_was_said_there(monkeypatch: pytest.MonkeyPatch, W: int, N: int) -> None:
+    """A model whose every word is a new one: no guess comes true, and each word tells which path it was said after.
+
+    Passes later the window holds what was said, each word one place nearer, so every n-gram is traced to its place."""
+    grams = _remembered(monkeypatch)
+    session, words = Session(tiny.decoder("llama")), itertools.count(1000)
+    session.tokens = [1, 2, 3, 4, 5]
+    drafts = make("lookahead", window=W, ngram=N, text=False, candidates=1).drafts(session, Tools())
+    draft, said = next(drafts), []
+    for done in range(1, 3 * N):
+        best = [next(words) for _ in range(1 + len(draft))]
+        answers = dict(zip(_paths(draft, session.tokens[-1]), best, strict=True))
+        session.tokens.append(best[0])
+        draft = drafts.send(Verdict((), (best[0],), draft, tuple(best)))
+        made = grams[-W:]
+        assert len(grams) == W * done
+        for place, gram in enumerate(made):
+            (path,) = [p for p, word in answers.items() if word == gram[-1]]
+            assert len(path) == place + N - 1
+            assert path[place:] == gram[:-1]
+        said.append([gram[-1] for gram in made])
+        if done >= N - 1:
+            # Said N - 1 passes ago on the diagonal of place i: now the oldest guess there, place 0 having been decided.
+            spine = {p[1:] for p in _paths(draft, session.tokens[-1])}
+            assert tuple(said[done - N + 1][1:]) in {p[: W - 1] for p in spine}
+
+
+def _paths(draft: Draft, root: int) -> list[tuple[int, ...]]:
+    paths = {-1: (root,)}
+    for i, (token, parent) in enumerate(zip(draft.tokens, draft.parents, strict=True)):
+        paths[i] = (*paths[parent], token)
+    return list(paths.values())
 
 
 @pytest.mark.parametrize(("window", "ngram"), [(1, 2), (3, 2), (3, 3), (4, 4), (2, 6)])
