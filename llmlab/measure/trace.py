@@ -84,12 +84,19 @@ def lanes(events: Iterable[Event]) -> dict[str, list[Event]]:
 
 
 def ledger(events: Sequence[Event]) -> dict[str, Any]:
-    """The figures of one run: counts, seconds and bytes, all folded from its events."""
+    """The figures of one run: counts, seconds and bytes, all folded from its events.
+
+    Of drafts by the definitions of vLLM's and llama.cpp's counters: `drafts` are the passes that checked one,
+    `acceptance_rate` is accepted over drafted tokens, `mean_acceptance_length` is 1 + accepted / drafts.
+    `tokens_per_pass` counts passes without a draft too.
+    """
     started = next(e for e in events if isinstance(e, Started))
     commits = [e for e in events if isinstance(e, Committed)]
     prefills = [e for e in events if isinstance(e, Prefilled)]
     drafted = sum(len(e.tokens) for e in events if isinstance(e, Drafted))
     accepted = sum(len(e.path) for e in commits)
+    by_depth = accepted_by_depth(events)
+    drafts = by_depth[0][1] if by_depth else 0
     tokens = sum(len(e.tokens) for e in commits)
     read = prefills[-1].t if prefills else started.t
     decode = commits[-1].t - read if commits else 0.0
@@ -102,7 +109,10 @@ def ledger(events: Sequence[Event]) -> dict[str, Any]:
         "drafted": drafted,
         "accepted": accepted,
         "acceptance_rate": accepted / drafted if drafted else None,
-        "accepted_by_depth": accepted_by_depth(events),
+        "drafts": drafts,
+        "mean_acceptance_length": 1 + accepted / drafts if drafts else None,
+        "acceptance_by_position": acceptance_by_position(events),
+        "accepted_by_depth": by_depth,
         "prefill_seconds": read - started.t,
         "ttft_seconds": commits[0].t - started.t if commits else None,
         "decode_seconds": decode,
@@ -144,6 +154,16 @@ def accepted_by_depth(events: Sequence[Event]) -> list[list[int]]:
         drafts, kept = drafts + reached[d], kept + accepted[d]
         table.append([d, drafts, kept])
     return table[::-1]
+
+
+def acceptance_by_position(events: Sequence[Event]) -> list[float]:
+    """Of all passes that checked a draft, in which share the d-th token in a row was accepted, for d = 1, 2, …
+
+    vLLM's accepted tokens per position over drafts: a shorter draft counts as not accepted there, so 1 and the shares
+    add up to the mean acceptance length. The last is that of the deepest draft.
+    """
+    table = accepted_by_depth(events)
+    return [kept / table[0][1] for _, _, kept in table]
 
 
 def quality(events: Sequence[Event]) -> dict[str, Any] | None:

@@ -125,8 +125,8 @@ def _speeds(f: Facts) -> dict[str, Any]:
 
 
 def _by_position(f: Facts) -> list[str]:
-    """The acceptance rate at each draft position."""
-    return [f"{d}: {kept / drafts:.0%}" for d, drafts, kept in f.m["accepted_by_depth"][:POSITIONS]]
+    """In which share of the drafts the token at each position was accepted."""
+    return [f"{d}: {share:.0%}" for d, share in enumerate(f.m["acceptance_by_position"][:POSITIONS], 1)]
 
 
 HEAD = (
@@ -142,7 +142,13 @@ BODY = (
     Rule(
         "s_drafts",
         lambda f: f.has_drafter and f.m["drafted"],
-        lambda f: {"accepted": f.m["accepted"], "drafted": f.m["drafted"], "rate": f"{f.m['acceptance_rate']:.0%}"},
+        lambda f: {
+            "accepted": f.m["accepted"],
+            "drafted": f.m["drafted"],
+            "rate": f"{f.m['acceptance_rate']:.0%}",
+            "length": f"{f.m['mean_acceptance_length']:.2f}",
+            "drafts": f.m["drafts"],
+        },
     ),
     Rule(
         "s_by_depth",

@@ -139,6 +139,34 @@ def test_the_ledger_adds_up(llama: Decoder) -> None:
     assert [row[3:6] for row in trace.rounds(events)] == [(3, 2, 3), (0, 0, 1)]
 
 
+def test_drafts_are_counted_as_other_engines_count_them(llama: Decoder) -> None:
+    """Three drafts of 4, 2 and 3 tokens (the last a tree two deep), of which 3, 0 and 1 are accepted, and a plain pass.
+
+    vLLM: acceptance rate 4/9; mean acceptance length 1 + 4/3; per position (2, 1, 1, 0) of three drafts."""
+
+    def passed(t: float, path: int) -> Committed:
+        return Committed(t, list(range(path + 1)), list(range(path)), 1.0, [1], 1, 2.0)
+
+    events = [
+        bare_start(llama, Stack(), [1]),
+        Drafted(1.0, [1, 2, 3, 4], [-1, 0, 1, 2], 0.1),
+        passed(1.0, 3),
+        Drafted(2.0, [1, 2], [-1, 0], 0.1),
+        passed(2.0, 0),
+        passed(3.0, 0),
+        Drafted(4.0, [1, 2, 3], [-1, -1, 0], 0.1),
+        passed(4.0, 1),
+        Finished(5.0, "limit"),
+    ]
+    got = trace.ledger(events)
+    assert (got["drafts"], got["drafted"], got["accepted"]) == (3, 9, 4)
+    assert got["acceptance_rate"] == pytest.approx(4 / 9)
+    assert got["mean_acceptance_length"] == pytest.approx(1 + 4 / 3)
+    assert got["acceptance_by_position"] == pytest.approx([2 / 3, 1 / 3, 1 / 3, 0])
+    assert got["tokens_per_pass"] == 2.0
+    assert got["accepted_by_depth"] == [[1, 3, 2], [2, 3, 1], [3, 1, 1], [4, 1, 0]]
+
+
 # Replay ---------------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from llmlab.ui.playground.samples import RUNS, recordings
 
 pytestmark = pytest.mark.browser
 
-NOT_SHOWN = {"accepted_by_depth", "seconds_per_pass_p95"}
+NOT_SHOWN = {"accepted_by_depth", "acceptance_by_position", "seconds_per_pass_p95"}
 """Figures that the panel has no place for. Any other that Python's ledger has, the panel's has too."""
 
 FOLD = """async message => {

@@ -88,15 +88,16 @@ def layers(runs: Runs, lang: str) -> go.Figure:
 
 
 def position(runs: Runs, lang: str) -> go.Figure | None:
-    """The share of tokens accepted at each draft position; None where nothing was drafted."""
+    """In which share of the drafts the token at each position was accepted; None where nothing was drafted."""
     figure = titled("c_position", "x_position", "y_share", lang)
     for lane, events in runs.items():
-        counts = [d for d in ledger(events).get("accepted_by_depth", ()) if d[1]]
-        if counts:
+        figures = ledger(events)
+        shares = figures["acceptance_by_position"]
+        if shares:
             figure.add_bar(
-                x=[d[0] for d in counts],
-                y=[d[2] / d[1] for d in counts],
-                text=[f"{d[2]}/{d[1]}" for d in counts],
+                x=list(range(1, len(shares) + 1)),
+                y=shares,
+                text=[f"{kept}/{figures['drafts']}" for _, _, kept in figures["accepted_by_depth"]],
                 name=_name(lane, lang),
                 marker_color=GREEN,
             )

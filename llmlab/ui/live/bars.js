@@ -21,7 +21,8 @@ export function drafts(chart, list) {
     const x = frame.X(i + (group + 1) / 2) - wide / 2;
     draftBar(frame, { x, wide, hatch }, s.passes.slice(i, i + group));
   }
-  chart.note = `■ ${say("accepted_short")}  ▨ ${say("rejected_short")}`;
+  const averaged = group > 1 ? ` · ${say("bars_mean", { n: group })}` : "";
+  chart.note = `■ ${say("accepted_short")}  ▨ ${say("rejected_short")}${averaged}`;
   chart.probe = (pixel) => at([s], frame.back(pixel), (p) => `${p.path.length} / ${p.drafted}`);
   return told([s], (_, p) => say("say_drafts", { a: p.sumAccepted, b: p.sumDrafted - p.sumAccepted }));
 }

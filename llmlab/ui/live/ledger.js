@@ -20,6 +20,7 @@ export function ledger(lane, shown = lane.passes.length) {
   const tokens = last ? last.sumTokens : 0;
   const drafted = last ? last.sumDrafted : 0;
   const accepted = last ? last.sumAccepted : 0;
+  const drafts = passes.filter((p) => p.drafted).length;
   const decode = last ? last.t - lane.read : 0;
   return {
     prompt_tokens: lane.promptTokens,
@@ -29,6 +30,8 @@ export function ledger(lane, shown = lane.passes.length) {
     drafted,
     accepted,
     acceptance_rate: drafted ? accepted / drafted : null,
+    drafts,
+    mean_acceptance_length: drafts ? 1 + accepted / drafts : null,
     prefill_seconds: lane.read,
     ttft_seconds: last ? passes[0].t : null,
     decode_seconds: decode,
