@@ -84,19 +84,10 @@ def lanes(events: Iterable[Event]) -> dict[str, list[Event]]:
 
 
 def ledger(events: Sequence[Event]) -> dict[str, Any]:
-    """The figures of one run: counts, seconds and bytes, all folded from its events.
-
-    Of drafts by the definitions of vLLM's and llama.cpp's counters: `drafts` are the passes that checked one,
-    `acceptance_rate` is accepted over drafted tokens, `mean_acceptance_length` is 1 + accepted / drafts.
-    `tokens_per_pass` counts passes without a draft too.
-    """
+    """The figures of one run: counts, seconds and bytes, all folded from its events."""
     started = next(e for e in events if isinstance(e, Started))
     commits = [e for e in events if isinstance(e, Committed)]
     prefills = [e for e in events if isinstance(e, Prefilled)]
-    drafted = sum(len(e.tokens) for e in events if isinstance(e, Drafted))
-    accepted = sum(len(e.path) for e in commits)
-    by_depth = accepted_by_depth(events)
-    drafts = by_depth[0][1] if by_depth else 0
     tokens = sum(len(e.tokens) for e in commits)
     read = prefills[-1].t if prefills else started.t
     decode = commits[-1].t - read if commits else 0.0
@@ -106,13 +97,7 @@ def ledger(events: Sequence[Event]) -> dict[str, Any]:
         "new_tokens": tokens,
         "passes": len(commits),
         "tokens_per_pass": tokens / len(commits) if commits else 0.0,
-        "drafted": drafted,
-        "accepted": accepted,
-        "acceptance_rate": accepted / drafted if drafted else None,
-        "drafts": drafts,
-        "mean_acceptance_length": 1 + accepted / drafts if drafts else None,
-        "acceptance_by_position": acceptance_by_position(events),
-        "accepted_by_depth": by_depth,
+        **_drafting(events),
         "prefill_seconds": read - started.t,
         "ttft_seconds": commits[0].t - started.t if commits else None,
         "decode_seconds": decode,
@@ -123,6 +108,27 @@ def ledger(events: Sequence[Event]) -> dict[str, Any]:
         **_peaks([*prefills, *commits]),
         "layers_run_mean": statistics.fmean([e.layers_run for e in commits]) if commits else None,
         "evicted_rows": sum(sum(e.before) - sum(e.after) for e in events if isinstance(e, Evicted)),
+    }
+
+
+def _drafting(events: Sequence[Event]) -> dict[str, Any]:
+    """What became of drafts, by the definitions of vLLM's and llama.cpp's counters.
+
+    `drafts` are the passes that checked one, `acceptance_rate` is accepted over drafted tokens,
+    `mean_acceptance_length` is 1 + accepted / drafts. `tokens_per_pass` counts passes without a draft too.
+    """
+    drafted = sum(len(e.tokens) for e in events if isinstance(e, Drafted))
+    accepted = sum(len(e.path) for e in events if isinstance(e, Committed))
+    by_depth = accepted_by_depth(events)
+    drafts = by_depth[0][1] if by_depth else 0
+    return {
+        "drafted": drafted,
+        "accepted": accepted,
+        "acceptance_rate": accepted / drafted if drafted else None,
+        "drafts": drafts,
+        "mean_acceptance_length": 1 + accepted / drafts if drafts else None,
+        "acceptance_by_position": acceptance_by_position(events),
+        "accepted_by_depth": by_depth,
     }
 
 

@@ -12,6 +12,7 @@ from llmlab.ui.architectures import architectures_html
 from llmlab.ui.controls import Translate, setting_control
 from llmlab.ui.figures import run as run_figures
 from llmlab.ui.form import Form
+from llmlab.ui.glossary import glossary_html
 from llmlab.ui.i18n import both_words
 from llmlab.ui.live.panel import LivePanel, Snapshot
 from llmlab.ui.playground.samples import examples, recordings
@@ -150,6 +151,8 @@ def _draw_account(_: Translate) -> Account:
                 gr.DownloadButton(_(f"export_{kind}"), elem_id=f"export-{kind}", **CHIP)
                 for kind in ("trace", "record", "rounds")
             ]
+    with gr.Accordion(_("glossary"), open=False, elem_id="glossary"):
+        gr.HTML(glossary_html())
     gr.HTML(f'<p class="hint">{both_words("help")} {both_words("offline_note")}</p>', elem_id="help")
     query = gr.Textbox("", visible="hidden", elem_id="query")
     return Account(summary, plots, passes, quality, link, command, python, downloads, query)
