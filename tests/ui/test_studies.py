@@ -53,10 +53,11 @@ def test_a_link_opens_a_study_with_its_knobs_and_it_runs(study: Any, site: Site)
     done(page)
     page.wait_for_selector("#study-claims li")
     kinds = page.eval_on_selector_all("#study-claims li", "all => all.map(e => e.dataset.holds)")
-    assert kinds == ["confirmed", "refuted", "untestable"]
+    assert kinds == ["confirmed", "refuted", "undecided", "untestable"]
     assert [b.strip() for b in page.locator("#study-claims .badge .en").all_inner_texts()] == [
         "confirmed",
         "refuted",
+        "undecided",
         "not testable here",
     ]
     page.wait_for_function("document.querySelectorAll('#study-figures .js-plotly-plot').length === 6")

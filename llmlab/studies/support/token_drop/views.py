@@ -6,9 +6,12 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from llmlab.lab.study import Cell, Claim
+from llmlab.measure.statistics import Estimate, mean
 from llmlab.runtime.clock import Clock
 from llmlab.studies.support.classification.classify import encoded
 from llmlab.studies.support.classification.sentences import make
@@ -21,7 +24,10 @@ LAPS = 3
 
 
 def timed(b: Bench, settings: Sequence[DropSetting], count: int) -> list[dict[str, Any]]:
-    """The time to the answer of single texts, each setting in turn; ratios to all tokens are of the same lap."""
+    """The time to the answer of single texts, each setting in turn; ratios to all tokens are of the same lap.
+
+    A text's ratio is the median of its laps; the mean over texts has their error.
+    """
     t = b.t
     short = [t.ids["test"][i] for i in range(min(count, len(t.ids["test"])))]
     made = make(3, 1, 1, max(1, count // 2), t.data.seed, LONG).test
@@ -39,15 +45,18 @@ def timed(b: Bench, settings: Sequence[DropSetting], count: int) -> list[dict[st
                     if lap:  # the first warms up
                         seconds[w].append(clock() - start)
         for w, setting in enumerate(settings):
-            ratio = [plain / own for plain, own in zip(seconds[0], seconds[w], strict=True)]
+            ratio = torch.tensor(seconds[0], dtype=torch.double) / torch.tensor(seconds[w], dtype=torch.double)
+            by_text = mean(ratio.view(-1, LAPS).median(1).values)
             rows.append(
                 {
                     "method": setting.name,
                     "setting": setting.value,
                     "texts": name,
+                    "count": len(texts),
                     "tokens": statistics.fmean(map(len, texts)),
                     "ms": 1000 * statistics.median(seconds[w]),
-                    "speedup": statistics.median(ratio),
+                    "speedup": by_text.value,
+                    "speedup_error": by_text.error,
                 }
             )
     return rows
@@ -59,24 +68,25 @@ def faster(times: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         yield Claim(
             name,
             "Fewer words are less time, measured, on long texts at least.",
-            told["long"]["speedup"] > 1,
+            Estimate(told["long"]["speedup"], told["long"]["speedup_error"], told["long"]["count"] - 1).above(1.0),
             "; ".join(
-                f"{k} texts of {r['tokens']:.0f} tokens: {r['ms']:.0f} ms to the answer, {r['speedup']:.2f}x as fast"
+                f"{r['count']} {k} texts of {r['tokens']:.0f} tokens: {r['ms']:.0f} ms to the answer, "
+                f"{r['speedup']:.2f} ± {r['speedup_error']:.2f} times as fast"
                 for k, r in told.items()
             ),
         )
 
 
-def likeness(b: Bench) -> Iterator[dict[str, Any]]:
-    """Mean cosine between two words of a sentence, the first one left out, by layer."""
+def likeness(b: Bench) -> Tensor:
+    """(L - 1, sentences): mean cosine between two words of a sentence, the first one left out, from layer 1 on."""
     f = b.found
+    found = torch.empty(len(f.h) - 1, len(f.spans), dtype=torch.double)
     for l in range(1, len(f.h)):
-        found = []
-        for x, y in f.spans:
+        for i, (x, y) in enumerate(f.spans):
             h = F.normalize(f.h[l, x + 1 : y], dim=-1)
             n = y - x - 1
-            found.append(float(((h @ h.t()).sum() - n) / (n * (n - 1))))
-        yield {"method": "All tokens", "layer": l, "cosine": statistics.fmean(found)}
+            found[l - 1, i] = ((h @ h.t()).sum() - n) / (n * (n - 1))
+    return found
 
 
 def survivors(b: Bench, setting: DropSetting, example: int) -> Iterator[dict[str, Cell]]:
