@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
-from pathlib import Path
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
+from llmlab.assets import ASSETS
 from llmlab.errors import Refused
 from llmlab.lab.experiment import Lab
 from llmlab.lab.settings import Settings
@@ -16,7 +21,7 @@ from llmlab.runtime.events import Committed, Drafted, Event
 from llmlab.studies.support.sweep.claims import claims
 from llmlab.studies.support.sweep.drafts import HALVES, Chains, Drafts, expected_tokens
 from llmlab.studies.support.sweep.knobs import swept
-from llmlab.studies.support.sweep.prompts import KINDS, held_out
+from llmlab.studies.support.sweep.prompts import KINDS, held_out, known_prompts
 from tests import made
 
 
@@ -61,16 +66,44 @@ def test_formulas_are_for_chains_of_one_length_only() -> None:
         assert drafts.length is None
 
 
-def test_held_out_prompts_are_of_six_kinds_and_stand_nowhere_else() -> None:
+def test_held_out_prompts_are_of_six_kinds_and_judge_or_choose() -> None:
     every = held_out("all", 5)
-    assert {p["kind"] for p in every} == set(KINDS)
     assert all(len(held_out(kind, 4)) == 4 for kind in KINDS)
-    assert len({p["id"] for p in every}) == len(every)
-    texts = Path(__file__).parents[2] / "assets" / "texts"
-    others = "".join(f.read_text(encoding="utf-8") for f in texts.iterdir() if f.name != "held_out.json")
-    for p in every:
-        for line in p["prompt"].splitlines():
-            assert len(line) < 60 or line not in others, p["id"]
+    both = [*known_prompts("judging"), *known_prompts("choosing")]
+    assert every == sorted(known_prompts(), key=lambda p: KINDS.index(p["kind"])), "what is published chose nothing"
+    assert len({p["id"] for p in both}) == len({p["prompt"] for p in both}) == len(both) == 60
+    for use in ("judging", "choosing"):
+        assert Counter(p["kind"] for p in both if p["use"] == use) == dict.fromkeys(KINDS, 5)
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from strings(part)
+
+
+def runs_of(text: str, n: int = 8) -> set[tuple[str, ...]]:
+    """Every n words in a row, without case and punctuation."""
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+
+
+def test_held_out_prompts_stand_nowhere_else() -> None:
+    """No eight words in a row of one are in a text that something learns from or is calibrated or scored on, nor in
+    another held-out prompt."""
+    texts = ASSETS / "texts"
+    others: set[tuple[str, ...]] = set()
+    for name in ("training_prompts.json", "prompts.json", "calibration.txt", "evaluation.txt"):
+        whole = (texts / name).read_text(encoding="utf-8")
+        for text in strings(json.loads(whole)) if name.endswith("json") else [whole]:
+            others |= runs_of(text)
+    assert len(others) > 5000
+    for p in [*known_prompts("judging"), *known_prompts("choosing")]:
+        shared = runs_of(p["prompt"]) & others
+        assert not shared, f"{p['id']}: {shared}"
+        others |= runs_of(p["prompt"])
 
 
 def test_what_is_turned_is_within_every_technique_s_range() -> None:
