@@ -80,8 +80,8 @@ class AnswerCache(Study):
 
     prompts: int = knob(20, 4, 200, "different queries in the simulation")
     ratio: float = knob(100.0, 1.0, 1000.0, "of the highest to the lowest cost in the simulation")
-    rounds: int = knob(10_000, 100, 50_000, "queries in a stream")
-    tables: int = knob(6, 1, 50, "cost tables to average over", advanced=True)
+    rounds: int = knob(8_000, 100, 50_000, "queries in a stream")
+    tables: int = knob(10, 1, 50, "cost tables to average over", advanced=True)
     models: str = knob("variants", choices=("variants", "*"), help="a pruned copy first, or two names joined with +")
     style: str = knob("pot", choices=("pot", "cot"), help="how the models are asked")
     kind: str = knob("all", choices=("all", *KINDS), help="kinds of problems")

@@ -98,11 +98,9 @@ class FrugalGpt(Study):
             rows += queries(chosen, tested)
         notes = [f"Learned from {len(learn)} queries, tested on {len(test)} others."]
         notes += [f"Budget {s:g}: {told(p, tested)}" for s, p, _ in learned]
-        cost = float(top.cost.double().mean())
-        match = min((p for p in found if p.accuracy >= top.accuracy - 1e-9), key=lambda p: (p.cost, -p.accuracy))
-        equal = cascade.best(found, cost)
+        equal = cascade.best(found, float(top.cost.double().mean()))
         assert equal is not None  # the best level alone keeps to its own cost
-        return Findings(COLUMNS, rows, charts(), claims(match, equal, tested, best), notes)
+        return Findings(COLUMNS, rows, charts(), claims(matching(found, top), equal, tested, best), notes)
 
     def _answers(self, subject: Subject) -> tuple[list[Answers], Tensor, Tensor]:
         seed = subject.settings.seed
@@ -199,11 +197,19 @@ def charts() -> list[Chart]:
     ]
 
 
+def matching(found: Sequence[Plan], top: Level) -> Plan:
+    """The cheapest plan as often right as a level, of those that cost less than it; the one most often right where none
+    is, and any where nothing costs less."""
+    cheaper = [p for p in found if p.cost < float(top.cost.double().mean()) - 1e-12] or list(found)
+    able = [p for p in cheaper if p.accuracy >= top.accuracy - 1e-9]
+    return min(able, key=lambda p: p.cost) if able else max(cheaper, key=lambda p: (p.accuracy, -p.cost))
+
+
 def claims(match: Plan, equal: Plan, tested: Sequence[Level], best: int) -> list[Claim]:
     """What the paper promises, on the queries that nothing was learned from.
 
-    `match`: the cheapest plan as often right as the best level on the queries to learn from; `equal`: the plan most
-    often right there at that level's cost.
+    `match`: what `matching` finds on the queries to learn from; `equal`: the plan most often right there at the best
+    level's cost.
     """
     where, top = "arXiv 2305.05176, abstract", tested[best]
     alone = f"best level alone: {top.name}, {top.accuracy:.1%} right"

@@ -56,7 +56,8 @@ def test_drafts_are_counted_by_hand() -> None:
     assert (counts.drafted, counts.draft_seconds, counts.seconds) == (6, 3.0, 9.0)
     assert (drafts.drafted, drafts.seconds) == (7, 4.0)
     ((one, other),) = drafts.runs
-    assert [(h.passes, h.tokens, h.acceptance) for h in (one, other)] == [(2, 5, 0.75), (1, 1, 0.0)]
+    # With the first draft the drafter reads the prompt, so that it times no step: (2, 2) is in neither half.
+    assert [(h.passes, h.tokens, h.acceptance) for h in (one, other)] == [(1, 2, 0.5), (1, 1, 0.0)]
 
 
 def test_formulas_are_for_chains_of_one_length_only() -> None:
@@ -121,10 +122,10 @@ def chains(g: int, a: float, speed: float = 1.0, prompts: int = 12, c: float = 0
     per_pass = (g * c + 1) / speed
     for _ in range(prompts):
         events: list[Event] = []
-        for _ in range(60):
+        for i in range(61):
             n = next((i for i in range(g) if rng.random() >= a), g)
-            events.append(Drafted(0.0, [7] * g, list(range(-1, g - 1)), g * c))
-            events.append(Committed(0.0, [7] * (n + 1), list(range(n)), per_pass, [1], 1, 4.0))
+            events.append(Drafted(0.0, [7] * g, list(range(-1, g - 1)), g * c if i else 50.0))
+            events.append(Committed(0.0, [7] * (n + 1), list(range(n)), per_pass if i else 60.0, [1], 1, 4.0))
         drafts.count(events, 10**6)
     return Chains("D", g, drafts.runs, [1.0] * prompts)
 
@@ -156,7 +157,7 @@ def test_what_is_judged_gave_no_acceptance() -> None:
     """Passes in turn take everything and nothing: fitted on the same drafts, a = 1/2 would be exact for one token."""
     drafts = Drafts()
     for _ in range(12):
-        drafts.count(passes(*[(1, 1), (1, 0)] * 20), limit=10**6)
+        drafts.count(passes((1, 1), *[(1, 0), (1, 1)] * 20), limit=10**6)
     every = torch.arange(12)
     own = Chains("D", 1, drafts.runs, [1.0] * 12)
     assert [own.a(h, every) for h in HALVES] == [1.0, 0.0]

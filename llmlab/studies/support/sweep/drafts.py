@@ -57,8 +57,10 @@ class Drafts:
     lengths: set[int] = field(default_factory=set)
     drafted: int = 0
     seconds: float = 0.0
+    firsts: Counts = field(default_factory=Counts)
+    """The first pass of each run: with its draft the drafter reads the prompt, which is no step of a draft."""
     runs: list[tuple[Counts, Counts]] = field(default_factory=list)
-    """Per run, the passes dealt in turn to two halves: one gives a and c, the other is judged."""
+    """Per run, the other passes dealt in turn to two halves: one gives a and c, the other is judged."""
 
     def count(self, events: Sequence[Event], limit: int) -> None:
         """Add one run. A draft that the end of the run or a stop token cut short says nothing about its length."""
@@ -75,13 +77,13 @@ class Drafts:
                 if n < limit - produced - 1 and len(e.tokens) == len(e.path) + 1:
                     chain = draft is None or list(draft.parents) == list(range(-1, n - 1))
                     self.lengths.add(n if chain else -1)
-                    self.runs[-1][whole % 2].add(draft, e)
+                    (self.runs[-1][whole % 2] if produced else self.firsts).add(draft, e)
                     whole += 1
                 draft, produced = None, produced + len(e.tokens)
 
     @property
     def all(self) -> Counts:
-        return Counts.sum([half for run in self.runs for half in run])
+        return Counts.sum([self.firsts, *(half for run in self.runs for half in run)])
 
     @property
     def length(self) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from functools import partial
 from itertools import starmap
 from typing import Any
@@ -18,6 +19,7 @@ from llmlab.studies.support.classification.curves import Curve, front, lead
 from llmlab.studies.support.token_drop.outcomes import DropSetting, Results, row_of
 from llmlab.techniques.early_exit.rules import Entropy
 
+Points = Sequence[tuple[float, float]]
 Surface = dict[str, Curve]
 """Exits alone ("exit"), dropping alone ("drop") and "both", each with every setting, GFLOP against right answers."""
 
@@ -72,12 +74,18 @@ def gap(both: Curve, other: Curve, full: tuple[Tensor, Tensor]) -> Estimate | No
         total = 0.0
         for judge, one, rest in pairs:
             here = at[torch.isin(at, judge)]
-            found = lead(one.points(here), rest.points(here)) if len(here) else None
+            found = lead(*_as_far(one.points(here), rest.points(here))) if len(here) else None
             total += math.nan if found is None else found * len(here) / len(at)
         return total
 
     found = bootstrap(led, n)
     return found if math.isfinite(found.value) else None
+
+
+def _as_far(one: Points, other: Points) -> tuple[Points, Points]:
+    """Fronts (cost, accuracy) that end at the same cost: who may spend more than the best setting costs need not."""
+    most = max(cost for cost, _ in (*one, *other))
+    return [*one, (most, max(one)[1])], [*other, (most, max(other)[1])]
 
 
 def together(t: Task, found: Surface) -> list[Claim]:
