@@ -132,7 +132,8 @@ def measure(settings: Settings, stacks: dict[str, Stack], use: Use, own_text: bo
     for name, each in read.items():
         for kind in (*dict.fromkeys(r.kind for r in each), "all"):
             row = {"stack": name, "kind": kind, **figures([r for r in each if kind in (r.kind, "all")])}
-            promised = [1 - e for e in (getattr(t, "epsilon", 0.0) for t in stacks[name]) if e]
+            plans = stacks[name].with_role("LayerPlan")
+            promised = [1 - e for e in (getattr(t, "epsilon", 0.0) for t in plans) if e]
             rows.append(row | ({"promised": promised[0]} if promised else {}))
     about = {"weights": settings.weights, "prompts": len(prompts), "use": use, "own_text": own_text}
     return {**about, "tokens": settings.max_new_tokens, "rows": rows}

@@ -215,7 +215,8 @@ def test_claims_and_tables_are_text(site: Site) -> None:
     shown = claims_html(found)
     assert "<img" not in shown
     assert "<script" not in shown
-    assert shown.count("<li") == 3
+    assert shown.count("<li") == 4
+    assert [shown.count(f">{word}<") for word in ("undecided", "尚无定论", "不成立")] == [1, 1, 1]
     lines = table(found).splitlines()
     assert lines[0].split()[:3] == ["Count", "Level", "Cost"]
     assert len({line.index("1.5") + 3 for line in lines if "1.5" in line}) == 1
