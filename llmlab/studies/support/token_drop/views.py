@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -56,7 +57,7 @@ def timed(b: Bench, settings: Sequence[DropSetting], count: int) -> list[dict[st
                     "tokens": statistics.fmean(map(len, texts)),
                     "ms": 1000 * statistics.median(seconds[w]),
                     "speedup": by_text.value,
-                    "speedup_error": by_text.error,
+                    "speedup_error": by_text.error if len(texts) > 1 else None,
                 }
             )
     return rows
@@ -64,17 +65,23 @@ def timed(b: Bench, settings: Sequence[DropSetting], count: int) -> list[dict[st
 
 def faster(times: Sequence[dict[str, Any]]) -> Iterator[Claim]:
     for name in dict.fromkeys(r["method"] for r in times if r["method"] != "All tokens"):
-        told = {r["texts"]: r for r in times if r["method"] == name}
+        told = {r["texts"]: _faster(r) for r in times if r["method"] == name}
+        estimate, _ = told["long"]
         yield Claim(
             name,
             "Fewer words are less time, measured, on long texts at least.",
-            Estimate(told["long"]["speedup"], told["long"]["speedup_error"], told["long"]["count"] - 1).above(1.0),
-            "; ".join(
-                f"{r['count']} {k} texts of {r['tokens']:.0f} tokens: {r['ms']:.0f} ms to the answer, "
-                f"{r['speedup']:.2f} ± {r['speedup_error']:.2f} times as fast"
-                for k, r in told.items()
-            ),
+            estimate.above(1.0),
+            "; ".join(words for _, words in told.values()),
         )
+
+
+def _faster(r: dict[str, Any]) -> tuple[Estimate, str]:
+    """A row of `timed` as an estimate of how many times as fast a method is, and in words."""
+    error = r["speedup_error"]
+    found = Estimate(r["speedup"], math.inf if error is None else error, r["count"] - 1)
+    by = f"{r['speedup']:.2f} times" if error is None else f"{r['speedup']:.2f} ± {error:.2f} times"
+    size = f"{r['count']} {r['texts']} texts of {r['tokens']:.0f} tokens"
+    return found, f"{size}: {r['ms']:.0f} ms to the answer, {by} as fast"
 
 
 def likeness(b: Bench) -> Tensor:
