@@ -1,4 +1,4 @@
-"""The statistics of every comparison: pairs in turn, medians, quartiles, spread, standard errors, verdicts.
+"""The statistics of every comparison: pairs in turn, medians, quartiles, standard errors, verdicts.
 
 A verdict takes two standard errors, on data that chose nothing; a difference inside them is undecided, which is None.
 """
@@ -142,11 +142,6 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest of the values that at least this share of them do not exceed."""
     return sorted(values)[max(0, math.ceil(share * len(values) - 1e-9) - 1)]
-
-
-def spread(values: Sequence[float]) -> float:
-    """How far apart rounds of the same thing lie, as a share of their median: no comparison can be finer than that."""
-    return (max(values) - min(values)) / statistics.median(values)
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:

@@ -140,6 +140,9 @@ def test_claims_are_confirmed_and_refuted_by_what_was_measured() -> None:
     assert [c.verdict for c in slow] == ["confirmed", "refuted", "refuted", "refuted"]
     none = claims([{"lossless": False, "knob": "ratio"}], [], "int4")
     assert [c.verdict for c in none] == ["untestable"] * 4
+    sure = claims([ROW], [chains(1, 1.0), chains(4, 1.0)], "int4")
+    assert [c.verdict for c in sure] == ["untestable", "confirmed", "confirmed", "confirmed"]
+    assert "was accepted" in sure[0].evidence
     few = claims([ROW], [chains(4, 0.5, prompts=1)], "int4")
     assert [c.verdict for c in few] == ["undecided", "undecided", "untestable", "confirmed"]
 

@@ -20,10 +20,10 @@ COROLLARY = "If a > c, some length speeds up decoding, by at least (1 + a) / (1 
 NONE = "no technique in this sweep drafts chains of one fixed length"
 
 
-def compared(source: str, claim: str, chains: Sequence[Chains], what: str, more: str = "") -> Claim:
-    """Whether what was measured stays within `CLOSE` of a formula, at every length."""
+def compared(source: str, claim: str, chains: Sequence[Chains], what: str, more: str = "", none: str = NONE) -> Claim:
+    """Whether what was measured stays within `CLOSE` of a formula, at every length; `none`: why there are no chains."""
     if not chains:
-        return Claim(source, claim, None, NONE, testable=False)
+        return Claim(source, claim, None, none, testable=False)
     found = [c.estimate(what) for c in chains]
     told = "; ".join(
         f"{c.technique} g={c.g}: {e.value:.3f} ± {e.error:.3f}" for c, e in zip(chains, found, strict=True)
@@ -77,7 +77,16 @@ def claims(rows: Sequence[dict[str, Any]], chains: Sequence[Chains], weights: st
     told = f"{len(equal)} of {len(exact)} lossless settings wrote every text as the baseline did, in {weights}"
     same = len(equal) == len(exact) if exact else None
     return [
-        compared(f"{WHERE}, equation 1", "Tokens per pass are (1 − a^(g+1)) / (1 − a).", chains, "tokens_ratio"),
+        compared(
+            f"{WHERE}, equation 1",
+            "Tokens per pass are (1 − a^(g+1)) / (1 − a).",
+            [c for c in chains if c.tells],
+            "tokens_ratio",
+            none=f"every token that was tested was {'accepted' if chains[0].accepts else 'rejected'}, where any drafts "
+            "keep to it"
+            if chains
+            else NONE,
+        ),
         compared(
             f"{WHERE}, theorem 3.8",
             "The speed-up is (1 − a^(g+1)) / ((1 − a)(g c + 1)).",

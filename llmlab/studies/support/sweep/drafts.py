@@ -109,6 +109,16 @@ class Chains:
     runs: Sequence[tuple[Counts, Counts]]
     plain: Sequence[float]
 
+    @property
+    def accepts(self) -> bool:
+        """Whether anything was accepted."""
+        return any(half.accepted for run in self.runs for half in run)
+
+    @property
+    def tells(self) -> bool:
+        """Whether equation 1 could fail: not where all drafts are accepted, or none."""
+        return self.accepts and any(half.rejected for run in self.runs for half in run)
+
     def half(self, which: int, at: Tensor) -> Counts:
         return Counts.sum([self.runs[i][which] for i in at.tolist()])
 
