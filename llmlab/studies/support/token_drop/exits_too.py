@@ -64,6 +64,7 @@ def gap(both: Curve, other: Curve, full: tuple[Tensor, Tensor]) -> Estimate | No
     None without a cost in common.
     """
     n = both.cost.shape[1]
+    most = max(cost for c in (both, other) for cost, _ in c.with_point(*full).points())
     pairs: list[tuple[Tensor, Curve, Curve]] = []
     for choose, judge in folds(n):
         one, rest = (c.with_point(*full) for c in (both, other))
@@ -74,18 +75,19 @@ def gap(both: Curve, other: Curve, full: tuple[Tensor, Tensor]) -> Estimate | No
         total = 0.0
         for judge, one, rest in pairs:
             here = at[torch.isin(at, judge)]
-            found = lead(*_as_far(one.points(here), rest.points(here))) if len(here) else None
-            total += math.nan if found is None else found * len(here) / len(at)
+            if len(here):
+                found = lead(_up_to(most, one.points(here)), _up_to(most, rest.points(here)))
+                total += math.nan if found is None else found * len(here) / len(at)
         return total
 
     found = bootstrap(led, n)
     return found if math.isfinite(found.value) else None
 
 
-def _as_far(one: Points, other: Points) -> tuple[Points, Points]:
-    """Fronts (cost, accuracy) that end at the same cost: who may spend more than the best setting costs need not."""
-    most = max(cost for cost, _ in (*one, *other))
-    return [*one, (most, max(one)[1])], [*other, (most, max(other)[1])]
+def _up_to(most: float, points: Points) -> Points:
+    """A front (cost, accuracy) that ends at this cost: who may spend more than the best setting costs need not."""
+    cost, accuracy = max(points)
+    return [*points, (max(most, cost), accuracy)]
 
 
 def together(t: Task, found: Surface) -> list[Claim]:
