@@ -1,7 +1,7 @@
 """What drafts gain on held-out prompts of six kinds: tokens per pass, and time against decoding without them.
 
     python -m benchmarks.drafters [--technique eagle --technique prompt-lookup:length=4 …] [--weights int4]
-                                  [--tokens 128] [--rounds 3] [--json OUT|-]
+                                  [--tokens 128] [--rounds 3] [--prompts judging] [--json OUT|-]
 
 Each `--technique` is a stack of its own; join with & what belongs together. Plain decoding and every stack take turns,
 prompt by prompt; a ratio is that of two neighbouring runs. Says where a text differs from the plain one, which in
@@ -16,6 +16,9 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from benchmarks import held_out
 from llmlab.cli.output import report, say, write
 from llmlab.errors import Refused
@@ -23,20 +26,21 @@ from llmlab.lab.experiment import Lab
 from llmlab.lab.records import record
 from llmlab.lab.settings import Settings, within
 from llmlab.measure.benchmark import busy_warning
-from llmlab.measure.statistics import quartiles
+from llmlab.measure.statistics import mean, quartiles
 from llmlab.runtime.stack import Stack
-from llmlab.studies.support.sweep.prompts import known_prompts
+from llmlab.studies.support.sweep.prompts import Use, known_prompts
 
 STACKS = ("prompt-lookup", "suffix-matching", "eagle", "draft-heads")
 
 
-def measure(settings: Settings, stacks: dict[str, Stack], rounds: int) -> dict[str, Any]:
+def measure(settings: Settings, stacks: dict[str, Stack], rounds: int, use: Use) -> dict[str, Any]:
     """Per stack and kind: tokens per pass, speed against plain (the median of the pairs), and which texts differ.
 
-    The row of all kinds has the mean of all pairs instead. Both have the quartiles.
+    The row of all kinds has the mean of all pairs instead. Both have the quartiles, and the standard errors of both
+    figures' means over the prompts.
     """
     lab = Lab()
-    prompts = known_prompts()
+    prompts = known_prompts(use)
     ratios: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     passes: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     differ: dict[str, list[str]] = defaultdict(list)
@@ -62,15 +66,24 @@ def measure(settings: Settings, stacks: dict[str, Stack], rounds: int) -> dict[s
             row = {"stack": name, "kind": kind, "tokens_per_pass": round(statistics.mean(p), 3)}
             speed = statistics.mean(r) if kind == "all" else statistics.median(r)
             row |= {"speed": round(speed, 3), "low": round(low, 3), "high": round(high, 3)}
+            by_prompt = torch.tensor(r).view(-1, rounds).mean(1)
+            row |= {"tokens_per_pass_error": error_of(torch.tensor(p)), "speed_error": error_of(by_prompt)}
             rows.append(row)
     return {
         "weights": settings.weights,
         "tokens": settings.max_new_tokens,
         "prompts": len(prompts),
+        "use": use,
         "rounds": rounds,
         "rows": rows,
         "differing_texts": dict(differ),
     }
+
+
+def error_of(values: Tensor) -> float | None:
+    """The standard error of a mean over prompts (n,); None of a single one."""
+    found = mean(values)
+    return round(found.error, 4) if len(values) > 1 else None
 
 
 def run(lab: Lab, settings: Settings) -> dict[str, Any]:
@@ -86,13 +99,15 @@ def main(arguments: list[str] | None = None) -> int:
         settings, stacks = held_out.asked(a, STACKS)
         if load := busy_warning():
             say(load)
-        value = measure(settings, stacks, within("rounds", a.rounds, 1, 100, int))
+        value = measure(settings, stacks, within("rounds", a.rounds, 1, 100, int), a.prompts)
     except Refused as e:
         say(str(e))
         return 2
     for r in value["rows"]:
         spread = f"{r['low']:.2f} to {r['high']:.2f}"
-        print(f"{r['stack']:40} {r['kind']:20} {r['tokens_per_pass']:5.2f} a pass  {r['speed']:5.2f}×  ({spread})")
+        errors = [f" ± {r[k]:.2f}" if r[k] is not None else "" for k in ("tokens_per_pass_error", "speed_error")]
+        pace = f"{r['tokens_per_pass']:5.2f}{errors[0]} a pass  {r['speed']:5.2f}×{errors[1]}"
+        print(f"{r['stack']:40} {r['kind']:20} {pace}  ({spread})")
     for name, ids in value["differing_texts"].items():
         print(f"{name}: other texts than plain decoding for {', '.join(ids)}")
     write(value, a.json)

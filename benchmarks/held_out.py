@@ -15,6 +15,12 @@ def parser(name: str, about: str | None, tokens: int) -> argparse.ArgumentParser
     p.add_argument("--model", default="smollm2-135m")
     p.add_argument("--weights", default="int4")
     p.add_argument("--tokens", default=tokens)
+    p.add_argument(
+        "--prompts",
+        choices=("judging", "choosing"),
+        default="judging",
+        help="defaults were chosen on some of the latter",
+    )
     p.add_argument("--json", default=None, metavar="OUT|-")
     return p
 

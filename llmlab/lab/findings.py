@@ -46,7 +46,18 @@ def table(found: Mapping[str, Any]) -> str:
     )
 
 
+BEFORE = {True: "confirmed", False: "refuted", None: "untestable"}
+"""The verdict of a claim that was written before "undecided" was one."""
+
+
+def verdict_of(claim: Mapping[str, Any]) -> str:
+    """One of confirmed, refuted, undecided, untestable."""
+    told: str = claim.get("verdict") or BEFORE[claim["holds"]]
+    return told
+
+
 def verdicts(found: Mapping[str, Any]) -> list[str]:
-    """One line per claim: confirmed, refuted or not testable here, and the evidence."""
-    verdict = {True: "confirmed", False: "refuted", None: "not testable here"}
-    return [f"{c['source']}: {c['claim']}\n  {verdict[c['holds']]}: {c['evidence']}" for c in found["claims"]]
+    """One line per claim: confirmed, refuted, undecided or not testable here, and the evidence."""
+    words = {"untestable": "not testable here"}
+    told = [(c, verdict_of(c)) for c in found["claims"]]
+    return [f"{c['source']}: {c['claim']}\n  {words.get(v, v)}: {c['evidence']}" for c, v in told]

@@ -50,12 +50,27 @@ class Chart:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says and what this run says to it. `holds` None: not testable here, and `evidence` says why."""
+    """What a paper says and what this run says to it: `holds` by two standard errors, on data that chose nothing.
+
+    None: undecided, or not `testable` with what there is here, and `evidence` says why.
+    """
 
     source: str
     claim: str
     holds: bool | None
     evidence: str
+    testable: bool = True
+
+    @property
+    def verdict(self) -> str:
+        """One of the four in which every claim ends."""
+        if not self.testable:
+            return "untestable"
+        return "undecided" if self.holds is None else "confirmed" if self.holds else "refuted"
+
+    def to_json(self) -> dict[str, Any]:
+        told = {"source": self.source, "claim": self.claim, "holds": self.holds, "evidence": self.evidence}
+        return {**told, "verdict": self.verdict}
 
 
 @dataclass(frozen=True)
@@ -152,7 +167,7 @@ def carry_out(study: Study, subject: Subject) -> dict[str, Any]:
         "columns": dict(found.columns),
         "rows": [dict(row) for row in found.rows],
         "charts": [vars(c) for c in found.charts],
-        "claims": [vars(c) for c in found.claims],
+        "claims": [c.to_json() for c in found.claims],
         "notes": list(found.notes),
         "seconds": perf_counter() - start,
     }

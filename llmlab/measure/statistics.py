@@ -1,4 +1,4 @@
-"""The statistics of every comparison: pairs in turn, medians, quartiles, spread, standard errors, verdicts.
+"""The statistics of every comparison: pairs in turn, medians, quartiles, standard errors, verdicts.
 
 A verdict takes two standard errors, on data that chose nothing; a difference inside them is undecided, which is None.
 """
@@ -8,46 +8,107 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 ERRORS = 2.0
-"""Standard errors that a verdict takes."""
+"""Standard errors that a verdict takes; more where few values gave the error, or one of many tests may be a fluke."""
+ALIKE = 0.02
+"""Shares of right answers that differ by less count as the same."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its standard error, in the value's unit; an infinite error means that there is too little to tell."""
+    """A value and its standard error, in the value's unit; an infinite error means that there is too little to tell.
+
+    `freedom`: of the error, in degrees; two errors of few values are made as rare as two of many (Student 1908).
+    """
 
     value: float
     error: float = math.inf
+    freedom: float = math.inf
 
-    def above(self, bound: float = 0.0) -> bool | None:
-        """Whether the true value is above `bound`: told where the estimate is two errors away from it, else None."""
-        if self.value - ERRORS * self.error > bound:
-            return True
-        return False if self.value + ERRORS * self.error < bound else None
+    def above(self, bound: float = 0.0, tests: int = 1) -> bool | None:
+        """Whether the true value is above `bound`: told where the estimate is two errors away from it, else None.
 
-    def below(self, bound: float = 0.0) -> bool | None:
+        `tests`: the estimates of which this one is looked at because of its value (Bonferroni's correction).
+        """
+        if math.isinf(self.error):
+            return None
+        slack = errors(self.freedom, tests) * self.error
+        return True if self.value - slack > bound else False if self.value + slack < bound else None
+
+    def below(self, bound: float = 0.0, tests: int = 1) -> bool | None:
         """Whether the true value is below `bound`; None as in `above`."""
-        return Estimate(-self.value, self.error).above(-bound)
+        return replace(self, value=-self.value).above(-bound, tests)
+
+    def within(self, low: float, high: float) -> bool | None:
+        """Whether the true value lies between two bounds; None as in `above`."""
+        return every(self.above(low), self.below(high))
 
     def points(self) -> str:
         """A difference between shares and its standard error, in percentage points."""
         return f"{100 * self.value:+.1f} ± {100 * self.error:.1f} points"
 
 
+def errors(freedom: float = math.inf, tests: int = 1) -> float:
+    """How many standard errors are as rare as `ERRORS` of a normal distribution, by Student's t of this freedom.
+
+    Exact for one and two degrees, by Cornish and Fisher's expansion above (Abramowitz, Stegun, 26.7.5). Where one of
+    several `tests` is looked at, its tail is divided among them.
+    """
+    normal = statistics.NormalDist()
+    p = normal.cdf(-ERRORS) / tests
+    if freedom <= 1:
+        return math.tan(math.pi * (0.5 - p))
+    if freedom <= 2:
+        return (1 - 2 * p) / math.sqrt(2 * p * (1 - p))
+    z = -normal.inv_cdf(p)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**i for i, term in enumerate(terms, 1))
+
+
+def every(*verdicts: bool | None) -> bool | None:
+    """Whether all of several things hold: not where one does not, undecided (None) where one of the rest is."""
+    return False if False in verdicts else None if None in verdicts else True
+
+
+def all_above(found: Sequence[Estimate], bound: float = 0.0) -> bool | None:
+    """Whether every one of several true values is above `bound`.
+
+    That each is takes two errors of each; that one is not, as many as the least of so many estimates takes.
+    """
+    if any(e.above(bound, len(found)) is False for e in found):
+        return False
+    return True if all(e.above(bound) for e in found) else None
+
+
+def all_below(found: Sequence[Estimate], bound: float = 0.0) -> bool | None:
+    """Whether every one of several true values is below `bound`, as `all_above`."""
+    return all_above([replace(e, value=-e.value) for e in found], -bound)
+
+
 def mean(values: Tensor) -> Estimate:
     """The mean of independent values (n,) and its standard error."""
-    values = values.double()
-    return Estimate(float(values.mean()), float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.inf)
+    values, n = values.double(), len(values)
+    return Estimate(float(values.mean()), float(values.std() / n**0.5), n - 1) if n > 1 else Estimate(float(values))
 
 
 def paired(one: Tensor, other: Tensor) -> Estimate:
-    """The mean difference of two outcomes (n,) of the same things."""
-    return mean(one.double() - other.double())
+    """The mean difference of two outcomes (n,) of the same things.
+
+    Of outcomes that are 0 or 1 the error is at least 1 / n: that none of n pairs differ does not say that none will.
+    """
+    d = one.double() - other.double()
+    found = mean(d)
+    return replace(found, error=max(found.error, 1 / len(d))) if set(d.unique().tolist()) <= {-1.0, 0.0, 1.0} else found
 
 
 def bootstrap(statistic: Callable[[Tensor], float], n: int, seed: int = 0, times: int = 400) -> Estimate:
@@ -61,7 +122,7 @@ def bootstrap(statistic: Callable[[Tensor], float], n: int, seed: int = 0, times
     found = [statistic(torch.randint(n, (n,), generator=rng)) for _ in range(times)] if n > 1 else []
     finite = [x for x in found if math.isfinite(x)]
     error = statistics.stdev(finite) if len(finite) > times // 2 else math.inf
-    return Estimate(statistic(torch.arange(n)), error)
+    return Estimate(statistic(torch.arange(n)), error, n - 1)
 
 
 def folds(n: int, k: int = 2, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -83,39 +144,6 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values) - 1e-9) - 1)]
 
 
-def spread(values: Sequence[float]) -> float:
-    """How far apart rounds of the same thing lie, as a share of their median: no comparison can be finer than that."""
-    return (max(values) - min(values)) / statistics.median(values)
-
-
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
     """Round by round, what two contestants that took turns are to each other. Raises ValueError for unequal lengths."""
     return [a / b for a, b in zip(numerators, denominators, strict=True)]
-
-
-def paired_difference(one: Tensor, other: Tensor) -> tuple[float, float]:
-    """(mean difference, its standard error) of two outcomes (n,) of the same things; the error of one pair is 0."""
-    d = one.double() - other.double()
-    return float(d.mean()), float(d.std() / len(d) ** 0.5) if len(d) > 1 else 0.0
-
-
-def share_error(share: float, count: int) -> float:
-    """The standard error of a share found in `count` independent trials."""
-    return math.sqrt(share * (1 - share) / count)
-
-
-def clearly_above(difference: float, error: float) -> bool | None:
-    """Whether a difference is above zero by twice its standard error; None where it is above, and not so clearly."""
-    if difference <= 0:
-        return False
-    return True if difference > 2 * error else None
-
-
-def at_most_lost(gain: float, error: float, loss: float) -> bool | None:
-    """Whether a share fell by at most `loss`; None where it fell by more, but within a standard error of it."""
-    return True if gain >= -loss else None if gain + error >= -loss else False
-
-
-def points(gain: float, error: float) -> str:
-    """A difference between shares and its standard error, in percentage points."""
-    return f"{100 * gain:+.1f} ± {100 * error:.1f} points"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from llmlab.errors import Refused
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
-from llmlab.measure.statistics import clearly_above, paired_difference
+from llmlab.measure.statistics import all_above, bootstrap, paired
 from llmlab.runtime.configurable import knob
 from llmlab.studies.support.cascades import calibration, cascade
 from llmlab.studies.support.cascades import models as cascade_models
@@ -18,9 +19,10 @@ from llmlab.studies.support.cascades.cascade import Level
 from llmlab.studies.support.cascades.difficulty import margin_loss, missed
 from llmlab.studies.support.classification import probes
 from llmlab.studies.support.classification.classify import Data, Task, flops, run_exits, task
-from llmlab.studies.support.classification.curves import between, lead
+from llmlab.studies.support.classification.curves import Curve, between, led
 from llmlab.techniques.early_exit.rules import Probability
 
+PARTS = ("calibration", "test")
 CALIBRATIONS = ("none", "temperature", "difficulty margin")
 COLUMNS = {
     "way": "Way",
@@ -44,16 +46,16 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Member:
-    """One complete model as a classifier: what it says of the test sentences under each calibration, and its cost."""
+    """One complete model as a classifier: what it says under each calibration, the labels, its cost; by part."""
 
     name: str
-    p: dict[str, Tensor]
-    y: Tensor
-    gflops: Tensor
+    p: dict[str, dict[str, Tensor]]
+    y: dict[str, Tensor]
+    gflops: dict[str, Tensor]
 
-    def level(self, calibration: str) -> Level:
-        p = self.p[calibration]
-        return Level(self.name, p.amax(-1), p.argmax(-1) == self.y, self.gflops)
+    def level(self, calibration: str, part: str = "test") -> Level:
+        p = self.p[part][calibration]
+        return Level(self.name, p.amax(-1), p.argmax(-1) == self.y[part], self.gflops[part])
 
 
 @dataclass(frozen=True)
@@ -102,24 +104,28 @@ class CascadeBert(Study):
             own = whole if model is subject.model else Task(model, tokenizer, data, told)
             members.append(self._member(name, own))
             tasks.append(own)
-        unit = float(members[-1].gflops.double().mean())
+        unit = float(members[-1].gflops["test"].double().mean())
         rows: list[dict[str, Cell]] = []
         for member in members:
             rows += list(alone(member, unit))
         rows += list(diagram(members[0]))
-        curves = {c: list(self._cascade(members, c, unit)) for c in CALIBRATIONS}
-        exits = list(self._exits(tasks[-1], members[-1], unit))
-        rows += [row for c in CALIBRATIONS for row in curves[c]] + exits
+        curves = {c: self._cascade(members, c, unit) for c in CALIBRATIONS}
+        exits = self._exits(tasks[-1], members[-1], unit)
+        rows += [row for c in CALIBRATIONS for row in curves[c][0]] + exits[0]
         shallow = [self._shallow(tasks[-1], member, unit) for member in members[:-1]]
         rows += [row for row, _ in shallow]
         bar, answered = self._answered(members)
         rows += answered
-        notes = [f"{self.test} test sentences, {len(tasks[-1].labels)} labels; thresholds are tried on them directly."]
-        notes.append(
-            f"Who answered is shown for {self.calibration!r} with the threshold {bar:.3f}: the cheapest one that"
-        )
-        notes[-1] += " is right as often as the large model, or the one most often right where none is."
-        return Findings(COLUMNS, rows, charts(), self._claims(curves, exits, members, shallow, unit), notes)
+        notes = [
+            f"{self.test} test sentences, {len(tasks[-1].labels)} labels; thresholds come from calibration sentences.",
+            f"Who answered is shown for {self.calibration!r} with the threshold {bar:.3f}: on calibration sentences "
+            "the cheapest one that is right as often as the large model, or the one most often right where none is.",
+        ]
+        judged = claims(
+            curves[self.calibration][1], exits[1], members, [cut for _, cut in shallow], unit,
+            cut_out=self.models == cascade_models.VARIANTS,
+        )  # fmt: skip
+        return Findings(COLUMNS, rows, charts(), judged, notes)
 
     def _variants(self, total: int) -> list[tuple[str, list[str]]]:
         """This model with fewer and fewer layers removed, and itself."""
@@ -133,102 +139,132 @@ class CascadeBert(Study):
         plain = probes.trained(x, y, C)
         careful = probes.fitted(x, margin_loss(y, missed(x, y, C), self.margin, self.weight), C)
         T = calibration.temperature(plain.logits(t.x["calibration"][-1:])[0], t.y["calibration"])
-        test = t.x["test"][-1:]
-        p = {
-            "none": plain(test)[0],
-            "temperature": torch.softmax(plain.logits(test)[0] / T, -1),
-            "difficulty margin": careful(test)[0],
-        }
-        cost = [flops(t.shape, [len(ids)] * t.layers) / 1e9 for ids in t.ids["test"]]
-        return Member(name, p, t.y["test"], torch.tensor(cost))
-
-    def _cascade(self, members: Sequence[Member], calibration: str, unit: float) -> Iterator[dict[str, Cell]]:
-        levels = [m.level(calibration) for m in members]
-        for bar in bars(torch.cat([level.score for level in levels[:-1]])):
-            routed = cascade.route(levels, [bar] * (len(levels) - 1))
-            yield {
-                "way": f"cascade, {calibration}",
-                "calibration": calibration,
-                "threshold": bar,
-                "accuracy": routed.accuracy,
-                "gflops": routed.mean_cost,
-                "speedup": unit / routed.mean_cost,
-                "answered": float((routed.level == 0).double().mean()),
+        p, cost = {}, {}
+        for part in PARTS:
+            x = t.x[part][-1:]
+            p[part] = {
+                "none": plain(x)[0],
+                "temperature": torch.softmax(plain.logits(x)[0] / T, -1),
+                "difficulty margin": careful(x)[0],
             }
+            cost[part] = torch.tensor([flops(t.shape, [len(ids)] * t.layers) / 1e9 for ids in t.ids[part]])
+        return Member(name, p, {part: t.y[part] for part in PARTS}, cost)
+
+    def _cascade(self, members: Sequence[Member], calibration: str, unit: float) -> tuple[list[dict[str, Cell]], Curve]:
+        """A row per threshold, of those that calibration sentences give, and all of them on the test sentences."""
+        rows: list[dict[str, Cell]] = []
+        levels = [m.level(calibration) for m in members]
+        tried = [(bar, cascade.route(levels, [bar] * (len(levels) - 1))) for bar in self._bars(members, calibration)]
+        for bar, routed in tried:
+            rows.append(
+                {
+                    "way": f"cascade, {calibration}",
+                    "calibration": calibration,
+                    "threshold": bar,
+                    "accuracy": routed.accuracy,
+                    "gflops": routed.mean_cost,
+                    "speedup": unit / routed.mean_cost,
+                    "answered": float((routed.level == 0).double().mean()),
+                }
+            )
+        return rows, Curve(torch.stack([r.cost for _, r in tried]), torch.stack([r.correct for _, r in tried]))
+
+    @staticmethod
+    def _bars(members: Sequence[Member], calibration: str) -> list[float]:
+        return bars(torch.cat([m.level(calibration, "calibration").score for m in members[:-1]]))
 
     def _answered(self, members: Sequence[Member]) -> tuple[float, list[dict[str, Cell]]]:
-        """The threshold of the cheapest cascade that is as often right as the large model, and who answers then."""
-        levels = [m.level(self.calibration) for m in members]
-        tried = bars(torch.cat([level.score for level in levels[:-1]]))
-        routed = [(bar, cascade.route(levels, [bar] * (len(levels) - 1))) for bar in tried]
-        goal = min(levels[-1].accuracy, max(r.accuracy for _, r in routed))
-        bar, best = min(((b, r) for b, r in routed if r.accuracy >= goal - 1e-9), key=lambda x: x[1].mean_cost)
+        """The threshold that is cheapest where calibration sentences are as often answered rightly as by the large
+        model, and who answers the test sentences then."""
+        levels, tested = ([m.level(self.calibration, part) for m in members] for part in PARTS)
+        tried = [
+            (bar, cascade.route(levels, [bar] * (len(levels) - 1))) for bar in self._bars(members, self.calibration)
+        ]
+        goal = min(levels[-1].accuracy, max(r.accuracy for _, r in tried))
+        bar = min((r.mean_cost, b) for b, r in tried if r.accuracy >= goal - 1e-9)[1]
+        best = cascade.route(tested, [bar] * (len(levels) - 1))
         told = cascade.answered([m.name for m in members], best.level, best.correct, best.cost)
         return bar, [{"way": "who answered", **row} for row in told]
 
-    def _exits(self, t: Task, whole: Member, unit: float) -> Iterator[dict[str, Cell]]:
+    def _exits(self, t: Task, whole: Member, unit: float) -> tuple[list[dict[str, Cell]], Curve]:
         """One deep model, left where a layer's own classifier is sure."""
         p, y = t.probes(t.x["test"]), t.y["test"]
-        for bar in bars(p[:-1].amax(-1).flatten()):
+        rows: list[dict[str, Cell]] = []
+        costs, right = [], []
+        for bar in bars(t.probes(t.x["calibration"])[:-1].amax(-1).flatten()):
             left = run_exits(Probability(bar), p, range(1, t.layers + 1))
-            cost = float((whole.gflops * left.layers / t.layers).double().mean())
-            yield {
-                "way": "early exit",
-                "threshold": bar,
-                "accuracy": left.accuracy(y),
-                "gflops": cost,
-                "speedup": unit / cost,
-            }
+            costs.append((whole.gflops["test"] * left.layers / t.layers).double())
+            right.append(left.labels == y)
+            cost = float(costs[-1].mean())
+            rows.append(
+                {
+                    "way": "early exit",
+                    "threshold": bar,
+                    "accuracy": left.accuracy(y),
+                    "gflops": cost,
+                    "speedup": unit / cost,
+                }
+            )
+        return rows, Curve(torch.stack(costs), torch.stack(right))
 
     def _shallow(self, t: Task, member: Member, unit: float) -> tuple[dict[str, Any], Tensor]:
         """The deep model cut off where it has done as much work as a smaller one: who is right then."""
-        layers = max(1, round(t.layers * float(member.gflops.double().mean()) / unit))
+        layers = max(1, round(t.layers * float(member.gflops["test"].double().mean()) / unit))
         right = t.probes(t.x["test"])[layers - 1].argmax(-1) == t.y["test"]
         row = {"way": "first layers only", "name": f"{layers} of {t.layers}", "accuracy": float(right.double().mean())}
         return {**row, "gflops": unit * layers / t.layers, "speedup": t.layers / layers}, right
 
-    def _claims(
-        self,
-        curves: dict[str, list[dict[str, Any]]],
-        exits: list[dict[str, Any]],
-        members: Sequence[Member],
-        shallow: Sequence[tuple[dict[str, Any], Tensor]],
-        unit: float,
-    ) -> list[Claim]:
-        where = "arXiv 2012.14682"
-        one, other = (points(c) for c in (curves[self.calibration], exits))
-        gap = lead(one, other)
-        fast = [between(c, unit / 4) for c in (one, other)]
-        at_four = "one of the two does not reach a quarter of the FLOPs"
-        if None not in fast:
-            at_four = f"at a quarter of the FLOPs {fast[0]:.1%} against {fast[1]:.1%}"
-        gaps, holds = [], []
-        for member, (_, cut) in zip(members[:-1], shallow, strict=True):
-            d, e = paired_difference((member.p["none"].argmax(-1) == member.y).float(), cut.float())
-            gaps.append(f"{member.name}: {100 * d:+.1f} ± {100 * e:.1f} points")
-            holds.append(d > 0)
-        # Layers taken out of a model leave nothing that was ever trained to be complete: no test of what is claimed.
-        cut_out = self.models == cascade_models.VARIANTS
-        why = "these small models are cut from the large one and were never trained as such; as they are: "
-        why = why if cut_out else ""
-        levels = {c: members[0].level(c) for c in CALIBRATIONS}
-        better, error = calibration.ahead(levels["difficulty margin"], levels["none"])
-        known = []
-        for c, level in levels.items():
-            area = calibration.auc(level.score, level.correct)
-            sorts = "unknown" if area is None else f"{area:.3f}"
-            known.append(f"{c}: calibration error {calibration.ece(level.score, level.correct):.3f}, area {sorts}")
-        return [
-            Claim(f"{where}, abstract", "Complete small models beat early exits at equal cost (by 15 % at 4 times).",
-                  None if gap is None or cut_out else gap > 0,
-                  why + ("the two have no cost in common" if gap is None else
-                         f"{100 * gap:+.1f} points on average over the costs that both reach; {at_four}")),
-            Claim(f"{where}, section 3", "A complete model knows more than as many first layers of a deep one.",
-                  None if cut_out else all(holds), why + "complete against cut off, " + "; ".join(gaps)),
-            Claim(f"{where}, section 4.2", "The difficulty margin makes confidence a better guide.",
-                  clearly_above(better, error),
-                  f"area under ROC {better:+.3f} ± {error:.3f} with it; the smallest model, " + "; ".join(known)),
-        ]  # fmt: skip
+
+def claims(
+    one: Curve, exits: Curve, members: Sequence[Member], shallow: Sequence[Tensor], unit: float, cut_out: bool
+) -> list[Claim]:
+    """What the paper says, of the chosen calibration's cascade and the exits; `shallow`: per smaller member, whether as
+    many first layers are right. `cut_out`: the small models are the large one with layers removed."""
+    where = "arXiv 2012.14682"
+    # Layers taken out of a model leave nothing that was ever trained to be complete: no test of what is claimed.
+    why = "these small models are cut from the large one and were never trained as such; as they are: "
+    why = why if cut_out else ""
+    gap = led(one, exits)
+    gaps = [
+        paired((m.level("none").correct).double(), cut.double()) for m, cut in zip(members[:-1], shallow, strict=True)
+    ]
+    told = "; ".join(f"{m.name}: {g.points()}" for m, g in zip(members[:-1], gaps, strict=True))
+    levels = {c: members[0].level(c) for c in CALIBRATIONS}
+    better = calibration.ahead(levels["difficulty margin"], levels["none"])
+    known = []
+    for c, level in levels.items():
+        area = calibration.auc(level.score, level.correct)
+        sorts = "unknown" if area is None else f"{area:.3f}"
+        known.append(f"{c}: calibration error {calibration.ece(level.score, level.correct):.3f}, area {sorts}")
+    return [
+        Claim(f"{where}, abstract", "Complete small models beat early exits at equal cost (by 15 % at 4 times).",
+              None if gap is None or cut_out else gap.above(),
+              why + ("the two have no cost in common" if gap is None else
+                     f"{gap.points()} on average over the costs that both reach; {at_a_quarter(one, exits, unit)}"),
+              testable=gap is not None and not cut_out),
+        Claim(f"{where}, section 3", "A complete model knows more than as many first layers of a deep one.",
+              None if cut_out else all_above(gaps), f"{why}complete against cut off, {told}", testable=not cut_out),
+        Claim(f"{where}, section 4.2", "The difficulty margin makes confidence a better guide.",
+              better.above() if better else None,
+              (f"area under ROC {better.value:+.3f} ± {better.error:.3f} with it" if better else "no area to compare")
+              + "; the smallest model, " + "; ".join(known), testable=better is not None),
+    ]  # fmt: skip
+
+
+def at_a_quarter(one: Curve, exits: Curve, unit: float) -> str:
+    """Both accuracies where a sentence costs a quarter of what the large model takes, `unit` GFLOPs."""
+
+    def both(at: Tensor | None = None) -> list[float | None]:
+        return [between(c.points(at), unit / 4) for c in (one, exits)]
+
+    def ahead(at: Tensor) -> float:
+        a, b = both(at)
+        return math.nan if a is None or b is None else a - b
+
+    a, b = both()
+    if a is None or b is None:
+        return "one of the two does not reach a quarter of the FLOPs"
+    return f"at a quarter of the FLOPs {a:.1%} against {b:.1%}, {bootstrap(ahead, one.cost.shape[1]).points()}"
 
 
 def bars(scores: Tensor, count: int = 24) -> list[float]:
@@ -239,7 +275,7 @@ def bars(scores: Tensor, count: int = 24) -> list[float]:
 
 def alone(member: Member, unit: float) -> Iterator[dict[str, Cell]]:
     """A member by itself under each calibration: its accuracy, and how well it knows itself."""
-    cost = float(member.gflops.double().mean())
+    cost = float(member.gflops["test"].double().mean())
     for c in CALIBRATIONS:
         level = member.level(c)
         yield {
@@ -268,10 +304,6 @@ def diagram(member: Member) -> Iterator[dict[str, Cell]]:
                 "accuracy": b.accuracy,
                 "count": b.count,
             }
-
-
-def points(rows: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
-    return [(r["gflops"], r["accuracy"]) for r in rows]
 
 
 def charts() -> list[Chart]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
-from llmlab.measure.statistics import share_error
+from llmlab.measure.statistics import mean
 from llmlab.runtime.configurable import knob
 from llmlab.studies.support.classification.classify import Data, Task, task
 from llmlab.studies.support.exit_rules.claims import CLAIMS
@@ -95,17 +95,17 @@ class ExitRules(Study):
             rows += [*by_layer(t, method, tried.chosen), *by_depth(t, method, tried.chosen)]
             if name == "cats":
                 kept = list(promises(method))
-                rows += kept
+                rows += [row for row, _ in kept]
                 claims.append(guarantee(kept, method))
             claims += CLAIMS[name](tried) if name in CLAIMS else []
         return Findings(COLUMNS, rows, CHARTS, claims, _notes(t, full))
 
 
 def _notes(t: Task, full: Tensor) -> list[str]:
-    best = float((full == t.y["test"]).double().mean())
+    best = mean((full == t.y["test"]).double())
     return [
         f"{len(t.y['test'])} test sentences of {float(t.lengths('test').double().mean()):.0f} tokens on average, "
-        f"with the question behind them; through all layers {best:.1%} are answered rightly.",
+        f"with the question behind them; through all layers {best.value:.1%} are answered rightly.",
         "A standard error of one accuracy is about "
-        f"{100 * share_error(best, len(full)):.1f} points; comparisons are of the same sentences.",
+        f"{100 * best.error:.1f} points; comparisons are of the same sentences.",
     ]

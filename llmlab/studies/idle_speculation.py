@@ -4,8 +4,10 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from llmlab.lab.study import Chart, Claim, Findings, Study, Subject
-from llmlab.measure.statistics import spread
+from llmlab.measure.statistics import Estimate, all_above, mean, ratios
 from llmlab.runtime.configurable import knob
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.technique import make
@@ -14,8 +16,8 @@ from llmlab.serving.server import Server
 from llmlab.studies.support.serving_load import HEADINGS, Served, figures, poisson, prompts
 
 POLICIES = ("off", "always", "idle-only")
-LOUD = 0.1
-"""Where rounds of the same thing differ by more than this share, they cannot show that one policy never loses."""
+FALL = 0.02
+"""A fall of throughput by less than this share is none."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,11 @@ class IdleSpeculation(Study):
     length: int = knob(4, 1, 8, "guesses per request and pass at most")
     rows: int = knob(8, 1, 32, "requests that run at once; idle-only fills a pass no further")
     block: int = knob(4, 1, 32, "rows that the kernel works on together: up to the next multiple they count as idle")
-    requests: int = knob(16, 2, 400, "requests per load and round")
+    requests: int = knob(12, 2, 400, "requests per load and round")
     tokens: int = knob(24, 1, 512, "new tokens per request at most")
     loads: int = knob(4, 1, 8, "how many loads, each twice the one before")
     highest: float = knob(4.0, 0.1, 16.0, "the highest load, in units of what the server manages without guesses")
-    rounds: int = knob(3, 2, 50, "rounds, in each of which every policy meets the same arrivals")
+    rounds: int = knob(5, 2, 50, "rounds, in each of which every policy meets the same arrivals")
 
     def run(self, subject: Subject) -> Findings:
         server, asked = Server(subject.model, self.rows), prompts(subject, self.requests)
@@ -112,9 +114,16 @@ class IdleSpeculation(Study):
                     policy = POLICIES[(i + turn) % len(POLICIES)]
                     found[load][policy].append(serve(policy, load, arrivals))
         return Findings(
-            {"policy": "guesses", "load": "load", "ratio": "× off", "other": "texts other than off's", **HEADINGS},
+            {
+                "policy": "guesses",
+                "load": "load",
+                "ratio": "× off",
+                "error": "± of that",
+                "other": "texts other than off's",
+                **HEADINGS,
+            },
             [
-                {"policy": p, "load": load, "ratio": against_off(by, p)[0], "other": others(by, p), **figures(by[p])}
+                {"policy": p, "load": load, **_against(by, p), "other": others(by, p), **figures(by[p])}
                 for load, by in found.items()
                 for p in POLICIES
             ],
@@ -128,13 +137,19 @@ class IdleSpeculation(Study):
         )
 
 
-def against_off(by: dict[str, list[Served]], policy: str) -> tuple[float, float]:
-    """A policy's throughput in units of off's: the median over rounds, and how finely these rounds can tell it.
+def ratios_to_off(by: dict[str, list[Served]], policy: str) -> list[float]:
+    """A policy's throughput in units of off's, round by round: both meet the same arrivals, one after the other."""
+    return ratios([r.throughput for r in by[policy]], [r.throughput for r in by["off"]])
 
-    That is how far apart off's own rounds lie or the ratios do, whichever is more.
-    """
-    each = [a.throughput / b.throughput for a, b in zip(by[policy], by["off"], strict=True)]
-    return statistics.median(each), max(spread(each), spread([r.throughput for r in by["off"]]))
+
+def against_off(by: dict[str, list[Served]], policy: str) -> Estimate:
+    """The mean of `ratios_to_off`, with the error of so few rounds."""
+    return mean(torch.tensor(ratios_to_off(by, policy)))
+
+
+def _against(by: dict[str, list[Served]], policy: str) -> dict[str, float]:
+    told = against_off(by, policy)
+    return {"ratio": told.value, "error": told.error}
 
 
 def others(by: dict[str, list[Served]], policy: str) -> float:
@@ -144,31 +159,28 @@ def others(by: dict[str, list[Served]], policy: str) -> float:
 
 
 def idle_only_never_falls(found: Found) -> Claim:
-    """Burton's sentence, with what rounds of the same thing differ by as tolerance."""
+    """Burton's sentence, at every load at once."""
     told = {load: against_off(by, "idle-only") for load, by in found.items()}
-    worse = [load for load, (ratio, noise) in told.items() if 1 - ratio > noise]
-    loud = not worse and max(noise for _, noise in told.values()) > LOUD
-    each = "; ".join(f"{ratio:.3f} ± {noise:.3f} at load {load:.2g}" for load, (ratio, noise) in told.items())
-    verdict = f"worse at {', '.join(f'{x:.2g}' for x in worse)}" if worse else "too noisy for a verdict" if loud else ""
+    each = "; ".join(f"{e.value:.3f} ± {e.error:.3f} at load {load:.2g}" for load, e in told.items())
+    worse = [f"{load:.2g}" for load, e in told.items() if e.below(1 - FALL, len(told))]
     return Claim(
         "Burton 1985, abstract",
         "If mandatory work goes first, speculation can only speed computation: idle-only never falls below off.",
-        None if loud else not worse,
-        f"Throughput in units of off, ± how far apart rounds lie: {each}{verdict and ': '}{verdict}.",
+        all_above(list(told.values()), 1 - FALL),
+        f"Throughput in units of off, by rounds in pairs: {each}; a fall is more than {FALL:.0%}"
+        + (f", as at {', '.join(worse)}." if worse else "."),
     )
 
 
 def always_falls(found: Found) -> Claim:
     """Its converse, at the highest load."""
     top = max(found)
-    ratio, noise = against_off(found[top], "always")
-    clear = abs(ratio - 1) > noise
+    told = against_off(found[top], "always")
     return Claim(
         "Burton 1985, the converse",
         "Without that priority it slows computation down: at saturation, guessing always falls below off.",
-        ratio < 1 if clear else None,
-        f"At load {top:.2g} always has {ratio:.3f} ± {noise:.3f} times the throughput of off"
-        + ("." if clear else ": too close to tell."),
+        told.below(1.0),
+        f"At load {top:.2g} always has {told.value:.3f} ± {told.error:.3f} times the throughput of off.",
     )
 
 

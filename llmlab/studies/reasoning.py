@@ -7,15 +7,18 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
-from llmlab.measure.statistics import paired_difference
+from llmlab.measure.statistics import ALIKE, Estimate, all_above, all_below, mean, paired
 from llmlab.runtime.configurable import knob
 from llmlab.studies.support.cascades import models as cascade_models
 from llmlab.studies.support.cascades import problems
 from llmlab.studies.support.cascades.problems import KINDS, STYLES
 from llmlab.studies.support.cascades.replies import Reply, ask
 
+POINTS = 0.12
+"""What programs gain over chains in the paper, as a share of the questions."""
 COLUMNS = {
     "model": "Model",
     "style": "Style",
@@ -116,46 +119,51 @@ def charts() -> list[Chart]:
     ]
 
 
-def gain(one: Sequence[Reply], other: Sequence[Reply], slips: bool = False) -> tuple[float, float]:
-    """(how much more often `one` is right than `other` on the same problems, its standard error).
+def gains(one: Sequence[Reply], other: Sequence[Reply], slips: bool = False) -> Tensor:
+    """(problems,) 1 where `one` is right and `other` is not, -1 the other way round, else 0.
 
     With `slips`, chains of `other` with wrong arithmetic count as right.
     """
     good = ("right", "wrong arithmetic") if slips else ("right",)
-    mine, theirs = [a.reading.right for a in one], [b.reading.verdict in good for b in other]
-    return paired_difference(torch.tensor(mine), torch.tensor(theirs))
+    mine, theirs = ([r.reading.verdict in kinds for r in got] for got, kinds in ((one, ("right",)), (other, good)))
+    return torch.tensor(mine).double() - torch.tensor(theirs).double()
 
 
 def claims(got: dict[tuple[str, str], list[Any]]) -> list[Claim]:
     """What the two papers say, model by model."""
     names = list(dict.fromkeys(name for name, _ in got))
 
-    def each(one: str, other: str, slips: bool = False) -> list[tuple[str, float, float]]:
-        return [(n, *gain(got[n, one], got[n, other], slips)) for n in names]
+    def each(one: str, other: str, slips: bool = False) -> list[Tensor]:
+        return [gains(got[n, one], got[n, other], slips) for n in names]
 
-    def evidence(found: list[tuple[str, float, float]]) -> str:
-        return "; ".join(f"{n}: {100 * d:+.0f} ± {100 * e:.0f} points" for n, d, e in found)
+    def evidence(found: list[Estimate]) -> str:
+        return "; ".join(f"{n}: {e.points()}" for n, e in zip(names, found, strict=True))
 
-    chain, program = each("cot", "direct"), each("pot", "cot")
-    planned = each("pot", "cot", slips=True)
-    mean = sum(d for _, d, _ in program) / len(program)
+    programs = each("pot", "cot")
+    chain, program, planned = (
+        [paired(g, torch.zeros_like(g)) for g in found]
+        for found in (each("cot", "direct"), programs, each("pot", "cot", slips=True))
+    )
+    average = mean(torch.stack(programs).mean(0))
     return [
         Claim(
             "arXiv 2201.11903, section 3.2",
             "Chains of thought do not help small models; the gain comes with about 100 billion parameters.",
-            all(d <= 2 * e for _, d, e in chain),
-            f"Chain against the bare answer, {evidence(chain)}. No model here has more than a few billion",
+            all_below(chain, ALIKE),
+            f"Chain against the bare answer, {evidence(chain)}; help is more than {100 * ALIKE:g} points. No model "
+            "here has more than a few billion",
         ),
         Claim(
             "arXiv 2211.12588, abstract",
             "Programs are right about 12 points more often than chains, on average.",
-            mean >= 0.12,
-            evidence(program),
+            average.above(POINTS),
+            f"{evidence(program)}; on average {average.points()}, against {100 * POINTS:g}",
         ),
         Claim(
             "arXiv 2211.12588, section 1",
             "Leaving the sums to an interpreter gains what chains lose by arithmetic: the plans are as good.",
-            all(d >= -2 * e for _, d, e in planned),
-            f"Programs against chains whose sums were corrected, {evidence(planned)}",
+            all_above(planned, -ALIKE),
+            f"Programs against chains whose sums were corrected, {evidence(planned)}; as good is at most "
+            f"{100 * ALIKE:g} points worse",
         ),
     ]

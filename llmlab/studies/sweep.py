@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from llmlab.errors import Refused
@@ -18,7 +20,7 @@ from llmlab.runtime.generate import committed_tokens
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.technique import Technique, make, registry
 from llmlab.studies.support.sweep.claims import claims
-from llmlab.studies.support.sweep.drafts import Drafts, expected_tokens
+from llmlab.studies.support.sweep.drafts import HALVES, Chains, Drafts
 from llmlab.studies.support.sweep.knobs import LENGTHS, swept, values_of
 from llmlab.studies.support.sweep.prompts import KINDS, held_out
 
@@ -30,6 +32,15 @@ class Base:
     prepared: Prepared
     text: list[int]
     logp: Tensor
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One setting on every prompt: its row, its drafts, and the seconds of a pass without drafting, by prompt."""
+
+    row: dict[str, Any]
+    drafts: Drafts
+    pass_seconds: list[float]
 
 
 COLUMNS = {
@@ -69,8 +80,9 @@ class Sweep(Study):
     What to look for: Where a curve bends. Lossless techniques stay at agreement 1 and move only sideways. Theorem 3.8
     takes a pass over g + 1 tokens to cost as much as one over a single token: see by how much it does not here.
     Differences from the paper: The baseline is measured anew before each technique, so that a machine that warms up
-    favours none. The acceptance a is estimated from the same run, as accepted over tested tokens. Drafts that stop
-    early where they are unsure are told not to, because the formulas speak of fixed lengths.
+    favours none. The acceptance a is estimated as accepted over tested tokens, on every second pass; the formulas are
+    held against the other passes. Drafts that stop early where they are unsure are told not to, because the formulas
+    speak of fixed lengths.
     """
 
     covers = ("speculative-decoding",)
@@ -127,8 +139,9 @@ class Sweep(Study):
         total = len(tried) * len(prompts)
         subject.progress("Loading the model", 0, 0)
         bases = list(self._bases(subject, prompts))
-        rows: list[dict[str, Cell]] = [self._row(subject, bases, "Plain decoding", "", None, Stack(), 0, total)]
-        before, plain = "", rows[0]
+        plain = self._measured(subject, bases, "Plain decoding", "", None, Stack(), 0, total)
+        rows: list[dict[str, Cell]] = [plain.row]
+        before, chains = "", list[Chains]()
         refused: set[str] = set()
         for i, (name, turned, value, stack) in enumerate(tried):
             at = i * len(prompts)
@@ -136,20 +149,23 @@ class Sweep(Study):
                 continue
             try:
                 if name != before:
-                    plain = self._row(subject, bases, "Plain decoding", "", None, Stack(), at, total)
+                    plain = self._measured(subject, bases, "Plain decoding", "", None, Stack(), at, total)
                 before = name
-                row = self._row(subject, bases, name, turned, value, stack, at, total)
+                tried_here = self._measured(subject, bases, name, turned, value, stack, at, total)
             except Refused as e:
                 if self.technique != "all":
                     raise
                 refused.add(name)
                 notes.append(f"Left out: {e}")
                 continue
-            rows.append(row | self._against(row, plain))
+            row = tried_here.row | self._against(tried_here, plain)
+            rows.append(row)
+            if "expected_tokens" in row:
+                chains.append(self._chains(tried_here, plain))
         notes.append(f"Held-out prompts: {len(prompts)}; new tokens for each: at most {self.tokens}, greedy.")
         columns = {k: v for k, v in COLUMNS.items() if any(row.get(k) is not None for row in rows)}
         rows = [{k: row[k] for k in columns if k in row} for row in rows]
-        return Findings(columns, rows, charts(rows), claims(rows, subject.settings.weights), notes)
+        return Findings(columns, rows, charts(rows), claims(rows, chains, subject.settings.weights), notes)
 
     def _bases(self, subject: Subject, prompts: Sequence[dict[str, str]]) -> Iterator[Base]:
         """The unmodified model's answer to each prompt. The models and tools are those of the subject."""
@@ -166,11 +182,12 @@ class Sweep(Study):
             whole = [*prepared.prompt, *text]
             yield Base(prepared, text, quality.score(loaded.model, Stack(), whole, len(prepared.prompt)))
 
-    def _row(
+    def _measured(
         self, subject: Subject, bases: list[Base], name: str, turned: str, value: Any, stack: Stack, at: int, total: int
-    ) -> dict[str, Cell]:
+    ) -> Measured:
         """One setting on every prompt: what it cost and how often it chose as the unmodified model would."""
         same, top1, kl, seconds, layers, passes, tokens, drafts = 0, [], [], 0.0, 0.0, 0, 0, Drafts()
+        pass_seconds = []
         for i, base in enumerate(bases):
             subject.progress(f"{name} {turned} {value if value is not None else ''}".rstrip(), at + i, total)
             prepared = replace(base.prepared, settings=replace(base.prepared.settings, stack=stack))
@@ -182,13 +199,14 @@ class Sweep(Study):
             passes += len(commits)
             tokens += len(text)
             same += text == base.text
+            drafting = drafts.seconds
             drafts.count(events, self.tokens)
+            pass_seconds.append((sum(e.seconds for e in commits) - drafts.seconds + drafting) / len(commits))
             agreement, distance = self._quality(subject, base, stack, text)
             top1.append(agreement)
             kl += [] if distance is None else [distance]
-        whole = drafts.passes and drafts.length
-        tested = drafts.accepted + drafts.rejected
-        return {
+        counts = drafts.all
+        row = {
             "technique": name,
             "knob": turned,
             "value": value,
@@ -200,11 +218,12 @@ class Sweep(Study):
             "ms": 1000 * seconds / tokens,
             "passes": passes / tokens,
             "ms_pass": 1000 * (seconds - drafts.seconds) / passes,
-            "acceptance": drafts.accepted / tested if tested else None,
+            "acceptance": counts.acceptance if counts.accepted + counts.rejected else None,
             "g": drafts.length,
-            "tokens_pass": drafts.tokens / drafts.passes if whole else None,
+            "tokens_pass": counts.tokens / counts.passes if counts.passes and drafts.length else None,
             "draft_seconds": drafts.seconds / drafts.drafted if drafts.drafted else None,
         }
+        return Measured(row, drafts, pass_seconds)
 
     def _quality(self, subject: Subject, base: Base, stack: Stack, text: list[int]) -> tuple[float, float | None]:
         """(top-1 agreement, KL): as `quality.compare` measures them."""
@@ -221,15 +240,25 @@ class Sweep(Study):
             q = quality.score(changed, stack, [*prompt, *base.text], len(prompt))
         return quality.choices(base.logp, q, base.text)
 
-    @staticmethod
-    def _against(row: dict[str, Any], plain: dict[str, Any]) -> dict[str, Cell]:
+    @classmethod
+    def _against(cls, tried: Measured, plain: Measured) -> dict[str, Cell]:
         """What needs the baseline that was measured just before: the speed-up, and what the formulas make of it."""
-        found: dict[str, Cell] = {"speedup": plain["ms"] / row["ms"], "pass_cost": row["ms_pass"] / plain["ms_pass"]}
+        row, base = tried.row, plain.row
+        found: dict[str, Cell] = {"speedup": base["ms"] / row["ms"], "pass_cost": row["ms_pass"] / base["ms_pass"]}
         if row["g"] and row["draft_seconds"] is not None and row["acceptance"] is not None:
-            c = 1000 * row["draft_seconds"] / plain["ms_pass"]
-            tokens = expected_tokens(row["acceptance"], row["g"])
-            found |= {"c": c, "expected_tokens": tokens, "expected_speedup": tokens / (row["g"] * c + 1)}
+            chains, every = cls._chains(tried, plain), torch.arange(len(plain.pass_seconds))
+            tokens, speed = (
+                statistics.fmean(formula(half, every) for half in HALVES)
+                for formula in (chains.equation, chains.theorem)
+            )
+            c = 1000 * row["draft_seconds"] / base["ms_pass"]
+            if math.isfinite(tokens + speed):  # each half of the passes has to have tested a draft
+                found |= {"c": c, "expected_tokens": tokens, "expected_speedup": speed}
         return found
+
+    @staticmethod
+    def _chains(tried: Measured, plain: Measured) -> Chains:
+        return Chains(tried.row["technique"], tried.row["g"], tried.drafts.runs, plain.pass_seconds)
 
 
 def charts(rows: Sequence[dict[str, Any]]) -> list[Chart]:

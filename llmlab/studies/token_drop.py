@@ -33,6 +33,8 @@ COLUMNS = {
     "tokens": "Tokens",
     "ms": "ms to the answer",
     "speedup": "Times as fast",
+    "speedup_error": "Standard error of that",
+    "count": "Texts timed",
 }
 CHARTS = (
     Chart("Accuracy against FLOPs", "gflops", "accuracy", "method", "front"),
@@ -92,19 +94,20 @@ class TokenDrop(Study):
         claims: list[Claim] = []
         shown: list[DropSetting] = []
         for name in works:
-            r = Results(right, float(whole.cost(t).mean()))
+            r = Results(right, whole.cost(t).double())
             learned = WORKS[name](b)
             best, nearest = self._try(b, learned, r, classify_last=name != "magic-pyramid")
-            if nearest:
-                shown.append(best or nearest)
+            shown.append(best or nearest)
             rows += r.rows
             if name == "magic-pyramid":
                 more, points = surface(t, r)
                 rows += more
-                claims += together(points)
+                claims += together(t, points)
             else:
-                claims += CLAIMS[name](self.loss, b, learned, r, best)
-        rows += list(likeness(b)) if "power-bert" in works else []
+                claims += CLAIMS[name](self.loss, b, learned, r, best or nearest)
+        if "power-bert" in works:
+            cosines = likeness(b).mean(1).tolist()
+            rows += [{"method": "All tokens", "layer": l, "cosine": c} for l, c in enumerate(cosines, 1)]
         example = max(range(len(t.ids["test"])), key=lambda i: len(t.ids["test"][i]))
         for setting in shown:
             rows += list(survivors(b, setting, example))
@@ -115,9 +118,9 @@ class TokenDrop(Study):
 
     def _try(
         self, b: Bench, learned: Learned, r: Results, classify_last: bool
-    ) -> tuple[DropSetting | None, DropSetting | None]:
+    ) -> tuple[DropSetting | None, DropSetting]:
         """Every setting on the test sentences, into `r`; of the candidates the cheapest that calibration sentences find
-        good enough, if any, and the one most accurate on them."""
+        good enough, if any, and the one most accurate on them, which is judged where none is."""
         t = b.t
         y = t.y["calibration"]
         base = float((t.probes(t.x["calibration"])[-1].argmax(-1) == y).double().mean())
@@ -127,7 +130,7 @@ class TokenDrop(Study):
             b.subject.progress(f"{setting.name} {setting.value}", len(r.settings), 0)
             out = outcome(t, setting, t.ids["test"])
             judge = Judge.trained(t, outcome(t, setting, t.ids["train"]).x, last=classify_last)
-            r.add(setting, out, judge, row_of(t, setting, out, judge.right(out.x, t.y["test"]), r.full, False))
+            r.add(t, setting, out, judge)
             if not setting.candidate:
                 continue
             tried = outcome(t, setting, t.ids["calibration"])
@@ -138,7 +141,8 @@ class TokenDrop(Study):
                 nearest = (accuracy, setting)
         if best:
             r.rows[r.settings.index(best[1])]["chosen"] = True
-        return best and best[1], nearest and nearest[1]
+        assert nearest is not None
+        return best and best[1], nearest[1]
 
     def _notes(self, b: Bench, right: Tensor) -> list[str]:
         tokens = float(b.t.lengths("test").double().mean())

@@ -18,11 +18,11 @@ from llmlab.lab.experiment import Lab
 from llmlab.lab.settings import Settings
 from llmlab.lab.study import Subject, carry_out, make_study
 from llmlab.measure.roofline import flops_per_token
-from llmlab.measure.statistics import clearly_above, percentile
+from llmlab.measure.statistics import Estimate, percentile
 from llmlab.runtime.batched import Text, generate_batch
 from llmlab.runtime.stack import Stack
 from llmlab.studies import cascade_bert, mot_cascade
-from llmlab.studies.reasoning import gain
+from llmlab.studies.reasoning import gains
 from llmlab.studies.support.cascades import arithmetic, caching, calibration, cascade, difficulty, embeddings, problems
 from llmlab.studies.support.cascades import models as cascade_models
 from llmlab.studies.support.cascades.cascade import Level, Scorer
@@ -274,24 +274,22 @@ def test_the_area_under_the_curve() -> None:
     assert calibration.auc(torch.ones(3), torch.ones(3, dtype=torch.bool)) is None
 
 
-def test_what_is_clear() -> None:
-    assert clearly_above(0.5, 0.2) is True
-    assert clearly_above(0.3, 0.2) is None
-    assert clearly_above(0.0, 0.0) is False
-    assert clearly_above(-0.1, 0.2) is False
-
-
 def test_an_area_is_ahead_by_so_much() -> None:
     right = torch.tensor([True, False] * 40)
     sure = Level("sure", right.double(), right, torch.ones(80))
     blind = Level("blind", torch.ones(80), right, torch.ones(80))
-    assert calibration.ahead(sure, blind) == (0.5, 0.0)
-    assert calibration.ahead(blind, blind) == (0.0, 0.0)
+    assert calibration.ahead(sure, blind) == Estimate(0.5, 0.0, 79)
+    assert calibration.ahead(blind, blind) == Estimate(0.0, 0.0, 79)
     noise = Level("noise", torch.rand(80, generator=torch.Generator().manual_seed(1)), right, torch.ones(80))
-    assert 0.03 < calibration.ahead(sure, noise)[1] < 0.12
-    assert calibration.ahead(
-        Level("", torch.ones(3), right[:1].repeat(3), torch.ones(3)), sure.part(torch.tensor([0, 2, 4]))
-    ) == (0.0, 0.0)
+    ahead = calibration.ahead(sure, noise)
+    assert ahead is not None
+    assert 0.03 < ahead.error < 0.12
+    assert (
+        calibration.ahead(
+            Level("", torch.ones(3), right[:1].repeat(3), torch.ones(3)), sure.part(torch.tensor([0, 2, 4]))
+        )
+        is None
+    )
 
 
 def test_temperature_by_hand() -> None:
@@ -366,9 +364,8 @@ def test_every_method_looks_at_as_many_samples() -> None:
 
 def test_a_gain_counts_pairs() -> None:
     right, slip, wrong = reply(1, "right"), reply(1, "wrong arithmetic"), reply(1)
-    mean, error = gain([right, right, wrong, right], [right, slip, wrong, wrong])
-    assert (mean, error) == (0.5, pytest.approx(math.sqrt(1 / 12)))
-    assert gain([right, right], [right, slip], slips=True) == (0, 0)
+    assert gains([right, right, wrong, right], [right, slip, wrong, wrong]).tolist() == [0, 1, 0, 1]
+    assert gains([right, right, wrong], [right, slip, right], slips=True).tolist() == [0, 0, -1]
 
 
 # Caches -------------------------------------------------------------------------------------------------------------

@@ -444,6 +444,7 @@ def test_every_work_runs_and_judges_its_claims(study: Any, subject: Any) -> None
     measured = [row for row in found.rows if "accuracy" in row]
     assert len(measured) > 2
     assert all(0 <= row["accuracy"] <= 1 and row["saved"] >= -1.0 for row in measured)
+    assert all(math.isfinite(v) for row in found.rows for v in row.values() if isinstance(v, float)), "JSON has no more"
     assert found.claims
     assert all(claim.evidence and claim.source and claim.holds in (True, False, None) for claim in found.claims)
     assert {row["method"] for row in found.rows} >= {measured[0]["method"]}

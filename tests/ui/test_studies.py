@@ -53,10 +53,11 @@ def test_a_link_opens_a_study_with_its_knobs_and_it_runs(study: Any, site: Site)
     done(page)
     page.wait_for_selector("#study-claims li")
     kinds = page.eval_on_selector_all("#study-claims li", "all => all.map(e => e.dataset.holds)")
-    assert kinds == ["confirmed", "refuted", "untestable"]
+    assert kinds == ["confirmed", "refuted", "undecided", "untestable"]
     assert [b.strip() for b in page.locator("#study-claims .badge .en").all_inner_texts()] == [
         "confirmed",
         "refuted",
+        "undecided",
         "not testable here",
     ]
     page.wait_for_function("document.querySelectorAll('#study-figures .js-plotly-plot').length === 6")
@@ -214,7 +215,8 @@ def test_claims_and_tables_are_text(site: Site) -> None:
     shown = claims_html(found)
     assert "<img" not in shown
     assert "<script" not in shown
-    assert shown.count("<li") == 3
+    assert shown.count("<li") == 4
+    assert [shown.count(f">{word}<") for word in ("undecided", "尚无定论", "不成立")] == [1, 1, 1]
     lines = table(found).splitlines()
     assert lines[0].split()[:3] == ["Count", "Level", "Cost"]
     assert len({line.index("1.5") + 3 for line in lines if "1.5" in line}) == 1

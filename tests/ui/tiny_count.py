@@ -59,6 +59,7 @@ class TinyCount(Study):
         claims = [
             Claim("section 1", "Counting goes up.", True, f"It went to {self.steps}. {ATTACK}"),
             Claim("section 2", "Counting goes down.", False, "It went up."),
-            Claim("section 3", "Counting ends.", None, "Nobody has waited for it."),
+            Claim("section 3", "Counting helps.", None, "It did, by less than its error."),
+            Claim("section 4", "Counting ends.", None, "Nobody has waited for it.", testable=False),
         ]
         return Findings(columns, rows, charts, claims, [f"A note. {ATTACK}"])

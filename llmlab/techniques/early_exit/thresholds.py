@@ -70,7 +70,9 @@ class Above:
 
 
 def conformal(scores: Tensor, consistent: Tensor, epsilon: float, delta: float | None = None) -> float:
-    """The bar above which exiting keeps to the full model's answer with probability at least 1 - epsilon.
+    """The bar above which exiting keeps to the full model's answer with probability at least 1 - epsilon, of examples
+    that are exchangeable with those calibrated on. Words of a text that earlier exits have written are not: there the
+    bar is a choice by a measured rate, and what it keeps has to be measured (`python -m benchmarks.exits --own-text`).
 
     scores (l, n) and consistent (l, n) bool: for each of n calibration examples and each classifier, how sure the rule
     was, and whether its answer is the full model's. An example goes wrong under a bar only if one of its inconsistent

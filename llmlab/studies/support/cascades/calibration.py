@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmlab.measure.statistics import Estimate, bootstrap
 from llmlab.studies.support.cascades.cascade import Level
 
 
@@ -20,20 +21,18 @@ def auc(score: Tensor, correct: Tensor) -> float | None:
     return float(((gap > 0).double() + 0.5 * (gap == 0).double()).mean())
 
 
-def ahead(one: Level, other: Level, draws: int = 200) -> tuple[float, float]:
-    """(how much larger the area under ROC of one level is than another's of the same sentences, its standard error).
+def ahead(one: Level, other: Level) -> Estimate | None:
+    """How much larger the area under ROC of one level is than another's of the same sentences.
 
-    The error by resampling the sentences; nothing is ahead of anything where all answers are right, or all wrong.
+    None where all answers of one are right, or all wrong: it has no area.
     """
 
-    def gap(at: Tensor) -> float | None:
+    def gap(at: Tensor) -> float:
         a, b = (auc(level.score[at], level.correct[at]) for level in (one, other))
-        return None if a is None or b is None else a - b
+        return math.nan if a is None or b is None else a - b
 
-    n, rng = len(one.score), torch.Generator().manual_seed(0)
-    found = [g for g in (gap(torch.randint(0, n, (n,), generator=rng)) for _ in range(draws)) if g is not None]
-    whole = gap(torch.arange(n))
-    return (0.0, 0.0) if whole is None or len(found) < 2 else (whole, float(torch.tensor(found).std()))
+    found = bootstrap(gap, len(one.score))
+    return found if math.isfinite(found.value) else None
 
 
 def temperature(logits: Tensor, y: Tensor) -> float:

@@ -1,9 +1,40 @@
-"""Curves of accuracy against cost: their front, a point on them, and how far one lies above another."""
+"""Curves of accuracy against cost: their front, a point on them, and how far one lies above another.
+
+Shapes: S settings of a method, n sentences.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from llmlab.measure.statistics import Estimate, bootstrap
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A method's settings on the same sentences: what each costs (S, n), and 1 where its answer is right (S, n)."""
+
+    cost: Tensor
+    right: Tensor
+
+    def points(self, at: Tensor | None = None) -> list[tuple[float, float]]:
+        """(mean cost, accuracy) per setting, over the sentences `at` (indices), or all."""
+        cost, right = (x if at is None else x[:, at] for x in (self.cost.double(), self.right.double()))
+        return list(zip(cost.mean(1).tolist(), right.mean(1).tolist(), strict=True))
+
+    def with_point(self, cost: Tensor, right: Tensor) -> Curve:
+        """One more setting, (n,) each."""
+        return Curve(torch.cat([self.cost, cost[None]]), torch.cat([self.right, right[None]]))
+
+    def only(self, settings: Sequence[int], sentences: Tensor) -> Curve:
+        """Some of the settings on some of the sentences."""
+        return Curve(self.cost[list(settings)][:, sentences], self.right[list(settings)][:, sentences])
 
 
 def at_most(curve: Sequence[tuple[float, float]], loss: float, full: float) -> int | None:
@@ -33,11 +64,22 @@ def lead(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]
     return sum(gaps) / len(gaps) if gaps else None
 
 
-def best_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (cost, accuracy) points that no cheaper one beats."""
-    best, found = -1.0, []
-    for cost, accuracy in sorted(points):
-        if accuracy > best:
-            best = accuracy
-            found.append((cost, accuracy))
+def led(one: Curve, other: Curve) -> Estimate | None:
+    """`lead` of settings that nothing chose, with its error over the sentences; None without a cost in common."""
+
+    def gap(at: Tensor) -> float:
+        found = lead(one.points(at), other.points(at))
+        return math.nan if found is None else found
+
+    found = bootstrap(gap, one.cost.shape[1])
+    return found if math.isfinite(found.value) else None
+
+
+def front(curve: Curve) -> list[int]:
+    """The settings of a curve that no cheaper one beats, cheapest first."""
+    points, best, found = curve.points(), -1.0, []
+    for i in sorted(range(len(points)), key=points.__getitem__):
+        if points[i][1] > best:
+            best = points[i][1]
+            found.append(i)
     return found

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from llmlab.lab.study import Claim
-from llmlab.measure.statistics import at_most_lost, paired_difference, points
-from llmlab.studies.support.classification.classify import run_exits
-from llmlab.studies.support.classification.curves import lead
+from llmlab.measure.statistics import bootstrap, every, mean, paired
+from llmlab.studies.support.classification.classify import Exits, run_exits
+from llmlab.studies.support.classification.curves import Curve, led
 from llmlab.studies.support.exit_rules.methods import ExitMethod, deebert
 from llmlab.studies.support.exit_rules.tried import Tried
 from llmlab.techniques.early_exit import rules
@@ -17,90 +18,110 @@ from llmlab.techniques.early_exit import rules
 NOISY = 150
 """Sentences that are read again with wrong words in them."""
 SEEN = ("local", "past", "past and future")
-ROBUST = "Patience is more robust to disturbed input than entropy."
+
+
+SURER = 0.9
+"""Share of the layers that counts as all of them: the first ones know next to nothing."""
+FASTER = 1.1
+"""Times fewer layers that count as a speed-up."""
+LARGE = 0.02
+"""The difference between shares that Past-Future's margin must exceed to be a large one."""
 
 
 def most_leave_early(f: Tried) -> list[Claim]:
     source, claim = "BranchyNet, arXiv 1709.01686", "Most samples leave at a side branch, with little or no loss."
-    found = f.best(lambda exits: float((exits.layers < f.t.layers).double().mean()) > 0.5)
-    if found is None:
-        return [Claim(source, claim, False, "under no thresholds that were tried do most sentences leave early")]
-    exits, gain, error, told = found
-    early = float((exits.layers < f.t.layers).double().mean())
-    return [Claim(source, claim, at_most_lost(gain, error, f.loss), f"{early:.0%} leave at a branch; {told}")]
+    return [_spares(f, source, claim, lambda exits: (exits.layers < f.t.layers).double(), 0.5, "leave at a branch")]
 
 
 def forty_percent(f: Tried) -> list[Claim]:
     source, claim = "DeeBERT, arXiv 2004.12993", "Up to about 40 % of the time is saved with little loss."
-    found = f.best(lambda exits: exits.mean() <= 0.6 * f.t.layers)
-    if found is None:
-        return [Claim(source, claim, False, "no threshold that was tried saves 40 % of the layers")]
-    exits, gain, error, told = found
-    saved = 1 - exits.mean() / f.t.layers
-    return [Claim(source, claim, at_most_lost(gain, error, f.loss), f"{saved:.0%} of the layers saved; {told}")]
+    return [_spares(f, source, claim, lambda exits: 1 - exits.layers / f.t.layers, 0.4, "of the layers saved")]
+
+
+def _spares(f: Tried, source: str, claim: str, worth: Callable[[Exits], Tensor], least: float, words: str) -> Claim:
+    """Whether a setting that calibration sentences chose spares at least so much at the loss allowed."""
+    setting = f.best(worth, least)
+    found = mean(worth(f.exits[setting]))
+    holds = every(found.above(least), f.gain(setting).above(-f.loss))
+    return Claim(source, claim, holds, f"{found.value:.0%} ± {found.error:.0%} {words}; {f.told(setting)}")
 
 
 def uncertainty_and_students(f: Tried) -> list[Claim]:
-    p, y = f.method.p["test"], f.t.y["test"]
-    right = (p.argmax(-1) == y).double()
-    unsure = rules.entropy(p)
-    half = p.shape[1] // 2
-    order = unsure.argsort(1)
-    sure, rest = (right.gather(1, part).mean(1) for part in (order[:, :half], order[:, half:]))
-    layers = int((sure >= rest).sum())
     taught = (f.t.probes(f.t.x["test"]).argmax(-1) == f.full)[:-1].double()
-    student = (p.argmax(-1) == f.full)[:-1].double()
-    gain, error = paired_difference(student.mean(0), taught.mean(0))
-    gain_full, error_full = f.against_full()
-    fast = f.t.layers / f.chosen.mean()
+    student = (f.method.p["test"].argmax(-1) == f.full)[:-1].double()
+    gain = paired(student.mean(0), taught.mean(0))
+    layers = f.exits[f.nearest].layers.double() / f.t.layers
+    most = f.t.layers / min(cost for cost, _ in f.curve().points())
     return [
-        Claim(
-            "FastBERT, arXiv 2004.02178, section 3.3",
-            "The lower the uncertainty, the higher the accuracy, at every layer.",
-            layers >= 0.9 * len(right),
-            f"at {layers} of {len(right)} layers the surer half is at least as accurate; "
-            f"{float(sure.mean()):.1%} against {float(rest.mean()):.1%} on average",
-        ),
+        _surer(f.method.p["test"], f.t.y["test"]),
         Claim(
             "FastBERT, arXiv 2004.02178",
             "Branches taught by the last classifier, without labels, follow it well.",
-            gain > -error,
-            f"they agree with it {points(gain, error)} more often than branches taught by "
-            "labels, on average over the layers",
+            gain.above(-f.loss),
+            f"they agree with it {gain.points()} more often than branches taught by labels, on average over the "
+            f"layers; well is at most {100 * f.loss:g} points less often",
         ),
         Claim(
             "FastBERT, arXiv 2004.02178",
             "A speed-up from 1x to 12x depending on the speed threshold, with little loss at low speeds.",
-            at_most_lost(gain_full, error_full, f.loss) if fast > 1.1 else False,
-            f"{fast:.1f}x fewer layers at the chosen speed, {f.t.layers / min(c for c, _ in f.curve()):.1f}x at the "
-            f"highest speed tried; {f.told()}",
+            every(mean(layers).below(1 / FASTER), f.gain(f.nearest).above(-f.loss)),
+            f"{1 / float(layers.mean()):.1f}x fewer layers at the chosen speed, {most:.1f}x at the highest speed "
+            f"tried; {f.told(f.nearest)}",
         ),
     ]
 
 
+def _surer(p: Tensor, y: Tensor) -> Claim:
+    """Whether the surer half of the sentences is at least as accurate as the rest, p (l, n, C) by p (l, n, C)."""
+    right = (p.argmax(-1) == y).double()
+    sure = torch.zeros_like(right)
+    sure.scatter_(1, rules.entropy(p).argsort(1)[:, : p.shape[1] // 2], 1.0)
+
+    def halves(at: Tensor) -> tuple[Tensor, Tensor]:
+        """(l,) each: the accuracy of the surer half and of the rest."""
+        a, b = ((right * m)[:, at].sum(1) / m[:, at].sum(1).clamp_min(1) for m in (sure, 1 - sure))
+        return a, b
+
+    def layers(at: Tensor) -> float:
+        one, other = halves(at)
+        return float((one >= other).double().mean())
+
+    found = bootstrap(layers, len(y))
+    one, other = (float(x.mean()) for x in halves(torch.arange(len(y))))
+    return Claim(
+        "FastBERT, arXiv 2004.02178, section 3.3",
+        "The lower the uncertainty, the higher the accuracy, at every layer.",
+        found.above(SURER),
+        f"at {found.value:.0%} ± {found.error:.0%} of {len(p)} layers the surer half is at least as accurate, against "
+        f"{SURER:.0%}; {one:.1%} against {other:.1%} on average",
+    )
+
+
+def _above(source: str, claim: str, one: Curve, other: Curve, words: str) -> Claim:
+    """Whether one curve of accuracy against layers lies above another, over the depths that both reach."""
+    ahead = led(one, other)
+    if ahead is None:
+        return Claim(source, claim, None, "the two have no depth in common", testable=False)
+    return Claim(source, claim, ahead.above(), f"{ahead.points()} {words}")
+
+
 def patience(f: Tried) -> list[Claim]:
-    y = {part: f.t.y[part] for part in ("calibration", "test")}
-    tried = f.method.curve("calibration", y["calibration"])
-    best = max(range(len(tried)), key=lambda i: (tried[i][1], -tried[i][0]))
-    setting = f.method.tried[best][0]
-    gain, error = paired_difference((f.exits[setting].labels == y["test"]).double(), f.right)
-    other = deebert(f.t)
-    ahead = lead(f.curve(), other.curve("test", y["test"]))
+    source, other = "PABEE, arXiv 2006.04152", deebert(f.t)
+    setting = f.most_accurate(list(f.exits))
     claims = [
         Claim(
-            "PABEE, arXiv 2006.04152",
+            source,
             "Some patience is more accurate than all layers: models overthink.",
-            None if abs(gain) < error else gain > 0,
-            f"patience {setting}, best on calibration sentences, is {points(gain, error)} from "
+            f.gain(setting).above(),
+            f"patience {setting}, best on calibration sentences, is {f.gain(setting).points()} from "
             f"all layers after {f.exits[setting].mean():.1f} layers on average",
         ),
-        Claim(
-            "PABEE, arXiv 2006.04152",
+        _above(
+            source,
             "Patience beats entropy at the same number of layers.",
-            None if ahead is None else ahead > 0,
-            "the two have no number of layers in common"
-            if ahead is None
-            else f"{100 * ahead:+.1f} points on average over the numbers of layers that both reach",
+            f.curve(),
+            other.curve("test", f.t.y["test"]),
+            "on average over the numbers of layers that both reach",
         ),
     ]
     if f.noise:
@@ -122,32 +143,26 @@ def _robust(f: Tried, other: ExitMethod) -> Claim:
     y = t.y["test"][:n]
     falls = []
     for found in (f, Tried(t, other, f.full, f.loss)):
-        rule = dict(found.method.tried).get(found.setting)
-        if rule is None:
-            return Claim("PABEE, arXiv 2006.04152", ROBUST, None, "no threshold was good enough to compare")
-        exits = run_exits(rule, answers, found.method.depths)
-        falls.append((exits.labels == y).double() - (found.exits[found.setting].labels[:n] == y).double())
-    gap, error = paired_difference(*falls)
+        exits = run_exits(dict(found.method.tried)[found.nearest], answers, found.method.depths)
+        falls.append((exits.labels == y).double() - (found.exits[found.nearest].labels[:n] == y).double())
+    gap = paired(*falls)
     return Claim(
         "PABEE, arXiv 2006.04152",
-        ROBUST,
-        None if abs(gap) < error else gap > 0,
+        "Patience is more robust to disturbed input than entropy.",
+        gap.above(),
         f"with {f.noise:.0%} wrong words accuracy falls by {-100 * float(falls[0].mean()):.1f} points under "
-        f"patience and by {-100 * float(falls[1].mean()):.1f} under entropy, ± {100 * error:.1f}, on {n} sentences",
+        f"patience and by {-100 * float(falls[1].mean()):.1f} under entropy, ± {100 * gap.error:.1f}, on {n} sentences",
     )
 
 
 def memory(f: Tried) -> list[Claim]:
-    own, forgetful = f.curve(), deebert(f.t).curve("test", f.t.y["test"])
-    ahead = lead(own, forgetful)
     return [
-        Claim(
+        _above(
             "MPEE, aclanthology 2022.coling-1.414",
             "Classifiers that recycle what earlier ones said are better than ones that forget, at equal depth.",
-            None if ahead is None else ahead > 0,
-            "the two have no depth in common"
-            if ahead is None
-            else f"{100 * ahead:+.1f} points against DeeBERT on average over the depths that both reach",
+            f.curve(),
+            deebert(f.t).curve("test", f.t.y["test"]),
+            "against DeeBERT on average over the depths that both reach",
         )
     ]
 
@@ -157,7 +172,7 @@ def early_margin(f: Tried) -> list[Claim]:
     early = max(1, L // 4)
     local = (f.t.probes(f.t.x["test"]).argmax(-1) == y).double()
     past, both = ((p[k].argmax(-1) == y).double() for k in ("past", "test"))
-    gain, error = paired_difference(both[:early].mean(0), local[:early].mean(0))
+    gain = paired(both[:early].mean(0), local[:early].mean(0))
     shown = ", ".join(
         f"{name} {float(a[:early].mean()):.1%}" for name, a in zip(SEEN, (local, past, both), strict=True)
     )
@@ -166,8 +181,8 @@ def early_margin(f: Tried) -> list[Claim]:
         Claim(
             "Past-Future, aclanthology 2021.naacl-main.162",
             "Seeing the past and an imitated future gives a large margin at very early exits.",
-            None if abs(gain) < error else gain > 0.02,
-            f"over the first {early} layers: {shown} ({points(gain, error)}); the imitated "
+            gain.above(LARGE),
+            f"over the first {early} layers: {shown} ({gain.points()}, large from {100 * LARGE:g} on); the imitated "
             f"states are wrong by {float(wrong[0]):.2f} of their variance from the first layer and by "
             f"{float(wrong[L // 2]):.2f} from the middle",
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llmlab.studies.support.classification import probes
 from llmlab.studies.support.classification.classify import Exits, Task, run_exits
+from llmlab.studies.support.classification.curves import Curve
 from llmlab.techniques.early_exit import rules, thresholds
 from llmlab.techniques.early_exit.rules import Each, Entropy, MultiView, NormalisedEntropy, Patience, Rule
 from llmlab.techniques.early_exit.thresholds import Consistency
@@ -39,9 +40,10 @@ class ExitMethod:
         """Where the sentences of a part exit, setting by setting."""
         return [run_exits(rule, self.p[part], self.depths, self.answer) for _, rule in self.tried]
 
-    def curve(self, part: str, y: Tensor) -> list[tuple[float, float]]:
-        """(layers, accuracy) of every setting against the labels y (n,)."""
-        return [(exits.mean(), exits.accuracy(y)) for exits in self.exits(part)]
+    def curve(self, part: str, y: Tensor) -> Curve:
+        """Layers, and right answers against the labels y (n,), of every setting on the sentences of a part."""
+        tried = self.exits(part)
+        return Curve(torch.stack([e.layers for e in tried]), torch.stack([e.labels == y for e in tried]))
 
 
 def _both(classifiers: Callable[[Tensor], Tensor], t: Task) -> dict[str, Tensor]:
@@ -56,7 +58,7 @@ def branchynet(t: Task) -> ExitMethod:
     pairs = product((0.0, 0.1, 0.3, 0.5, 0.7, 0.9), repeat=len(depths) - 1)
     tried = [(" ".join(f"{u:g}" for u in us), Each(tuple(Entropy(u * most) for u in us))) for us in pairs]
     method = ExitMethod("BranchyNet", p, depths, tried)
-    curve = method.curve("calibration", t.y["calibration"])
+    curve = method.curve("calibration", t.y["calibration"]).points()
     method.tried = [s for s, (c, a) in zip(tried, curve, strict=True) if not any(d <= c and b > a for d, b in curve)]
     return method
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from llmlab.lab.study import Cell
-from llmlab.measure.statistics import paired_difference, points
+from llmlab.measure.statistics import Estimate, mean, paired
 from llmlab.studies.support.classification.classify import Exits, Task, flops
-from llmlab.studies.support.classification.curves import at_most
+from llmlab.studies.support.classification.curves import Curve, at_most
 from llmlab.studies.support.exit_rules.methods import ExitMethod
 
 
@@ -25,40 +25,46 @@ class Tried:
     def __init__(self, t: Task, method: ExitMethod, full: Tensor, loss: float, noise: float = 0.0) -> None:
         """`full` (n,): the labels that all layers say of the test sentences; `loss`: what a chosen setting may cost."""
         self.t, self.method, self.full, self.loss, self.noise = t, method, full, loss, noise
-        self.exits = {s: exits for (s, _), exits in zip(method.tried, method.exits("test"), strict=True)}
+        self.exits, self.calibrated = (
+            {s: exits for (s, _), exits in zip(method.tried, method.exits(part), strict=True)}
+            for part in ("test", "calibration")
+        )
         y = t.y["calibration"]
         base = float((t.probes(t.x["calibration"])[-1].argmax(-1) == y).double().mean())
-        at = at_most(method.curve("calibration", y), self.loss, base)
+        at = at_most(method.curve("calibration", y).points(), self.loss, base)
         self.setting = "" if at is None else method.tried[at][0]
         self.chosen = never_exit(t, full) if at is None else self.exits[self.setting]
         self.right = (self.full == t.y["test"]).double()
 
-    def best(self, able: Callable[[Exits], bool]) -> tuple[Exits, float, float, str] | None:
-        """Of the settings that are able on calibration sentences the most accurate there, on test sentences: its
-        exits, the accuracy against all layers with its standard error, and that in words. None where none is able."""
-        y = self.t.y["calibration"]
-        tried = [(s, exits) for (s, _), exits in zip(self.method.tried, self.method.exits("calibration"), strict=True)]
-        good = [(exits.accuracy(y), -exits.mean(), s) for s, exits in tried if able(exits)]
-        if not good:
-            return None
-        setting = max(good)[2]
-        exits = self.exits[setting]
-        gain, error = paired_difference((exits.labels == self.t.y["test"]).double(), self.right)
-        return exits, gain, error, self._told(f"threshold {setting}", exits, gain, error)
+    @property
+    def nearest(self) -> str:
+        """The chosen setting; where none was good enough on calibration sentences, the most accurate there."""
+        return self.setting or self.most_accurate(list(self.calibrated))
 
-    def curve(self) -> list[tuple[float, float]]:
+    def best(self, worth: Callable[[Exits], Tensor], least: float) -> str:
+        """Of the settings clearly worth `least` per calibration sentence the most accurate there, or the worthiest.
+
+        `worth` gives what each of n sentences is worth, (n,).
+        """
+        worths = {s: mean(worth(exits)) for s, exits in self.calibrated.items()}
+        able = [s for s, found in worths.items() if found.above(least)]
+        return self.most_accurate(able) if able else max(worths, key=lambda s: worths[s].value)
+
+    def most_accurate(self, settings: Sequence[str]) -> str:
+        """Of these settings the most accurate on calibration sentences, the one with fewer layers of equals."""
+        y = self.t.y["calibration"]
+        return max(settings, key=lambda s: (self.calibrated[s].accuracy(y), -self.calibrated[s].mean()))
+
+    def curve(self) -> Curve:
         return self.method.curve("test", self.t.y["test"])
 
-    def against_full(self) -> tuple[float, float]:
-        return paired_difference((self.chosen.labels == self.t.y["test"]).double(), self.right)
+    def gain(self, setting: str) -> Estimate:
+        """How much more accurate a setting is than all layers, on test sentences."""
+        return paired((self.exits[setting].labels == self.t.y["test"]).double(), self.right)
 
-    def told(self) -> str:
-        gain, error = self.against_full()
-        where = f"threshold {self.setting}" if self.setting else "no threshold was good enough on calibration sentences"
-        return self._told(where, self.chosen, gain, error)
-
-    def _told(self, where: str, exits: Exits, gain: float, error: float) -> str:
-        return f"{where}: {exits.mean():.1f} of {self.t.layers} layers, accuracy {points(gain, error)} against all"
+    def told(self, setting: str) -> str:
+        layers = f"{self.exits[setting].mean():.1f} of {self.t.layers} layers"
+        return f"threshold {setting}: {layers}, accuracy {self.gain(setting).points()} against all"
 
 
 def row_of(t: Task, name: str, setting: str, exits: Exits, full: Tensor, chosen: bool) -> dict[str, Cell]:

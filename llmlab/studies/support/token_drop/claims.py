@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 
+import torch
+
 from llmlab.lab.study import Claim
-from llmlab.studies.support.classification.curves import lead
+from llmlab.measure.statistics import mean, paired
+from llmlab.studies.support.classification.curves import led
 from llmlab.studies.support.token_drop.bench import Bench
-from llmlab.studies.support.token_drop.methods import Learned
+from llmlab.studies.support.token_drop.methods import IMITATED, Learned
 from llmlab.studies.support.token_drop.outcomes import DropSetting, Results
 from llmlab.studies.support.token_drop.views import likeness
 
+TELLS = 0.3
+"""The rank correlation above which one thing tells another."""
+
 
 def _compared(source: str, claim: str, r: Results, one: str, other: str) -> Claim:
-    """Whether one curve lies above another at equal FLOPs."""
-    gap = lead(r.curve(one), r.curve(other))
-    evidence = "the two have no cost in common"
-    if gap is not None:
-        evidence = f"{one} against {other}: {100 * gap:+.1f} points on average over the costs that both reach"
-    return Claim(source, claim, None if gap is None else gap > 0, evidence)
+    """Whether one curve lies above another at equal FLOPs; every setting that was tried is on them."""
+    gap = led(r.curve(one), r.curve(other))
+    if gap is None:
+        return Claim(source, claim, None, f"{one} and {other} have no cost in common", testable=False)
+    evidence = f"{one} against {other}: {gap.points()} on average over the costs that both reach"
+    return Claim(source, claim, gap.above(), evidence)
 
 
-def of_power_bert(loss: float, b: Bench, learned: Learned, r: Results, pick: DropSetting | None) -> list[Claim]:
+def of_power_bert(loss: float, b: Bench, learned: Learned, r: Results, pick: DropSetting) -> list[Claim]:
     where = "PoWER-BERT, arXiv 2001.08950"
-    alike = [row["cosine"] for row in likeness(b)]
+    found = likeness(b)
+    alike = found.mean(1).tolist()
+    grown = paired(found[-1], found[0])
     return [
         Claim(
             f"{where}, section 3",
             "Word vectors grow more alike with depth, so that many can go.",
-            alike[-1] > alike[0],
+            grown.above(),
             f"mean cosine between two words of a sentence: {alike[0]:.2f} after layer 1, "
-            f"{alike[len(alike) // 2]:.2f} in the middle, {alike[-1]:.2f} before the last",
+            f"{alike[len(alike) // 2]:.2f} in the middle, {alike[-1]:.2f} before the last, ± {grown.error:.2f}",
         ),
-        Claim(
+        r.saving(
             where,
             "Up to 4.5 times less inference time with less than 1 % loss of accuracy.",
-            r.saves(pick, 1 - 1 / 4.5, loss),
-            r.told(pick) + "; the model was not fine-tuned after dropping, as the paper's is",
+            pick,
+            1 - 1 / 4.5,
+            loss,
+            "; the model was not fine-tuned after dropping, as the paper's is",
         ),
         _compared(
             where,
@@ -50,31 +59,31 @@ def of_power_bert(loss: float, b: Bench, learned: Learned, r: Results, pick: Dro
     ]
 
 
-def of_tr_bert(loss: float, b: Bench, learned: Learned, r: Results, pick: DropSetting | None) -> list[Claim]:
+def of_tr_bert(loss: float, b: Bench, learned: Learned, r: Results, pick: DropSetting) -> list[Claim]:
     where = "TR-BERT, arXiv 2105.11618"
-    curve = learned.rewards
-    third = max(1, len(curve) // 3)
-    first, last = statistics.fmean(curve[:third]), statistics.fmean(curve[-third:])
+    assert learned.reward is not None
+    after, before = (
+        learned.reward(r.outs[next(i for i in r.of(name) if r.settings[i].value == IMITATED)])
+        for name in ("TR-BERT", "TR-BERT, only imitated")
+    )
+    gain = paired(after, before)
     return [
         Claim(
             where,
             "Rewards teach the policy which words to keep.",
-            last > first,
-            f"mean reward {first:.3f} in the first {third} rounds and {last:.3f} in the last",
+            gain.above(),
+            f"mean reward on test sentences {float(before.mean()):.3f} before and {float(after.mean()):.3f} after "
+            f"{len(learned.rewards)} rounds, {gain.value:+.3f} ± {gain.error:.3f}",
         ),
         _compared(where, "The policy beats attention.", r, "TR-BERT", "Attention at the same layers"),
         _compared(where, "The policy beats chance.", r, "TR-BERT", "Chance at the same layers"),
-        Claim(
-            where,
-            "2 to 5 times faster with little loss.",
-            r.saves(pick, 0.5, loss),
-            r.told(pick),
-        ),
+        r.saving(where, "2 to 5 times faster with little loss.", pick, 0.5, loss),
     ]
 
 
-def of_adapler(loss: float, b: Bench, learned: Learned, r: Results, pick: DropSetting | None) -> list[Claim]:
+def of_adapler(loss: float, b: Bench, learned: Learned, r: Results, pick: DropSetting) -> list[Claim]:
     where = "AdapLeR, arXiv 2203.08991"
+    agreement = mean(torch.tensor(learned.agreement))
     outs = [o for w, o in zip(r.settings, r.outs, strict=True) if w is pick]
     shares = [sum(c) / (len(c) * c[0]) for o in outs for c in o.counts]
     spread = f"; sentences keep {min(shares):.0%} to {max(shares):.0%} of tokens × layers" if shares else ""
@@ -82,8 +91,9 @@ def of_adapler(loss: float, b: Bench, learned: Learned, r: Results, pick: DropSe
         Claim(
             where,
             "A small net can tell from a state what gradient × input would say.",
-            learned.agreement > 0.3,
-            f"rank correlation {learned.agreement:.2f} on sentences that it has not seen",
+            agreement.above(TELLS),
+            f"rank correlation {agreement.value:.2f} ± {agreement.error:.2f} on {len(learned.agreement)} sentences "
+            f"that it has not seen, against {TELLS:g}",
         ),
         _compared(
             where,
@@ -92,16 +102,11 @@ def of_adapler(loss: float, b: Bench, learned: Learned, r: Results, pick: DropSe
             "AdapLeR",
             "Contribution, fixed share",
         ),
-        Claim(
-            where,
-            "Much faster with little loss of accuracy (up to 22 times).",
-            r.saves(pick, 0.5, loss),
-            r.told(pick) + spread,
-        ),
+        r.saving(where, "Much faster with little loss of accuracy (up to 22 times).", pick, 0.5, loss, spread),
     ]
 
 
-def of_fused(loss: float, b: Bench, learned: Learned, r: Results, pick: DropSetting | None) -> list[Claim]:
+def of_fused(loss: float, b: Bench, learned: Learned, r: Results, pick: DropSetting) -> list[Claim]:
     return [
         _compared(
             "MPEE, aclanthology 2022.coling-1.414",
@@ -113,7 +118,7 @@ def of_fused(loss: float, b: Bench, learned: Learned, r: Results, pick: DropSett
     ]
 
 
-CLAIMS: dict[str, Callable[[float, Bench, Learned, Results, DropSetting | None], list[Claim]]] = {
+CLAIMS: dict[str, Callable[[float, Bench, Learned, Results, DropSetting], list[Claim]]] = {
     "power-bert": of_power_bert,
     "tr-bert": of_tr_bert,
     "adapler": of_adapler,

@@ -14,13 +14,15 @@ from llmlab.runtime.token_drop_plan import AtLeast, Fate, TokenDropPlan, Top
 from llmlab.studies.support.classification.classify import batch_of, flops
 from llmlab.studies.support.token_drop import selectors
 from llmlab.studies.support.token_drop.bench import Bench
-from llmlab.studies.support.token_drop.outcomes import DropSetting, Judge, outcome
+from llmlab.studies.support.token_drop.outcomes import DropSetting, Judge, Outcome, outcome
 from llmlab.studies.support.token_drop.selectors import Contribution, Policy
 
 LEARNED = 24
 """Of the sentences whose loss is differentiated, those that predictors learn from; the others test them."""
 PRICE = 1.0
 """What a policy pays for keeping every word in every layer, in nats."""
+IMITATED = "0.5"
+"""The bar of TR-BERT's policies, before and after rewards, that are compared."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,10 @@ class Learned:
     settings: list[DropSetting]
     rewards: Sequence[float] = ()
     """TR-BERT's mean reward, round by round."""
-    agreement: float = 0.0
-    """How well AdapLeR's predictors rank the words of sentences that they have not seen."""
+    reward: Callable[[Outcome], Tensor] | None = None
+    """(n,) TR-BERT's reward of each test sentence, by the classifier that rewarded the policy."""
+    agreement: Sequence[float] = ()
+    """Per sentence that they have not seen, how well AdapLeR's predictors rank its words."""
 
 
 def power_bert(b: Bench) -> Learned:
@@ -65,37 +69,38 @@ def tr_bert(b: Bench) -> Learned:
     judge = Judge.trained(t, outcome(t, DropSetting("", "", before, "pass"), t.ids["train"]).x)
     rng = torch.Generator().manual_seed(seed)
     sentences, samples, rounds = 12, 3, 10
-    full = [flops(t.shape, [len(ids)] * L) for ids in t.ids["train"]]
+    full = {part: [flops(t.shape, [len(ids)] * L) for ids in t.ids[part]] for part in ("train", "test")}
+
+    def reward_of(x: Tensor, counts: Sequence[Sequence[int]], part: str, sentences: Sequence[int]) -> Tensor:
+        logp = judge.logits(x)[-1].log_softmax(-1).gather(1, t.y[part][list(sentences)][:, None])[:, 0]
+        cost = [flops(t.shape, c) / full[part][i] for c, i in zip(counts, sentences, strict=True)]
+        return logp - PRICE * torch.tensor(cost)
 
     def act(step: int) -> tuple[list[selectors.Choices], Tensor]:
-        picked = torch.randint(0, len(full), (sentences,), generator=rng).tolist()
+        picked = torch.randint(0, len(full["train"]), (sentences,), generator=rng).tolist()
         again = picked * samples
         plan = {p: Policy(net, rng=rng) for p, net in zip(at, nets, strict=True)}
         drop = TokenDropPlan(plan, "pass", remember=True)
         with torch.inference_mode():
             t.model.forward(batch_of(t.model, [t.ids["train"][i] for i in again]), drop, 0)
-        logp = (
-            judge.logits(torch.stack(drop.states).cpu())[-1]
-            .log_softmax(-1)
-            .gather(1, t.y["train"][again][:, None])[:, 0]
-        )
-        counts = zip(*drop.counts, strict=True)
-        cost = [flops(t.shape, c) / full[i] for c, i in zip(counts, again, strict=True)]
-        reward = logp - PRICE * torch.tensor(cost)
+        counts = [list(c) for c in zip(*drop.counts, strict=True)]
+        reward = reward_of(torch.stack(drop.states).cpu(), counts, "train", again)
         return [drop.choices[p] for p in at], reward.view(samples, sentences).t()
 
     curve = selectors.reinforced(nets, act, rounds, lambda d, n: b.subject.progress("Rewarding the policy", d, n))
     settings = []
-    for bar in (0.3, 0.5):
+    for bar in (0.3, float(IMITATED)):
         plan = {p: Policy(net, bar) for p, net in zip(at, nets, strict=True)}
         settings.append(DropSetting("TR-BERT", f"{bar:g}", plan, "pass", candidate=True))
-    settings.append(DropSetting("TR-BERT, only imitated", "0.5", before, "pass"))
+    settings.append(DropSetting("TR-BERT, only imitated", IMITATED, before, "pass"))
     keep = 0.6
     told = f"{keep:.0%} at layers {' and '.join(map(str, at))}"
     settings.append(DropSetting("Attention at the same layers", told, dict.fromkeys(at, Top(keep)), "pass"))
     chance = dict.fromkeys(at, Top(keep, "random", seed=seed))
     settings.append(DropSetting("Chance at the same layers", told, chance, "pass"))
-    return Learned(settings, rewards=curve)
+    return Learned(
+        settings, rewards=curve, reward=lambda out: reward_of(out.x, out.counts, "test", range(len(out.counts)))
+    )
 
 
 def adapler(b: Bench) -> Learned:
@@ -103,11 +108,13 @@ def adapler(b: Bench) -> Learned:
     spans = f.spans[:LEARNED]
     nets = {p: selectors.predictor(f.h[p], f.contribution[p], spans, seed) for p in b.places}
     agreement = []
-    for p, net in nets.items():
-        for x, y in f.spans[LEARNED:]:
-            with torch.no_grad():
-                guess = net(f.h[p][x + 1 : y])
-            agreement.append(selectors.rank_correlation(guess, f.contribution[p][x + 1 : y]))
+    for x, y in f.spans[LEARNED:]:
+        with torch.no_grad():
+            found = [
+                selectors.rank_correlation(net(f.h[p][x + 1 : y]), f.contribution[p][x + 1 : y])
+                for p, net in nets.items()
+            ]
+        agreement.append(statistics.fmean(found))
     settings = []
     for eta in (0.2, 0.4, 0.6):
         settings.append(
@@ -116,7 +123,7 @@ def adapler(b: Bench) -> Learned:
     for keep in (0.9, 0.7):
         plan = {p: Contribution(net, share=keep) for p, net in nets.items()}
         settings.append(DropSetting("Contribution, fixed share", f"{keep:.0%} each time", plan))
-    return Learned(settings, agreement=statistics.fmean(agreement))
+    return Learned(settings, agreement=agreement)
 
 
 def magic_pyramid(b: Bench) -> Learned:

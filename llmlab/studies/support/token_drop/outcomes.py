@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmlab.measure.statistics import at_most_lost, paired_difference, points
+from llmlab.lab.study import Claim
+from llmlab.measure.statistics import Estimate, every, mean, paired
 from llmlab.runtime.token_drop_plan import Fate, Selector, TokenDropPlan
 from llmlab.studies.support.classification import probes
 from llmlab.studies.support.classification.classify import Task, batch_of, flops
+from llmlab.studies.support.classification.curves import Curve
 
 AT_ONCE = 16
 """Sentences read in one pass."""
@@ -94,13 +96,13 @@ def row_of(t: Task, setting: DropSetting, out: Outcome, right: Tensor, full: Ten
     """A setting as a row: accuracy, its change against all tokens with the standard error, and cost."""
     whole = sum(flops(t.shape, [len(ids)] * t.layers) for ids in t.ids["test"])
     cost = out.cost(t)
-    gain, error = paired_difference(right, full)
+    gain = paired(right, full)
     return {
         "method": setting.name,
         "setting": setting.value,
         "accuracy": float(right.mean()),
-        "change": gain,
-        "error": error,
+        "change": gain.value,
+        "error": gain.error,
         "layer_tokens": statistics.fmean(sum(c) for c in out.counts),
         "gflops": float(cost.mean()) / 1e9,
         "saved": 1 - float(cost.sum()) / whole,
@@ -111,32 +113,53 @@ def row_of(t: Task, setting: DropSetting, out: Outcome, right: Tensor, full: Ten
 class Results:
     """What a method's settings did on the test sentences."""
 
-    def __init__(self, full: Tensor, whole: float) -> None:
-        """`full` (n,): 1 where all tokens are answered rightly; `whole`: their mean FLOPs."""
+    def __init__(self, full: Tensor, whole: Tensor) -> None:
+        """`full` (n,): 1 where all tokens are answered rightly; `whole` (n,): their FLOPs."""
         self.full, self.whole = full, whole
         self.settings: list[DropSetting] = []
         self.outs: list[Outcome] = []
         self.judges: list[Judge] = []
         self.rows: list[dict[str, Any]] = []
+        self.rights: list[Tensor] = []
+        self.costs: list[Tensor] = []
 
-    def add(self, setting: DropSetting, out: Outcome, judge: Judge, row: dict[str, Any]) -> None:
+    def add(self, t: Task, setting: DropSetting, out: Outcome, judge: Judge) -> None:
+        """One setting, judged by classifiers that were trained on sentences which lost words in the same way."""
+        right = judge.right(out.x, t.y["test"])
         self.settings.append(setting)
         self.outs.append(out)
         self.judges.append(judge)
-        self.rows.append(row)
+        self.rights.append(right)
+        self.costs.append(out.cost(t))
+        self.rows.append(row_of(t, setting, out, right, self.full, False))
 
-    def curve(self, name: str) -> list[tuple[float, float]]:
-        """(GFLOP, accuracy), all tokens included, where every curve begins."""
-        own = [(r["gflops"], r["accuracy"]) for r in self.rows if r["method"] == name]
-        return [*own, (self.whole / 1e9, float(self.full.mean()))]
+    def of(self, name: str) -> list[int]:
+        """Which settings a method's are."""
+        return [i for i, s in enumerate(self.settings) if s.name == name]
 
-    def told(self, pick: DropSetting | None) -> str:
-        if pick is None:
-            return "no setting was good enough on calibration sentences"
-        row = self.rows[self.settings.index(pick)]
-        return f"{pick.value}: {row['saved']:.0%} of the FLOPs saved, accuracy {points(row['change'], row['error'])}"
+    def curve(self, name: str) -> Curve:
+        """Cost in GFLOP, all tokens included, where every curve begins."""
+        cost, right = (torch.stack([x[i] for i in self.of(name)]) for x in (self.costs, self.rights))
+        return Curve(cost / 1e9, right).with_point(self.whole / 1e9, self.full)
 
-    def saves(self, pick: DropSetting | None, least: float, loss: float) -> bool | None:
-        """Whether a setting saves at least this share of the FLOPs at this loss at most; see `at_most_lost`."""
-        row = None if pick is None else self.rows[self.settings.index(pick)]
-        return False if row is None or row["saved"] < least else at_most_lost(row["change"], row["error"], loss)
+    def saved(self, i: int) -> Estimate:
+        """The share of its FLOPs that a setting saves a sentence."""
+        return mean(1 - self.costs[i].double() / self.whole.double())
+
+    def gain(self, i: int) -> Estimate:
+        return paired(self.rights[i], self.full)
+
+    def saving(self, source: str, claim: str, pick: DropSetting, least: float, loss: float, more: str = "") -> Claim:
+        """Whether the setting that calibration sentences picked saves so much of the FLOPs at this loss at most.
+
+        Where no setting of the method saves as much, the claim can only be refuted: by one that saves less and loses
+        more.
+        """
+        i = self.settings.index(pick)
+        saved, gain = self.saved(i), self.gain(i)
+        told = f"{pick.value}: {saved.value:.0%} of the FLOPs saved, accuracy {gain.points()}{more}"
+        if any(self.saved(k).above(least) for k in self.of(pick.name)):
+            return Claim(source, claim, every(saved.above(least), gain.above(-loss)), told)
+        refuted = gain.above(-loss) is False
+        why = f"{told}; no setting that was tried saves {least:.0%}"
+        return Claim(source, claim, False if refuted else None, why, testable=refuted)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from llmlab.lab.study import Cell, Claim
+from llmlab.measure.statistics import Estimate, mean
 from llmlab.runtime.clock import Clock
 from llmlab.studies.support.classification.classify import encoded
 from llmlab.studies.support.classification.sentences import make
@@ -21,7 +25,10 @@ LAPS = 3
 
 
 def timed(b: Bench, settings: Sequence[DropSetting], count: int) -> list[dict[str, Any]]:
-    """The time to the answer of single texts, each setting in turn; ratios to all tokens are of the same lap."""
+    """The time to the answer of single texts, each setting in turn; ratios to all tokens are of the same lap.
+
+    A text's ratio is the median of its laps; the mean over texts has their error.
+    """
     t = b.t
     short = [t.ids["test"][i] for i in range(min(count, len(t.ids["test"])))]
     made = make(3, 1, 1, max(1, count // 2), t.data.seed, LONG).test
@@ -39,15 +46,18 @@ def timed(b: Bench, settings: Sequence[DropSetting], count: int) -> list[dict[st
                     if lap:  # the first warms up
                         seconds[w].append(clock() - start)
         for w, setting in enumerate(settings):
-            ratio = [plain / own for plain, own in zip(seconds[0], seconds[w], strict=True)]
+            ratio = torch.tensor(seconds[0], dtype=torch.double) / torch.tensor(seconds[w], dtype=torch.double)
+            by_text = mean(ratio.view(-1, LAPS).median(1).values)
             rows.append(
                 {
                     "method": setting.name,
                     "setting": setting.value,
                     "texts": name,
+                    "count": len(texts),
                     "tokens": statistics.fmean(map(len, texts)),
                     "ms": 1000 * statistics.median(seconds[w]),
-                    "speedup": statistics.median(ratio),
+                    "speedup": by_text.value,
+                    "speedup_error": by_text.error if len(texts) > 1 else None,
                 }
             )
     return rows
@@ -55,28 +65,35 @@ def timed(b: Bench, settings: Sequence[DropSetting], count: int) -> list[dict[st
 
 def faster(times: Sequence[dict[str, Any]]) -> Iterator[Claim]:
     for name in dict.fromkeys(r["method"] for r in times if r["method"] != "All tokens"):
-        told = {r["texts"]: r for r in times if r["method"] == name}
+        told = {r["texts"]: _faster(r) for r in times if r["method"] == name}
+        estimate, _ = told["long"]
         yield Claim(
             name,
             "Fewer words are less time, measured, on long texts at least.",
-            told["long"]["speedup"] > 1,
-            "; ".join(
-                f"{k} texts of {r['tokens']:.0f} tokens: {r['ms']:.0f} ms to the answer, {r['speedup']:.2f}x as fast"
-                for k, r in told.items()
-            ),
+            estimate.above(1.0),
+            "; ".join(words for _, words in told.values()),
         )
 
 
-def likeness(b: Bench) -> Iterator[dict[str, Any]]:
-    """Mean cosine between two words of a sentence, the first one left out, by layer."""
+def _faster(r: dict[str, Any]) -> tuple[Estimate, str]:
+    """A row of `timed` as an estimate of how many times as fast a method is, and in words."""
+    error = r["speedup_error"]
+    found = Estimate(r["speedup"], math.inf if error is None else error, r["count"] - 1)
+    by = f"{r['speedup']:.2f} times" if error is None else f"{r['speedup']:.2f} ± {error:.2f} times"
+    size = f"{r['count']} {r['texts']} texts of {r['tokens']:.0f} tokens"
+    return found, f"{size}: {r['ms']:.0f} ms to the answer, {by} as fast"
+
+
+def likeness(b: Bench) -> Tensor:
+    """(L - 1, sentences): mean cosine between two words of a sentence, the first one left out, from layer 1 on."""
     f = b.found
+    found = torch.empty(len(f.h) - 1, len(f.spans), dtype=torch.double)
     for l in range(1, len(f.h)):
-        found = []
-        for x, y in f.spans:
+        for i, (x, y) in enumerate(f.spans):
             h = F.normalize(f.h[l, x + 1 : y], dim=-1)
             n = y - x - 1
-            found.append(float(((h @ h.t()).sum() - n) / (n * (n - 1))))
-        yield {"method": "All tokens", "layer": l, "cosine": statistics.fmean(found)}
+            found[l - 1, i] = ((h @ h.t()).sum() - n) / (n * (n - 1))
+    return found
 
 
 def survivors(b: Bench, setting: DropSetting, example: int) -> Iterator[dict[str, Cell]]:
