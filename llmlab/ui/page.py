@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import transformers  # noqa: F401  # here, by one thread: two that import it at once find it half made
 from starlette.middleware import Middleware
 
 from llmlab.assets import ASSETS
 from llmlab.lab.queue import Engine
+from llmlab.ui.blocks import MOST_EVENTS, Blocks
 from llmlab.ui.cards import search_index, switch_rules
 from llmlab.ui.exports import Exports
 from llmlab.ui.form import Form
@@ -31,11 +33,6 @@ from llmlab.ui.studies.handlers import Studies
 
 HERE = Path(__file__).parent
 VIEWS = ("playground", "studies")
-MOST_WAITING = 400
-"""Events that may wait in Gradio's queue, several of a visitor among them."""
-THREADS = 300
-"""Events that may be under way at once: whoever waits in the engine's queue has one under way, and the page's own short
-events must find room beside two hundred of these. They take a thread each only while they compute."""
 
 
 class Page:
@@ -57,7 +54,7 @@ class Page:
 
     def build(self) -> gr.Blocks:
         _, exports = self.i18n, self.exports
-        demo = gr.Blocks(title="llmlab", analytics_enabled=False, delete_cache=(3600, 3600))
+        demo = Blocks(title="llmlab", analytics_enabled=False, delete_cache=(3600, 3600))
         with demo:
             with gr.Row(elem_id="header"):
                 gr.HTML(f'<h1>llmlab</h1><p class="tagline">{both_words("tagline")}</p>', elem_id="title")
@@ -74,10 +71,7 @@ class Page:
             self.playground.wire(copy_run)
             self.studies.wire(copy_study)
             self._wire_arrival(demo)
-        demo.queue(max_size=MOST_WAITING, api_open=False, default_concurrency_limit=16)
-        # Gradio looks for new events a thousand times a second, each time taking the interpreter from the engine.
-        demo._queue.sleep_when_free = 0.02
-        self.demo = demo
+        self.demo = demo.queued()
         return demo
 
     def close(self) -> None:
@@ -92,7 +86,8 @@ class Page:
         arrived = demo.load(self.arrive, None, shown, **SMALL)
         refreshed = arrived.then(playground.refresh, playground.form.inputs, playground.watched, **SMALL)
         refreshed.then(**playground.show_link).then(**studies.show_link)
-        demo.unload(playground.halt)
+        # No `unload`: for it Gradio holds a connection open in every tab, beside the one of a run, and a browser opens
+        # six to a host in all. Three tabs that run would get no answer. Who leaves is missed by the run's own stream.
 
     def arrive(self, request: gr.Request) -> dict[Any, Any]:
         """The first sight of both views: as drawn, or as the link asks for."""
@@ -158,7 +153,7 @@ def launch_options(page: Page, names: HostNames | None = None) -> dict[str, Any]
         "state_session_capacity": 500,
         "enable_monitoring": False,
         "share": False,
-        "max_threads": THREADS,
+        "max_threads": MOST_EVENTS,
         "app_kwargs": {"middleware": [Middleware(OwnNamesOnly, names=names or HostNames.of("127.0.0.1"))]},
         "quiet": True,
     }

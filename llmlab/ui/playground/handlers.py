@@ -174,7 +174,7 @@ class Playground:
         return start
 
     def halt(self, request: gr.Request) -> None:
-        """Stop what the visitor has running or waiting: asked to, or because the tab was closed."""
+        """Stop what the visitor has running or waiting."""
         self.engine.stop(owner_of(request))
 
     def finish(self, request: gr.Request) -> dict[Any, Any]:
