@@ -5,6 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+
+from llmlab.cli import interruption
+
+if __name__ == "__main__":
+    interruption.leave_early()
+
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -71,4 +77,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interruption.leave(main())

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import pkgutil
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import filelock
 import pytest
 import torch
 
@@ -17,7 +22,9 @@ from llmlab.lab.queue import Engine, Job, StudyRun
 from llmlab.lab.settings import Settings
 from llmlab.lab.study import make_study
 from llmlab.measure.trace import lanes
-from llmlab.runtime.events import Committed, Compared, Failed, Finished, Started
+from llmlab.models.loading.progress import Stopped
+from llmlab.models.loading.sources import mirror
+from llmlab.runtime.events import Committed, Compared, Event, Failed, Finished, Started
 from llmlab.runtime.stack import Stack
 from tests import made
 from tests.held import PATIENCE, Gate, HeldLab, until
@@ -102,12 +109,17 @@ def test_stopping_a_run_that_waits(lab: HeldLab, model: str) -> None:
 def test_a_visitor_who_leaves_stops_the_run(lab: HeldLab, model: str) -> None:
     engine = Engine(lab)
     run = engine.start(Settings(model, "hello", max_new_tokens=300), owner="a")
-    tail = run.tail(0.05)
-    while not next(tail):
-        pass
-    lab.gate.wait_until_held()
-    before = len(run.events)
-    tail.close()
+
+    async def visit() -> int:
+        tail = run.tail(0.05)
+        while not await anext(tail):
+            pass
+        await asyncio.to_thread(lab.gate.wait_until_held)
+        before = len(run.events)
+        await tail.aclose()
+        return before
+
+    before = asyncio.run(visit())
     wait(run)
     assert isinstance(run.events[-1], Finished)
     assert run.events[-1].reason == "stopped"
@@ -115,9 +127,107 @@ def test_a_visitor_who_leaves_stops_the_run(lab: HeldLab, model: str) -> None:
     assert len(late) <= 1, "the pass under way ends, and no other begins"
 
 
+@pytest.mark.parametrize(
+    ("place", "stack"),
+    [("building.Builder.tensor", []), ("block.Block.store", ["wanda"]), ("block.Block.store", ["magnitude"])],
+)
+def test_stopping_while_a_model_is_made_ready_acts_at_once(
+    model: str, monkeypatch: pytest.MonkeyPatch, place: str, stack: list[str]
+) -> None:
+    """Each tensor takes a while here; what was half made is not kept, and the next run makes it whole."""
+    settings = Settings(model, "hello", max_new_tokens=8, stack=Stack.from_arguments(stack))
+    want = [e.tokens for e in wait(Engine().start(settings)).events if isinstance(e, Committed)]
+    begun, whole = threading.Event(), pkgutil.resolve_name(f"llmlab.models.{place.replace('.', ':', 1)}")
+
+    def slow(*given: Any, **named: Any) -> Any:
+        begun.set()
+        time.sleep(0.1)
+        return whole(*given, **named)
+
+    engine = Engine()
+    module, cls, name = place.split(".")
+    with monkeypatch.context() as patched:
+        patched.setattr(pkgutil.resolve_name(f"llmlab.models.{module}:{cls}"), name, slow)
+        run = engine.start(settings, owner="a")
+        assert begun.wait(PATIENCE)
+        start = time.monotonic()
+        engine.stop("a")
+        assert run.note in ("stopping", "stopped")
+        assert run.ended.wait(PATIENCE)
+        assert time.monotonic() - start < 0.3
+    assert (run.state, run.note, run.events) == ("done", "stopped", [])
+    kept = {key[0] for key in engine.lab.model_cache._held}
+    assert kept == ({"loaded"} if stack else set())
+    again = wait(engine.start(settings, owner="a"))
+    assert [e.tokens for e in again.events if isinstance(e, Committed)] == want
+
+
+def test_a_download_is_broken_off_when_it_is_asked_to_stop(tmp_path: Path) -> None:
+    """The process that downloads ends, and so does waiting for somebody else's download."""
+    asked: list[str] = []
+
+    def report(what: str, done: int, total: int) -> None:
+        asked.append(what)
+        if len(asked) > 2:
+            raise Stopped
+
+    start = time.monotonic()
+    with pytest.raises(Stopped):
+        mirror._followed([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, "a", 1, report)
+    asked.clear()
+    with filelock.FileLock(tmp_path / "lock"), pytest.raises(Stopped), mirror._locked(tmp_path / "lock", "a", report):
+        raise AssertionError("it is held by another")
+    assert time.monotonic() - start < 20
+    said = [sys.executable, "-c", "import sys; print('no', file=sys.stderr); sys.exit(3)"]
+    assert mirror._followed(said, tmp_path, "a", 1, lambda *_: None) == (3, "no\n")
+
+
+def test_a_job_that_ended_is_found_however_many_wait(lab: HeldLab, model: str) -> None:
+    engine = Engine(lab)
+    settings = Settings(model, "hello", max_new_tokens=30)
+    first = engine.start(settings, owner="first")
+    lab.gate.wait_until_held()
+    waiting = [engine.start(settings, owner=f"w{i}") for i in range(100)]
+    engine.stop("first")
+    wait(first)
+    waiting += [engine.start(settings, owner="late")]
+    assert engine.latest("first") is first
+    for job in waiting:
+        engine.stop(job.owner)
+        wait(job)
+    engine.start(settings, owner="last")
+    assert engine.latest("first") is None, "only so many are kept"
+    engine.close()
+
+
+def test_two_hundred_who_wait_take_no_thread(lab: HeldLab, model: str) -> None:
+    engine = Engine(lab)
+    settings = Settings(model, "hello", max_new_tokens=30)
+    before = threading.active_count()
+
+    async def visit(owner: str) -> int:
+        tail = engine.start(settings, owner=owner).tail(0.05)
+        messages = [await anext(tail), await anext(tail)]
+        await tail.aclose()
+        return len(messages)
+
+    async def all_of_them() -> list[int]:
+        followed = asyncio.gather(*(visit(str(i)) for i in range(200)))
+        await asyncio.sleep(0.2)
+        assert threading.active_count() <= before + 1, "only the engine's"
+        return await followed
+
+    assert asyncio.run(all_of_them()) == [2] * 200
+    engine.close()
+
+
 def test_the_tail_brings_every_event_once(engine: Engine, model: str) -> None:
     run = engine.start(Settings(model, "hello", max_new_tokens=20), owner="a")
-    seen = [e for events in run.tail(0.01) for e in events]
+
+    async def follow() -> list[Event]:
+        return [e async for events in run.tail(0.01) for e in events]
+
+    seen = asyncio.run(follow())
     assert seen == run.events
     assert isinstance(seen[-1], Finished)
 
@@ -196,9 +306,13 @@ def test_a_study_tells_how_far_it_is_and_stops_when_asked(engine: Engine, model:
 def test_a_visitor_who_leaves_stops_the_study(engine: Engine, model: str, steps: Gate) -> None:
     steps.shut(after=3)
     study = engine.study(TinyCount(steps=900), Settings(model), owner="a")
-    beats = study.beats(0.05)
-    assert next(beats) is False
-    beats.close()
+
+    async def visit() -> None:
+        beats = study.beats(0.05)
+        assert await anext(beats) is False
+        await beats.aclose()
+
+    asyncio.run(visit())
     assert wait(study).findings is None
 
 

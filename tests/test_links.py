@@ -8,14 +8,17 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmlab.__main__ import main, parse
-from llmlab.cli.options import run_of
+from llmlab.cli.options import run_of, settings_of
+from llmlab.errors import Refused
 from llmlab.lab.experiment import Lab
 from llmlab.lab.settings import Settings
-from llmlab.runtime.stack import Stack
+from llmlab.lab.study import make_study
+from llmlab.runtime.stack import Stack, parsed
+from llmlab.runtime.technique import make
 from llmlab.ui import links
 from tests import made
 
@@ -50,6 +53,56 @@ def test_link_and_command_line_restore_the_settings(
         words = shlex.split(links.command_line(settings))
         assert words[:3] == ["python", "-m", "llmlab"]
         assert run_of(parse(words[3:])) == settings
+
+
+ODD = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40).filter(str.strip)
+
+
+@given(model=ODD, partner=ODD)
+@example(model="-m", partner="a,b")
+@example(model="a b", partner='"')
+@example(model="C:\\models\\x", partner=' x=1,y:"2", ')
+def test_odd_names_come_back_from_link_and_command_line(model: str, partner: str) -> None:
+    stack = Stack([make("draft-model", model=partner)])
+    assert Stack.from_arguments(stack.arguments()) == stack
+    settings = Settings(model=model, prompt="a", stack=stack)
+    assert links.from_query(dict(parse_qsl(links.to_query(settings)[1:], keep_blank_values=True)), BASE) == settings
+    assert run_of(parse(shlex.split(links.command_line(settings))[3:])) == settings
+
+
+@given(values=ODD, model=ODD)
+@example(values="1,4", model="--seed")
+def test_a_study_s_odd_knobs_come_back_from_its_command_line(values: str, model: str) -> None:
+    study, settings = make_study("sweep", values=values), Settings(model=model)
+    a = parse(shlex.split(links.study_command(study, settings))[3:])
+    name, knobs = parsed(a.study)
+    assert make_study(name, **knobs) == study
+    assert settings_of(a) == settings
+    again, same = links.study_from_query(
+        dict(parse_qsl(links.study_query(study, settings)[1:], keep_blank_values=True))
+    )
+    assert (again, same) == (study, settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "knobs"),
+    [
+        ("n", {}),
+        ("n:a=1,b=x:y=z", {"a": "1", "b": "x:y=z"}),
+        ('n:a="1,2",b= 3 ,', {"a": "1,2", "b": "3"}),
+        ('n:a="say ""hi"", x" , b-c=""', {"a": 'say "hi", x', "b_c": ""}),
+        ('n:a="b"c', {"a": '"b"c'}),
+    ],
+)
+def test_knobs_as_they_are_written(text: str, knobs: dict[str, str]) -> None:
+    assert parsed(text) == ("n", knobs)
+
+
+def test_a_comma_without_quotes_is_told_of() -> None:
+    with pytest.raises(Refused, match=r"""'b' has no value. .* in double quotes: 'draft-model:model="a,…"'"""):
+        Stack.from_arguments(["draft-model:model=a,b"])
+    with pytest.raises(Refused, match="is longer than"):
+        Stack.from_arguments(["draft-model:model=" + "a" * 5000])
 
 
 def test_a_prompt_too_long_for_a_link_is_left_out() -> None:

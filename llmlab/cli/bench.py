@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from llmlab.cli.interruption import held
 from llmlab.cli.options import ENGINE, add_json, add_settings, settings_of
 from llmlab.cli.output import say, show, write
 from llmlab.lab.settings import within
@@ -27,6 +28,7 @@ def execute(a: argparse.Namespace) -> None:
     s = settings_of(a)
     rounds = within("rounds", a.rounds, 1, 1000, int)
     value = against_transformers(s.model, s.weights, s.device, s.threads, cases, rounds, say)
-    write(value, a.json)
-    if a.json != "-":
-        show(text_table(value["cases"], Ours.name))
+    with held():
+        write(value, a.json)
+        if a.json != "-":
+            show(text_table(value["cases"], Ours.name))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from llmlab.cli.interruption import held
 from llmlab.cli.options import add_run, run_of
-from llmlab.cli.output import metrics_line, report, say, show_events, write
+from llmlab.cli.output import keep_stopped, metrics_line, report, say, show_events, write
 from llmlab.cli.places import save
 
 HELP = "run the baseline, then the stack, and say what differs"
@@ -19,6 +20,7 @@ def execute(a: argparse.Namespace) -> None:
     lab = Lab()
     prepared = lab.prepare(run_of(a), report)
     events = show_events(lab.compare(prepared, report=report), prepared, a, headings=True)
+    keep_stopped(a, lab, prepared, events)
     lanes = trace.lanes(events)
     value = lab.record(prepared, lanes["stack"])
     value["baseline"] = lab.record(prepared, lanes["baseline"])
@@ -30,6 +32,7 @@ def execute(a: argparse.Namespace) -> None:
     kl = "" if q["kl_mean"] is None else f"KL {q['kl_mean']:.2g}, "
     cost = f"{kl}top-1 agreement {q['top1_agreement']:.1%}"
     say(f"{faster:.2f}× the baseline's tokens/s, {same}; {cost}")
-    write(value, a.json)
-    if a.trace:
-        save(a.trace, trace.dumps(events))
+    with held():
+        write(value, a.json)
+        if a.trace:
+            save(a.trace, trace.dumps(events))

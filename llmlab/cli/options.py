@@ -60,7 +60,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     """The options of a run: its settings, its techniques, and where the record goes."""
     add_settings(parser, prompt=None)
     parser.add_argument("--prompt-file", metavar="F", help="a file that holds the prompt")
-    parser.add_argument("--technique", action="append", default=[], metavar="NAME:knob=value,knob=value")
+    quoted = "may be given again; a value with commas in quotes: 'draft-model:model=\"a,b\"'"
+    parser.add_argument("--technique", action="append", default=[], metavar="NAME:knob=value,knob=value", help=quoted)
     add_json(parser)
     parser.add_argument("--trace", metavar="OUT.jsonl", help="the run's events, one a line")
     parser.set_defaults(places=("json", "trace"))

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from llmlab.cli import interruption
 from llmlab.cli.places import save
-from llmlab.cli.surroundings import was_interrupted
 from llmlab.errors import Refused
 
 
@@ -24,14 +24,15 @@ class OutputLost(Exception):
 
 
 def carried_out(act: Callable[[], None]) -> int:
-    """The exit status of a command: 0, or 2 with one sentence on standard error, or 130 after Ctrl-C."""
+    """The exit status of a command: 0, or 2 with one sentence on standard error, or 130 after Ctrl-C and 143 after
+    SIGTERM, with one too."""
     try:
         try:
             act()
         finally:
             flush()
     except KeyboardInterrupt:
-        return 130
+        return _ended_early()
     except OutputLost as e:
         if e.why is None:
             return 0
@@ -40,14 +41,20 @@ def carried_out(act: Callable[[], None]) -> int:
     except BrokenPipeError:
         return 0
     except Exception as e:
-        if was_interrupted():
-            return 130
+        if interruption.interrupted():
+            return _ended_early(f" {e}" if isinstance(e, Refused) else "")
         sentence = _sentence(e)
         if sentence is None:
             raise
         say(sentence)
         return 2
     return 0
+
+
+def _ended_early(more: str = "") -> int:
+    clear_line()
+    say(interruption.sentence() + more)
+    return interruption.status()
 
 
 def _sentence(e: Exception) -> str | None:
@@ -105,6 +112,13 @@ def report(what: str, done: int, total: int) -> None:
             print(f"\r\033[K{what}{share}{ended}", end="", file=sys.stderr, flush=True)
 
 
+def clear_line() -> None:
+    """Take back what `report` has left on a terminal."""
+    if sys.stderr.isatty():
+        with contextlib.suppress(OSError):
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
 def write(value: Any, where: str | None) -> None:
     """A value as JSON in a file, on standard output for "-", or nowhere for None. Raises Refused or OutputLost."""
     if where is None:
@@ -135,11 +149,33 @@ def show_events(events: Iterable[Any], prepared: Any, a: argparse.Namespace, hea
     """The events as a list, shown while they come: what became of the weights, a heading per lane, the text.
 
     Nothing is shown where the record itself goes to standard output. Where standard output is lost on the way, the run
-    goes on for the sake of a file that was asked for. Raises OutputLost where there is none.
+    goes on for the sake of a file that was asked for; what an interruption leaves is finished as a stopped run. Raises
+    OutputLost where there is no file.
     """
+    seen: list[Any] = []
+    try:
+        _follow(events, seen, prepared, a, headings)
+    except KeyboardInterrupt:
+        if not interruption.interrupted():
+            raise
+    return stopped(seen) if interruption.interrupted() else seen
+
+
+def stopped(events: list[Any]) -> list[Any]:
+    """What an interrupted run has brought until then, with the end that it did not come to."""
+    from llmlab.measure import trace
+    from llmlab.runtime.events import Compared, Finished, Started
+
+    starts = [i for i, e in enumerate(events) if isinstance(e, Started)]
+    if not starts or isinstance(events[-1], Finished | Compared):
+        return events
+    return [*events, Finished(events[-1].t, "stopped", trace.ledger(events[starts[-1] :]))]
+
+
+def _follow(events: Iterable[Any], seen: list[Any], prepared: Any, a: argparse.Namespace, headings: bool) -> None:
     from llmlab.runtime.events import WeightsChanged
 
-    seen, quiet = [], a.json == "-"
+    quiet = a.json == "-"
     for e in events:
         seen.append(e)
         if isinstance(e, WeightsChanged):
@@ -154,7 +190,29 @@ def show_events(events: Iterable[Any], prepared: Any, a: argparse.Namespace, hea
             quiet = True
             if lost.why is not None:
                 say(f"Standard output cannot be written ({lost.why}); the run goes on for its file.")
-    return seen
+        if interruption.interrupted():  # and what was raised then was lost in a library
+            return
+
+
+def keep_stopped(a: argparse.Namespace, lab: Any, prepared: Any, events: list[Any]) -> None:
+    """Write what an interrupted run has brought where its result was to go. Raises KeyboardInterrupt after that, and
+    returns where nothing was interrupted."""
+    from llmlab.measure import trace
+    from llmlab.runtime.events import Started
+
+    if not interruption.interrupted():
+        return
+    if not any(isinstance(e, Started) for e in events):
+        raise KeyboardInterrupt
+    with interruption.held():
+        lanes = trace.lanes(events)
+        *_, last = lanes
+        value = lab.record(prepared, lanes[last]) | {"stopped": True}
+        if last != "baseline" and "baseline" in lanes:
+            value["baseline"] = lab.record(prepared, lanes["baseline"])
+        write(value, a.json)
+        if a.trace:
+            save(a.trace, trace.dumps(events))
 
 
 def _show_event(e: Any, prepared: Any, headings: bool) -> None:

@@ -8,6 +8,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+from llmlab.cli import interruption
 from llmlab.cli.surroundings import standard_output_is_closed
 from llmlab.errors import Refused
 from llmlab.models.loading.whole import whole_file
@@ -80,7 +81,9 @@ def save(where: str, text: str) -> None:
     """
     data = text.encode("utf-8", "backslashreplace")  # in JSON an escape stands for what is no letter, too
     try:
-        _write(Path(where), data)
+        with interruption.held():
+            _write(Path(where), data)
+            interruption.keep(where)
     except (OSError, ValueError) as e:
         kept = _rescued(data, Path(where).suffix)
         if kept is None:

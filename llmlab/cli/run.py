@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from llmlab.cli.interruption import held
 from llmlab.cli.options import add_run, run_of
-from llmlab.cli.output import metrics_line, report, say, show_events, write
+from llmlab.cli.output import keep_stopped, metrics_line, report, say, show_events, write
 from llmlab.cli.places import save
 
 HELP = "run one stack"
@@ -19,8 +20,10 @@ def execute(a: argparse.Namespace) -> None:
     lab = Lab()
     prepared = lab.prepare(run_of(a), report)
     events = show_events(lab.route(prepared, report=report), prepared, a)
+    keep_stopped(a, lab, prepared, events)
     value = lab.record(prepared, events)
     say(metrics_line(value["metrics"]))
-    write(value, a.json)
-    if a.trace:
-        save(a.trace, trace.dumps(events))
+    with held():
+        write(value, a.json)
+        if a.trace:
+            save(a.trace, trace.dumps(events))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from llmlab.cli.interruption import held
 from llmlab.cli.options import add_json, add_settings, settings_of
 from llmlab.cli.output import report, show, write
 from llmlab.lab.settings import STUDIED
@@ -13,7 +14,8 @@ HELP = "carry out a study: an experiment of many runs, and what it says to the p
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", metavar="NAME:knob=value,knob=value")
+    quoted = "a value with commas in quotes: 'sweep:values=\"1,4\"'"
+    parser.add_argument("study", metavar="NAME:knob=value,knob=value", help=quoted)
     add_settings(parser, STUDIED)
     add_json(parser)
 
@@ -29,11 +31,19 @@ def carry_out_and_show(name: str, knobs: dict[str, Any], a: argparse.Namespace) 
     """Carry out a study and say what it found: a table, then its word on each claim."""
     from llmlab.lab.experiment import Lab
     from llmlab.lab.findings import table, verdicts
-    from llmlab.lab.study import Subject, carry_out, make_study
+    from llmlab.lab.study import Subject, carry_out, make_study, stopped_early
 
     chosen = make_study(name, **knobs)
-    value = carry_out(chosen, Subject(Lab(), settings_of(a), report))
-    write(value, a.json)
+    subject = Subject(Lab(), settings_of(a), report)
+    try:
+        value = carry_out(chosen, subject)
+    except KeyboardInterrupt:
+        found = stopped_early(chosen, subject)
+        if found is None:
+            raise
+        value = found
+    with held():
+        write(value, a.json)
     if a.json != "-":
         show(table(value))
         for line in [*verdicts(value), *value["notes"]]:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
+from llmlab.cli import interruption
 from llmlab.errors import Refused
 
 STREAMS = {"stdin": (0, "r"), "stdout": (1, "w"), "stderr": (2, "w")}
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MOST_THREADS = 1024
 """More than any processor has: OpenMP would try to start them, and the process would end."""
 NUMBERS = (
@@ -33,9 +34,10 @@ NUMBERS = (
 def prepare() -> None:
     """Make the process fit to run in. Raises nothing for what can be put right."""
     _open_streams()
-    _note_interrupts()
+    interruption.watch()
     _find_home()
     _drop_odd_threads()
+    _reach_loopback()
 
 
 def require_folder() -> None:
@@ -67,30 +69,6 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _note_interrupts() -> None:
-    """Remember Ctrl-C: a library that is being imported may turn it into an error of its own."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:
-        return
-
-    def pressed(number: int, frame: FrameType | None) -> None:
-        _interrupted.set()
-        raise KeyboardInterrupt
-
-    _interrupted.clear()
-    signal.signal(signal.SIGINT, pressed)
-
-
-_interrupted = threading.Event()
-
-
-def was_interrupted() -> bool:
-    """Whether Ctrl-C has been pressed."""
-    return _interrupted.is_set()
-
-
 def _find_home() -> None:
     """Name a home folder where there is none, as for an unknown user in a container: libraries would put theirs into
     a folder called ~ where the process happens to stand, or end."""
@@ -110,6 +88,29 @@ def _drop_odd_threads() -> None:
     counts = value.split(",")
     if not all(re.fullmatch(r"\s*\d{1,9}\s*", c) and 1 <= int(c) <= MOST_THREADS for c in counts):
         del os.environ["OMP_NUM_THREADS"]
+
+
+def _reach_loopback() -> None:
+    """Let no proxy stand between this process and this machine; whatever else goes through one still does."""
+    given = [os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")]
+    names = list(dict.fromkeys(n for value in given for part in value.split(",") if (n := part.strip())))
+    if "*" not in names:
+        value = ",".join([*names, *(n for n in LOOPBACK if n not in names)])
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = value
+
+
+@contextmanager
+def without_proxies() -> Iterator[None]:
+    """No proxy at all: a client that is only to ask this machine fails on one that it cannot use, such as SOCKS."""
+    before = {n: os.environ[n] for n in list(os.environ) if n.lower().endswith("_proxy")}
+    for name in before:
+        del os.environ[name]
+    os.environ["no_proxy"] = "*"
+    try:
+        yield
+    finally:
+        del os.environ["no_proxy"]
+        os.environ.update(before)
 
 
 def tidy_gradio() -> None:

@@ -221,6 +221,7 @@ def warm_up(model: Any) -> None:
     for width in (min(32, model.context - 2), 1):
         if width < 1:
             continue
+        progress.check()
         session = Session(model)
         for _ in session.prefill([0] * (width + 1)):
             pass

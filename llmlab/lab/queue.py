@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import threading
+import time
 from collections import OrderedDict, deque
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
 from llmlab.errors import Refused
 from llmlab.lab.experiment import Lab, out_of_memory
 from llmlab.lab.settings import Settings
-from llmlab.lab.study import Stopped, Study, Subject, carry_out
+from llmlab.lab.study import Study, Subject, carry_out
+from llmlab.models.loading.progress import Stopped, stoppable
 from llmlab.runtime.events import Event, Failed
 
 log = logging.getLogger(__name__)
 
 REMEMBERED = 64
 """Finished jobs that are kept for exports and for panels that missed a message."""
+SILENCE = 2.0
+"""Seconds after which a message goes out although there is nothing new: only then a visitor who has left is missed."""
+PATIENT = 0.5
+"""Seconds between two looks at a job that has been waiting for as long."""
+STOPPING = "stopping"
+"""The note of a job that was asked to stop and is in the midst of a step."""
 
 
 @dataclass
@@ -44,6 +53,9 @@ class Job:
         self.ended.set()
 
     def report(self, what: str, done: int, total: int) -> None:
+        """Say how far the job is. Raises Stopped once it was asked to stop."""
+        if self.stop.is_set():
+            raise Stopped
         self.note = f"{what}|{done}|{total}"
 
     def work(self, lab: Lab) -> None:
@@ -53,17 +65,26 @@ class Job:
     def fail(self, message: str) -> None:
         self.end("error", message)
 
-    def beats(self, period: float) -> Generator[bool, None, None]:
-        """False every `period` seconds while the job is not over, then True once.
+    async def beats(self, period: float, news: Callable[[], Any] = lambda: None) -> AsyncGenerator[bool, None]:
+        """False while the job is not over, at most every `period` seconds and only where `news()` or what the job says
+        of itself has changed, or nothing has for a while; then True once.
 
-        Closing this generator stops the job: a visitor who has left needs no events.
+        Closing this generator stops the job: a visitor who has left needs no events. It takes no thread while it waits,
+        for two hundred may wait at once.
         """
+        seen: Any = None
+        said = began = time.monotonic()
         try:
-            while not self.over:
-                yield False
-                # A fixed beat, cut short only by the end: waking for every token would take time from the engine.
-                self.ended.wait(period)
-            yield True
+            while True:
+                over, now = self.over, time.monotonic()
+                there = (self.state, self.note, news())
+                if over or there != seen or now - said >= SILENCE:
+                    seen, said = there, now
+                    yield over
+                if over:
+                    return
+                # A fixed beat: waking for every token would take time from the engine.
+                await asyncio.sleep(PATIENT if self.state == "queued" and now - began > PATIENT else period)
         finally:
             self.stop.set()
 
@@ -77,8 +98,6 @@ class Run(Job):
 
     def work(self, lab: Lab) -> None:
         prepared = lab.prepare(self.settings, self.report)
-        if self.stop.is_set():
-            return
         go = lab.compare if self.compare else lab.route
         for e in go(prepared, self.stop, report=self.report):
             self.events.append(e)
@@ -89,11 +108,11 @@ class Run(Job):
         self.events.append(Failed(last, message))
         super().fail(message)
 
-    def tail(self, period: float) -> Generator[list[Event], None, None]:
+    async def tail(self, period: float) -> AsyncGenerator[list[Event], None]:
         """What has happened since the last call, at most every `period` seconds, until the run is over."""
         sent = 0
-        with closing(self.beats(period)) as beats:
-            for _ in beats:
+        async with aclosing(self.beats(period, lambda: len(self.events))) as beats:
+            async for _ in beats:
                 fresh = self.events[sent:]
                 sent += len(fresh)
                 yield fresh
@@ -107,11 +126,8 @@ class StudyRun(Job):
     findings: dict[str, Any] | None = field(default=None, init=False)
 
     def work(self, lab: Lab) -> None:
-        try:
-            self.findings = carry_out(self.study, Subject(lab, self.settings, self.report, self.stop))
-            self.note = ""
-        except Stopped:
-            self.note = "stopped"
+        self.findings = carry_out(self.study, Subject(lab, self.settings, self.report, self.stop))
+        self.note = ""
 
 
 J = TypeVar("J", bound=Job)
@@ -162,7 +178,8 @@ class Engine:
     def _queue(self, job: J) -> J:
         with self._change:
             self._jobs[job.id] = job
-            for old in [k for k, r in self._jobs.items() if r.over][: max(0, len(self._jobs) - REMEMBERED)]:
+            over = [k for k, r in self._jobs.items() if r.over]
+            for old in over[: max(0, len(over) - REMEMBERED)]:
                 del self._jobs[old]
             self._waiting.append(job)
             self._number()
@@ -179,7 +196,14 @@ class Engine:
                 if job in self._waiting:
                     self._waiting.remove(job)
                     job.end("done", "stopped")
+                elif not job.over:
+                    job.note = STOPPING
             self._number()
+
+    def close(self) -> None:
+        """Stop whatever is running or waiting, of every visitor."""
+        for owner in {job.owner for job in list(self._jobs.values())}:
+            self.stop(owner)
 
     def _number(self) -> None:
         """Tell each waiting job how many are before it."""
@@ -202,8 +226,11 @@ class Engine:
             return
         job.state, job.note = "running", ""
         try:
-            job.work(self.lab)
-            job.end("done", job.note)
+            with stoppable(job.stop.is_set):
+                job.work(self.lab)
+            job.end("done", "stopped" if job.note == STOPPING else job.note)
+        except Stopped:
+            job.end("done", "stopped")
         except Refused as e:
             job.fail(str(e))
         except Exception as e:

@@ -18,7 +18,7 @@ from llmlab.lab.experiment import Lab, Prepared
 from llmlab.lab.settings import Settings
 from llmlab.measure.hardware import use_threads
 from llmlab.models.loading.loaded import Loaded
-from llmlab.models.loading.progress import Report, quiet
+from llmlab.models.loading.progress import Report, Stopped, quiet
 from llmlab.runtime.configurable import Configurable, discover, instantiate
 from llmlab.runtime.tools import Tools
 
@@ -84,10 +84,6 @@ class Findings:
     notes: Sequence[str] = ()
 
 
-class Stopped(Exception):
-    """A study was asked to stop; what it had found so far is lost."""
-
-
 @dataclass
 class Subject:
     """What a study works on: a model with its tokenizer, loaded when first asked for, and a way to report progress.
@@ -99,6 +95,8 @@ class Subject:
     settings: Settings
     report: Report = quiet
     stop: threading.Event = field(default_factory=threading.Event)
+    so_far: Findings | None = field(default=None, init=False)
+    """The rows that a study has so far, for when it is stopped; no claim is judged by them."""
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -152,7 +150,16 @@ def make_study(name: str, /, **settings: Any) -> Study:
 def carry_out(study: Study, subject: Subject) -> dict[str, Any]:
     """Run a study; its findings as JSON of schema llmlab.study/1."""
     start = perf_counter()
-    found = study.run(subject)
+    return as_json(study, subject, study.run(subject), perf_counter() - start)
+
+
+def stopped_early(study: Study, subject: Subject) -> dict[str, Any] | None:
+    """What a study that was stopped has found, as JSON with `stopped`; None where that is nothing."""
+    found = subject.so_far
+    return as_json(study, subject, found, 0.0) | {"stopped": True} if found and found.rows else None
+
+
+def as_json(study: Study, subject: Subject, found: Findings, seconds: float) -> dict[str, Any]:
     for row in found.rows:
         if set(row) - set(found.columns):
             raise Refused(study.title, f"has columns without a heading: {set(row) - set(found.columns)}", "Report it")
@@ -169,5 +176,5 @@ def carry_out(study: Study, subject: Subject) -> dict[str, Any]:
         "charts": [vars(c) for c in found.charts],
         "claims": [c.to_json() for c in found.claims],
         "notes": list(found.notes),
-        "seconds": perf_counter() - start,
+        "seconds": seconds,
     }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from llmlab.models.batch import Batch
 from llmlab.models.feed_forward.feed_forward import FeedForward
 from llmlab.models.formats.linear import Linear
+from llmlab.models.loading.progress import check
 from llmlab.models.mixers.mixer import Mixer
 from llmlab.models.norm import Norm
 from llmlab.models.version import Versioned
@@ -59,6 +60,7 @@ class Block(Versioned):
 
     def store(self, name: str, dense: Tensor) -> None:
         """Put `dense` (M, K) into the matrix called `name`, in that matrix's own format."""
+        check()
         self.linears()[name].store(dense)
 
     def mapped(self, make: Callable[[Linear], Linear]) -> Block:

@@ -18,6 +18,7 @@ from llmlab.models.formats.linear import Linear
 from llmlab.models.formats.quantized_groups import Matrix, QuantizedGroups, as_dense, pick_rows, stacked
 from llmlab.models.formats.registry import make_linear
 from llmlab.models.loading.checkpoint import Checkpoint
+from llmlab.models.loading.progress import check
 from llmlab.models.mixers.attention import Attention
 from llmlab.models.norm import Norm
 from llmlab.models.rope import Rotary, interleave, rotary
@@ -50,6 +51,7 @@ class Builder:
 
     def tensor(self, name: str, *shape: int) -> Matrix:
         """Raises Refused for a tensor that is missing or has another shape."""
+        check()
         value = self.checkpoint.get(name)
         if tuple(value.shape) != shape:
             why = f"has the shape {tuple(value.shape)} where {shape} belongs"
@@ -93,9 +95,11 @@ class Builder:
 
     def linear(self, parts: list[Matrix], bias: Tensor | None = None, cut: int = 1) -> Linear:
         """`cut`: into how many parts of equal rows its dense copy falls."""
+        check()
         weight = stacked(parts)
         made = make_linear(weight, self.weights, bias).to(self.device)
         if self.copies:
+            check()
             made.keep_copy(cut, weight)
         return made
 
@@ -147,6 +151,7 @@ class Builder:
         head = None if alike else more[0]
         made = EmbeddingAndHead(embed, head, self.weights).to(self.device)
         if self.copies:
+            check()
             made.keep_candidate_head()
         return made
 

@@ -14,6 +14,7 @@ from llmlab.models.formats.linear import MANY, nbytes
 from llmlab.models.formats.onednn import TOGETHER, OneDnnWeight, in_blocks, in_turn, onednn
 from llmlab.models.formats.quantized_groups import GROUP, Matrix, as_dense
 from llmlab.models.kernels.topk import top_indices
+from llmlab.models.loading.progress import check
 
 LEAST, MOST = 2.0**-14, 65504.0
 """What float16 can hold in full."""
@@ -32,13 +33,14 @@ class Int8Table(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.width = weight.shape[1]
-        groups = F.pad(weight.float(), (0, -self.width % GROUP)).view(len(weight), -1, GROUP)
-        scale = groups.abs().amax(-1) / 127
+        scale = torch.cat([_groups(piece).abs().amax(-1) for piece in weight.split(PIECE)]) / 127
         if LEAST < scale.nan_to_num(0).max() < MOST or not scale.any():
             scale = scale.clamp_min(1e-7).half()
-        q = (groups / scale.float().clamp_min(TINY)[..., None]).round_().clamp_(-127, 127).nan_to_num_(0)
-        q = q.to(torch.int8)
-        self.register_buffer("q", q.flatten(1))
+        codes = []
+        for piece, s in zip(weight.split(PIECE), scale.split(PIECE), strict=True):
+            q = (_groups(piece) / s.float().clamp_min(TINY)[..., None]).round_().clamp_(-127, 127).nan_to_num_(0)
+            codes.append(q.to(torch.int8).flatten(1))
+        self.register_buffer("q", torch.cat(codes))
         self.register_buffer("scale", scale)
 
     def rows(self, index: Tensor) -> Tensor:
@@ -55,6 +57,12 @@ class Int8Table(nn.Module):
         """(N, E) to (N, V) float32, unpacked piece by piece."""
         parts = torch.arange(len(self.q), device=h.device).split(PIECE)
         return torch.cat([F.linear(h, self.rows(part)) for part in parts], 1)
+
+
+def _groups(rows: Tensor) -> Tensor:
+    """Rows (n, E) of a table that is being made as float32 (n, groups, 32)."""
+    check()
+    return F.pad(rows.float(), (0, -rows.shape[1] % GROUP)).view(len(rows), -1, GROUP)
 
 
 PIECE = 4096

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llmlab.models.batch import Batch, Span
 from llmlab.models.block import Block
 from llmlab.models.decoder import Decoder
+from llmlab.models.loading.progress import check
 
 SEQUENCE = 256
 """Calibration tokens per sequence."""
@@ -84,9 +85,11 @@ def walk_layers(
     """
     h = model.embedding.lookup(calibration_batch(model, tokens).tokens)
     for i, block in enumerate(model.layers):
+        check()
         with InputCollector(block, gram) as found:
             model.run_layers(h, calibration_batch(model, tokens), i, i + 1)
         yield block, found
+        check()
         h = model.run_layers(h, calibration_batch(model, tokens), i, i + 1)
 
 
@@ -97,6 +100,7 @@ def layer_influence(model: Decoder, tokens: Sequence[int]) -> list[float]:
     h = model.embedding.lookup(batch.tokens)
     scores = []
     for i in range(len(model.layers)):
+        check()
         new = model.run_layers(h, batch, i, i + 1)
         scores.append(1 - float(torch.cosine_similarity(h, new, -1).mean()))
         h = new

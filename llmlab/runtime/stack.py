@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
@@ -28,16 +29,50 @@ LONGEST = 4096
 """Characters of a stack's text or link that are read; longer ones are refused before they are parsed."""
 
 
+KNOB = re.compile(r'\s*([^=,]*?)\s*=\s*(?:"((?:[^"]|"")*)"\s*(?=,|$)|([^,]*))(?:,|$)', re.DOTALL)
+"""`knob=value` and the comma after it; a value in double quotes may hold commas, and a quote written twice."""
+
+
 def parsed(text: str) -> tuple[str, dict[str, str]]:
-    """`name:knob=value,knob=value` as the name and the knobs. Raises Refused for a knob without a value."""
-    name, _, rest = text[:LONGEST].strip().partition(":")
+    """`name:knob=value,knob="value, with a comma"` as the name and the knobs; the inverse of `written`.
+
+    Raises Refused for a knob without a value, and for a text that is too long.
+    """
+    if len(text) > LONGEST:
+        raise Refused(f"The text {text[:40]!r}…", f"is longer than {LONGEST} characters", "Shorten it")
+    name, _, rest = text.strip().partition(":")
     settings: dict[str, str] = {}
-    for pair in filter(None, rest.split(",")):
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise Refused(f"{name}'s setting {pair[:40]!r}", "has no value", "Write it as knob=value")
-        settings[key.strip().replace("-", "_")] = value.strip()
+    at = 0
+    while at < len(rest):
+        found = KNOB.match(rest, at)
+        if found is None:
+            pair, comma, _ = rest[at:].partition(",")
+            if pair.strip():
+                now = f"Write it as knob=value, and a value with commas in double quotes: {_quoting(name, settings)}"
+                raise Refused(f"{name}'s setting {pair[:40]!r}", "has no value", now)
+            at += len(pair) + len(comma)
+            continue
+        key, quoted, plain = found.groups()
+        settings[key.replace("-", "_")] = plain.strip() if quoted is None else quoted.replace('""', '"')
+        at = found.end()
     return name, settings
+
+
+def _quoting(name: str, settings: Mapping[str, str]) -> str:
+    """How the last value, which a comma has cut short, would be given whole."""
+    knob, value = list(settings.items())[-1] if settings else ("knob", "a")
+    return f"""'{name}:{knob}="{value[:20]},…"'"""
+
+
+def written(name: str, settings: Mapping[str, Any]) -> str:
+    """A name and knobs as `parsed` reads them."""
+    pairs = [f"{knob}={_as_value(str(value))}" for knob, value in settings.items()]
+    return name + (":" + ",".join(pairs) if pairs else "")
+
+
+def _as_value(text: str) -> str:
+    doubled = text.replace('"', '""')
+    return f'"{doubled}"' if "," in text or text.startswith('"') or text != text.strip() else text
 
 
 class Stack:
@@ -176,8 +211,7 @@ class Stack:
         """One `name:knob=value,…` per technique, only the knobs that differ from their defaults."""
         texts = []
         for t in self.techniques:
-            changed = [f"{k.name}={getattr(t, k.name)}" for k in t.knobs() if getattr(t, k.name) != k.default]
-            texts.append(t.id + (":" + ",".join(changed) if changed else ""))
+            texts.append(written(t.id, {k.name: v for k in t.knobs() if (v := getattr(t, k.name)) != k.default}))
         return texts
 
     @classmethod

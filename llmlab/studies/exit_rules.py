@@ -92,6 +92,7 @@ class ExitRules(Study):
             method = WORKS[name](t)
             tried = Tried(t, method, full, self.loss, self.noise)
             rows += [row_of(t, method.name, s, exits, full, s == tried.setting) for s, exits in tried.exits.items()]
+            subject.so_far = Findings(COLUMNS, rows)
             rows += [*by_layer(t, method, tried.chosen), *by_depth(t, method, tried.chosen)]
             if name == "cats":
                 kept = list(promises(method))

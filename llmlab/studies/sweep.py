@@ -162,6 +162,7 @@ class Sweep(Study):
             rows.append(row)
             if "expected_tokens" in row:
                 chains.append(self._chains(tried_here, plain))
+            subject.so_far = Findings(COLUMNS, [{k: v for k, v in r.items() if k in COLUMNS} for r in rows])
         notes.append(f"Held-out prompts: {len(prompts)}; new tokens for each: at most {self.tokens}, greedy.")
         columns = {k: v for k, v in COLUMNS.items() if any(row.get(k) is not None for row in rows)}
         rows = [{k: row[k] for k in columns if k in row} for row in rows]

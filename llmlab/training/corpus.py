@@ -109,20 +109,25 @@ def write(
 
     batch: list[Text] = []
     held = 0
-    for text in generate_batch(loaded.model, texts(), loaded.stop_tokens, together, taps, seed + len(have)):
-        if text.tag == "chat":
-            supply.learn(loaded.tokenizer.decode(text.answer, skip_special_tokens=True))
-        batch.append(text)
-        held += len(text.tokens) - 1
-        report("Writing text to learn from", min(done + held, tokens), tokens)
-        if held >= SHARD or done + held >= tokens:
-            _save(folder / f"text-{len(shards(folder)):04}.safetensors", batch, taps)
-            done, held, batch = done + held, 0, []
-        if done >= tokens:
-            return
+    try:
+        for text in generate_batch(loaded.model, texts(), loaded.stop_tokens, together, taps, seed + len(have)):
+            if text.tag == "chat":
+                supply.learn(loaded.tokenizer.decode(text.answer, skip_special_tokens=True))
+            batch.append(text)
+            held += len(text.tokens) - 1
+            report("Writing text to learn from", min(done + held, tokens), tokens)
+            if held >= SHARD or done + held >= tokens:
+                _save(folder, batch, taps)
+                done, held, batch = done + held, 0, []
+            if done >= tokens:
+                return
+    except KeyboardInterrupt:
+        if batch:
+            _save(folder, batch, taps)
+        raise
 
 
-def _save(path: Path, texts: list[Text], taps: tuple[int, ...]) -> None:
+def _save(folder: Path, texts: list[Text], taps: tuple[int, ...]) -> None:
     value = {
         "tokens": torch.tensor([t for text in texts for t in text.tokens[:-1]], dtype=torch.int32),
         "next": torch.tensor([text.tokens[-1] for text in texts], dtype=torch.int32),
@@ -133,7 +138,7 @@ def _save(path: Path, texts: list[Text], taps: tuple[int, ...]) -> None:
     }
     if taps:
         value["states"] = torch.cat([text.seen for text in texts]).bfloat16()
-    with whole_file(path) as part:
+    with whole_file(folder / f"text-{len(shards(folder)):04}.safetensors") as part:
         save_file(value, part, {"taps": json.dumps(taps)})
 
 

@@ -163,28 +163,32 @@ def train(
     saved = Checkpoint(checkpoint, net, optimizer)
     step, curve = saved.load()
     recent: list[dict[str, float]] = []
-    for batch in texts.batches(plan, step):
-        if step >= plan.steps or saved.seconds_now > seconds:
-            break
-        # Where time ends before the steps do, the rate must have come down all the same.
-        done = max(step / plan.steps, saved.seconds_now / seconds)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(plan, step, done)
-        pace(done)
-        value, figures = loss(batch)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        recent.append({"loss": float(value.detach()), **figures})
-        if step % 25 == 0 or step == plan.steps:
-            mean = _means(recent)
-            curve.append({"step": step, **{k: round(v, 4) for k, v in mean.items()}})
-            recent = []
-            report("Training: " + ", ".join(f"{k} {v:.3f}" for k, v in mean.items()), step, plan.steps)
-        if saved.seconds_since > 120:
-            saved.save(step, curve)
+    try:
+        for batch in texts.batches(plan, step):
+            if step >= plan.steps or saved.seconds_now > seconds:
+                break
+            # Where time ends before the steps do, the rate must have come down all the same.
+            done = max(step / plan.steps, saved.seconds_now / seconds)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(plan, step, done)
+            pace(done)
+            value, figures = loss(batch)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            recent.append({"loss": float(value.detach()), **figures})
+            if step % 25 == 0 or step == plan.steps:
+                mean = _means(recent)
+                curve.append({"step": step, **{k: round(v, 4) for k, v in mean.items()}})
+                recent = []
+                report("Training: " + ", ".join(f"{k} {v:.3f}" for k, v in mean.items()), step, plan.steps)
+            if saved.seconds_since > 120:
+                saved.save(step, curve)
+    except KeyboardInterrupt:
+        saved.save(step, curve)  # perhaps in the midst of a step, a part of which the next call then makes twice
+        raise
     saved.save(step, curve)
     return {
         "steps": step,

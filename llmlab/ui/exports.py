@@ -28,3 +28,6 @@ class Exports:
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         return [str(folder / name) for name in texts]
+
+    def close(self) -> None:
+        self._place.cleanup()

@@ -12,9 +12,11 @@ from llmlab.ui.i18n import language
 
 SMALL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 """How the page's own short events are wired."""
+MOST_STREAMS = 200
+"""Runs and studies that may be under way or wait in the engine's queue at once."""
 STREAM: dict[str, Any] = {
     "show_progress": "hidden",
-    "concurrency_limit": 16,
+    "concurrency_limit": MOST_STREAMS,
     "concurrency_id": "engine",
     "api_visibility": "undocumented",
 }

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from llmlab.lab.settings import STUDIED, Settings
 from llmlab.lab.study import Study, make_study
 from llmlab.runtime.configurable import Knob
-from llmlab.runtime.stack import Stack
+from llmlab.runtime.stack import Stack, written
 
 SHORT = {k.name: k.short or k.name for k in Settings.knobs()}
 """Each setting's name in a link."""
@@ -42,8 +42,9 @@ def from_query(parameters: Mapping[str, str], base: Settings) -> Settings:
 
 def command_line(settings: Settings, compare: bool = False) -> str:
     """The command that repeats the run."""
-    parts = ["python", "-m", "llmlab", "compare" if compare else "run", "--model", settings.model]
-    parts.append(f"--prompt={settings.prompt}")  # one word, or a prompt that begins with a dash would read as an option
+    parts = ["python", "-m", "llmlab", "compare" if compare else "run"]
+    # Each one word, or a prompt that begins with a dash would read as an option.
+    parts += [f"--model={settings.model}", f"--prompt={settings.prompt}"]
     parts += _options(settings, [n for n in SHORT if n not in ("model", "prompt")])
     for text in settings.stack.arguments():
         parts += ["--technique", text]
@@ -58,7 +59,7 @@ def python(settings: Settings) -> str:
     lines = [
         "from llmlab.lab.experiment import Lab",
         "from llmlab.lab.settings import Settings",
-        "from llmlab.runtime.stack import Stack",
+        "from llmlab.runtime.stack import Stack, written",
         "",
         "lab = Lab()",
         "settings = Settings(",
@@ -91,9 +92,9 @@ def study_from_query(parameters: Mapping[str, str]) -> tuple[Study, Settings]:
 
 def study_command(study: Study, settings: Settings) -> str:
     """The command that carries the study out."""
-    knobs = ",".join(f"{k.name}={getattr(study, k.name)}" for k in study.knobs() if _changed(study, k))
-    parts = ["python", "-m", "llmlab", "study", study.id + (f":{knobs}" if knobs else "")]
-    parts += ["--model", settings.model, *_options(settings, [n for n in STUDIED if n != "model"])]
+    knobs = {k.name: getattr(study, k.name) for k in study.knobs() if _changed(study, k)}
+    parts = ["python", "-m", "llmlab", "study", written(study.id, knobs)]
+    parts += [f"--model={settings.model}", *_options(settings, [n for n in STUDIED if n != "model"])]
     return shlex.join(parts)
 
 
@@ -107,7 +108,7 @@ def _options(settings: Settings, names: Collection[str]) -> list[str]:
         if k.kind == "bool":
             parts.append(k.option if value else k.option.replace("--", "--no-", 1))
         else:
-            parts += [k.option, str(value)]
+            parts.append(f"{k.option}={value}")
     return parts
 
 

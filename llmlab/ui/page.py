@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import webbrowser
+from collections.abc import Iterable, Iterator
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import transformers  # noqa: F401  # here, by one thread: two that import it at once find it half made
+from starlette.middleware import Middleware
 
 from llmlab.assets import ASSETS
 from llmlab.lab.queue import Engine
+from llmlab.ui.blocks import MOST_EVENTS, Blocks
 from llmlab.ui.cards import search_index, switch_rules
 from llmlab.ui.exports import Exports
 from llmlab.ui.form import Form
 from llmlab.ui.gradio_events import SMALL, language_of
+from llmlab.ui.host_names import HostNames, OwnNamesOnly
 from llmlab.ui.i18n import both_words, catalogue, word
 from llmlab.ui.machine import hardware_line
 from llmlab.ui.playground import layout as playground_layout
@@ -31,11 +38,13 @@ VIEWS = ("playground", "studies")
 class Page:
     """Builds the page over an engine. After `build`, `playground` and `studies` hold the handlers of the views."""
 
+    demo: gr.Blocks
     playground: Playground
     studies: Studies
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.exports = Exports()
         self.i18n = gr.I18n(**translations())
 
     @property
@@ -44,8 +53,8 @@ class Page:
         return self.playground.form
 
     def build(self) -> gr.Blocks:
-        _, exports = self.i18n, Exports()
-        demo = gr.Blocks(title="llmlab", analytics_enabled=False, delete_cache=(3600, 3600))
+        _, exports = self.i18n, self.exports
+        demo = Blocks(title="llmlab", analytics_enabled=False, delete_cache=(3600, 3600))
         with demo:
             with gr.Row(elem_id="header"):
                 gr.HTML(f'<h1>llmlab</h1><p class="tagline">{both_words("tagline")}</p>', elem_id="title")
@@ -62,10 +71,14 @@ class Page:
             self.playground.wire(copy_run)
             self.studies.wire(copy_study)
             self._wire_arrival(demo)
-        demo.queue(max_size=32, api_open=False, default_concurrency_limit=16)
-        # Gradio looks for new events a thousand times a second, each time taking the interpreter from the engine.
-        demo._queue.sleep_when_free = 0.02
+        self.demo = demo.queued()
         return demo
+
+    def close(self) -> None:
+        """Stop what runs and waits, and the server; the files that visitors could fetch go."""
+        self.engine.close()
+        self.demo.close(verbose=False)
+        self.exports.close()
 
     def _wire_arrival(self, demo: gr.Blocks) -> None:
         playground, studies = self.playground, self.studies
@@ -73,7 +86,8 @@ class Page:
         arrived = demo.load(self.arrive, None, shown, **SMALL)
         refreshed = arrived.then(playground.refresh, playground.form.inputs, playground.watched, **SMALL)
         refreshed.then(**playground.show_link).then(**studies.show_link)
-        demo.unload(playground.halt)
+        # No `unload`: for it Gradio holds a connection open in every tab, beside the one of a run, and a browser opens
+        # six to a host in all. Three tabs that run would get no answer. Who leaves is missed by the run's own stream.
 
     def arrive(self, request: gr.Request) -> dict[Any, Any]:
         """The first sight of both views: as drawn, or as the link asks for."""
@@ -93,8 +107,33 @@ def view_switch() -> str:
     return f'<nav class="views" aria-label="llmlab">{buttons}</nav>'
 
 
-def launch_options(page: Page) -> dict[str, Any]:
-    """What `launch` needs besides host and port: looks, keyboard, languages, and nothing from any other host."""
+def serve(page: Page, host: str, ports: Iterator[int], names: Iterable[str], browser: bool) -> tuple[str, str]:
+    """Serve the page at the first of `ports` that is still free, from threads of its own; returns once it answers.
+
+    (its address, which names it answers to, in a sentence or empty). Raises whatever `ports` raises at its end.
+    """
+    demo, known = page.build(), HostNames.of(host, names, os.environ)
+    for port in ports:
+        try:
+            demo.launch(
+                server_name=f"[{host}]" if ":" in host else host,
+                server_port=port,
+                inbrowser=False,
+                prevent_thread_lock=True,
+                **launch_options(page, known),
+            )
+        except OSError:  # somebody else was faster
+            continue
+        url = str(demo.local_url).rstrip("/")
+        if browser:
+            webbrowser.open(url)
+        return url, known.told()
+    raise AssertionError("ports end by raising")
+
+
+def launch_options(page: Page, names: HostNames | None = None) -> dict[str, Any]:
+    """What `launch` needs besides host and port: looks, keyboard, languages, to which names the page answers (by
+    default loopback's), and nothing from any other host."""
     css = (HERE / "page.css").read_text(encoding="utf-8") + switch_rules()
     words = json.dumps({lang: {"copied": word("copied", lang)} for lang in catalogue()}, ensure_ascii=False)
     index = json.dumps(search_index(), ensure_ascii=False).replace("</", "<\\/")
@@ -114,5 +153,7 @@ def launch_options(page: Page) -> dict[str, Any]:
         "state_session_capacity": 500,
         "enable_monitoring": False,
         "share": False,
+        "max_threads": MOST_EVENTS,
+        "app_kwargs": {"middleware": [Middleware(OwnNamesOnly, names=names or HostNames.of("127.0.0.1"))]},
         "quiet": True,
     }

@@ -17,6 +17,7 @@ def against_transformers(
 ) -> dict[str, Any]:
     """Ours in a weight format against transformers in float32 and bfloat16 (NF4 where ours is 4 bits), in this process.
 
+    Where Ctrl-C comes in the middle, the cases that are through, with `stopped`; KeyboardInterrupt where none is.
     Raises Refused for a case that does not exist and for a model that cannot be loaded.
     """
     for name in cases:
@@ -34,11 +35,17 @@ def against_transformers(
     calls = {p.name: (lambda verb, rest, p=p: getattr(p, verb)(*rest)) for p in peers}
     tokens = tokens_of(ours.loaded.tokenizer, 4700)
     room = getattr(ours.model, "context", 4700)
-    rows = {}
-    for row in in_turn(calls, [c for c in cases if CASES[c].size + 80 < room], tokens, rounds, tell):
-        if ours.name in row.seconds:
-            rows[row.case] = row.to_json(ours.name)
-            tell(f"{row.case}: " + json.dumps(rows[row.case]["ratios"]))
+    rows, stopped = {}, False
+    try:
+        for row in in_turn(calls, [c for c in cases if CASES[c].size + 80 < room], tokens, rounds, tell):
+            if ours.name in row.seconds:
+                rows[row.case] = row.to_json(ours.name)
+                tell(f"{row.case}: " + json.dumps(rows[row.case]["ratios"]))
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+        stopped = True
     versions = {p.name: p.version for p in peers}
     about = {"model": ours.loaded.name, "weights": weights, "device": str(ours.model.device)}
-    return {"schema": "llmlab.bench/1", **about, "versions": versions, "machine": describe_machine(), "cases": rows}
+    value = {"schema": "llmlab.bench/1", **about, "versions": versions, "machine": describe_machine(), "cases": rows}
+    return value | ({"stopped": True} if stopped else {})

@@ -9,7 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from llmlab.models.loading.progress import check
+
 GROUP = 32
+PIECE = 4096
+"""Rows that are rounded at once, so that it can be stopped, and its intermediate numbers stay small."""
 
 Zero = Literal["minimum", "symmetric"]
 """Where a group's levels lie: from its minimum to its maximum, or alike on both sides of zero."""
@@ -46,7 +50,10 @@ class QuantizedGroups:
         The levels lie between a group's minimum and its maximum; with `zero` "symmetric" they are (q - 2^(bits-1)) · d,
         the largest magnitude at the end of the shorter side, so that nothing is cut off.
         """
+        check()
         N, K = dense.shape
+        if N > PIECE:
+            return cls.joined([cls.of(part, bits, group, zero) for part in dense.split(PIECE)])
         groups = dense.float().view(N, K // group, group)
         top = 2**bits - 1
         if zero == "minimum":
@@ -58,6 +65,12 @@ class QuantizedGroups:
             m = -half * d
         q = ((groups - m[..., None]) / d.clamp_min(1e-12)[..., None]).round_().clamp_(0, top).nan_to_num_(0)
         return cls(q.view(N, K).to(torch.uint8), d, m, bits, group)
+
+    @classmethod
+    def joined(cls, parts: Sequence[QuantizedGroups]) -> QuantizedGroups:
+        """Codes of one kind, one below the other."""
+        q, d, m = (torch.cat([getattr(p, name) for p in parts]) for name in "qdm")
+        return cls(q, d, m, parts[0].bits, parts[0].group)
 
 
 Matrix = Tensor | QuantizedGroups
@@ -77,6 +90,5 @@ def stacked(parts: Sequence[Matrix]) -> Matrix:
     """Matrices with the same inputs one below the other; codes stay codes where all are, and of one kind."""
     codes = [p for p in parts if isinstance(p, QuantizedGroups)]
     if len(codes) == len(parts) and len({(p.bits, p.group) for p in codes}) == 1:
-        q, d, m = (torch.cat([getattr(p, name) for p in codes]) for name in "qdm")
-        return QuantizedGroups(q, d, m, codes[0].bits, codes[0].group)
+        return QuantizedGroups.joined(codes)
     return torch.cat([as_dense(p) for p in parts])

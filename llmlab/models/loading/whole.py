@@ -11,6 +11,7 @@ import contextlib
 import glob
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -46,11 +47,13 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A path to write to, in the folder of `path`, which takes the place of `path` when the block ends well.
 
     Whatever the block raises, also KeyboardInterrupt, leaves `path` as it was. Raises OSError where the folder cannot
-    be made or the disk is full.
+    be made or the disk is full. A file that was there before hands on its mode.
     """
     with _beside(path) as made:
         part = Path(made) / path.name
         yield part
+        if path.exists():
+            part.chmod(stat.S_IMODE(path.stat().st_mode))
         _on_disk(part)
         os.replace(part, path)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from llmlab.models.decoder import Decoder
+from llmlab.models.loading.progress import check
 
 PATTERNS = ("unstructured", "2:4", "4:8")
 
@@ -27,6 +28,7 @@ def zeros(model: Decoder) -> tuple[int, int]:
     none = total = 0
     for block in model.layers:
         for module in block.linears().values():
+            check()
             W = module.dense()
             none, total = none + int((W == 0).sum()), total + W.numel()
     return none, total

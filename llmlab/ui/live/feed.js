@@ -3,6 +3,7 @@
 import { VERSION, decode, overlap } from "./protocol.js";
 
 const QUIET = 4000; // ms without a message before the panel asks for what it may have missed
+const LATE = 10000; // ms after which an answer to such a question is not waited for
 const LONGEST = 60000; // ms that it waits between two such questions at most
 
 export class Feed {
@@ -60,7 +61,9 @@ export class Feed {
     const { state } = this;
     const { epoch } = state;
     this.asking = true;
-    Promise.resolve(this.server?.snapshot_of?.(state.run))
+    // A browser that has no connection left would let this wait, and with it everything that comes meanwhile.
+    const late = new Promise((give) => setTimeout(give, LATE, null));
+    Promise.race([Promise.resolve(this.server?.snapshot_of?.(state.run)), late])
       .catch(() => null)
       .then((message) => {
         if (state.epoch !== epoch) return;

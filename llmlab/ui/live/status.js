@@ -55,6 +55,7 @@ function waiting(note) {
 }
 
 function running(note, last) {
+  if (note === "stopping") return [say("stopping")];
   const parts = note.split("|");
   if (parts.length === 3) {
     const [what, done, total] = [parts[0], Number(parts[1]), Number(parts[2])];

