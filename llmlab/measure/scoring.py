@@ -24,6 +24,8 @@ DECIDING = ("Drafter", "Acceptor", "Router")
 """Roles that choose among tokens or models and do not change the probabilities of a given text."""
 NARROW, WIDE = 32, 128
 """Tokens in a pass at most: where rows must be computed as if alone (below float32), and where rounding may differ."""
+READ = 128
+"""Tokens of context in a pass below float32, where a prompt's passes are computed otherwise than those of few rows."""
 LONG, SHORT = 0.12, 0.05
 """Seconds of a pass above which the next one is half as wide, and below which it is twice as wide: whoever asks to stop
 waits for the end of one pass."""
@@ -48,16 +50,16 @@ class Forced:
         """The first `start` of the tokens are context, read as a prompt is. With `keep` the states are kept."""
         self.model, self.stack, self.tokens, self.at = model, stack.without(*DECIDING), list(tokens), start
         alone = any(Capability.MANY_ROWS in t.disabled() for t in self.stack)
-        whole = model.weights == "dense-fp32"
-        self.most = 1 if alone else WIDE if whole else NARROW
+        self.whole = model.weights == "dense-fp32"
+        self.most = 1 if alone else WIDE if self.whole else NARROW
         self.width = min(16, self.most)
         planned = self.stack.one("LayerPlan") is not None
         tapped = Capability.STATES in model.capabilities and not planned
-        self.own_head = tapped and not whole  # a pass would unpack the head anew for each row
+        self.own_head = tapped and not self.whole  # a pass would unpack the head anew for each row
         self.session = self.stack.session(
             model,
             tools,
-            exact=not whole,
+            exact=not self.whole,
             exact_top=EmbeddingAndHead.CANDIDATES if self.own_head else 0,
             taps=(len(model.layers),) if self.own_head or (tapped and keep) else (),
         )
@@ -72,7 +74,8 @@ class Forced:
             with self._installed(session):
                 started = time.perf_counter()
                 # What drops tokens from a prompt looks at as much of it at once as in a run.
-                piece = session.prefill_piece(PIECE if session.prefill_plan else self.width)
+                most = PIECE if session.prefill_plan else self.width if self.whole else READ
+                piece = session.prefill_piece(most)
                 session.prefilled(piece, forward_pieces(self.model, [piece], session.prefill_plan)[0])
                 self._adapt(time.perf_counter() - started)
             self._keep()
