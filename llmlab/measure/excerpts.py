@@ -23,7 +23,8 @@ PROMPT = 512
 """Tokens of context where a stack acts on the prompt alone."""
 LEAST = 128
 """Tokens fewer than which are not worth scoring."""
-OWN = "own"
+OWN, LONGEST_OWN = "own", 400_000
+"""A visitor's own text, and how many of its characters are read."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def excerpts(tokenizer: Any, context: int, stack: Stack, own: str | None = None)
     """
     files = {kind: (ASSETS / "texts" / name).read_text(encoding="utf-8") for kind, name in TEXTS.items()}
     found = []
-    for kind, text in {OWN: own}.items() if own is not None else files.items():
+    for kind, text in {OWN: own[:LONGEST_OWN]}.items() if own is not None else files.items():
         tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
         pieces = cut(kind, tokens, context, stack)
         if own is not None and not pieces:
