@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llmlab.lab.experiment import Lab
+from llmlab.measure import quality
 from llmlab.runtime.events import Event
 
 PATIENCE = 240.0
@@ -64,6 +65,25 @@ class HeldLab(Lab):
         for e in super().run(prepared, stop, *args, **kwargs):
             yield e
             self.gate.pass_through(stop)
+
+
+class HeldQuality(Lab):
+    """A lab whose measurements of quality pass `gate` after each pass over a text."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gate = Gate()
+
+    def quality(self, *args: Any, **kwargs: Any) -> quality.Measuring:
+        measuring = super().quality(*args, **kwargs)
+        while True:
+            try:
+                far = next(measuring)
+            except StopIteration as end:
+                found: dict[str, Any] = end.value
+                return found
+            self.gate.pass_through()
+            yield far
 
 
 def until(condition: Callable[[], Any], what: str = "") -> None:

@@ -80,6 +80,38 @@ def test_compare_measures_quality(model: str, capsys: pytest.CaptureFixture[str]
     assert value["stack"][0]["knobs"]["length"] == 3
 
 
+def test_compare_runs_pairs_and_tells_spread_errors_and_verdict(
+    model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["--prompt", "abc abc abc abc", "--max-new-tokens", "16", "--technique", "magnitude:ratio=0.7"]
+    assert main(["compare", "--model", model, *arguments, "--json", str(tmp_path / "a.json")]) == 0
+    value, told = json.loads((tmp_path / "a.json").read_text()), capsys.readouterr().err
+    pairs = value["pairs"]
+    assert len(pairs["baseline"]) == len(pairs["stack"]) >= 3
+    assert pairs["low"] <= pairs["ratio"] <= pairs["high"]
+    assert f"{pairs['low']:.2f} to {pairs['high']:.2f} in {len(pairs['stack'])} pairs" in told
+    quality = value["quality"]
+    assert f"× {quality['perplexity_ratio']:.3f} ± {quality['perplexity_ratio_error']:.3f}" in told
+    assert f"{quality['scored_tokens']} tokens of prose and code" in told
+    assert value["verdict"]["verdict"] in ("worse", "trade")
+    assert f"verdict: {value['verdict']['verdict']} (" in told
+
+
+def test_compare_measures_quality_on_one_s_own_text(
+    model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    own, short = tmp_path / "own.txt", tmp_path / "short.txt"
+    own.write_text("The quick brown fox jumps over the lazy dog. " * 8)
+    short.write_text("fox")
+    arguments = ["--prompt", "abc abc", "--max-new-tokens", "8", "--technique", "magnitude:ratio=0.7"]
+    assert main(["compare", "--model", model, *arguments, "--quality-text", str(own), "--json", "-"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["quality"]["kinds"]) == {"own"}
+    assert main(["compare", "--model", model, *arguments, "--quality-text", str(short)]) == 2
+    shown = capsys.readouterr()
+    assert "Give a longer one" in shown.err
+    assert shown.out == "", "it is refused before anything is generated"
+
+
 def test_a_lossy_stack_costs_something(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--prompt", "abc abc abc abc", "--max-new-tokens", "16", "--technique", "magnitude:ratio=0.7"]
     assert main(["compare", "--model", model, *arguments, "--json", "-"]) == 0
@@ -379,3 +411,19 @@ def test_a_run_says_which_way_it_took(model: str, verify: str, tmp_path: Path) -
     assert ("to the bit, what a pass of its own" in told) == (verify == "bitwise")
     assert ("shared their products" in told) == (verify == "fast")
     assert "kept a second time" in told
+
+
+def test_streaming_llm_goes_past_the_context_and_an_ab_says_that_its_baseline_cannot(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tiny model reads 256 tokens."""
+    given = ["--model", model, "--prompt", "abc " * 20, "--max-new-tokens", "400", "--json", "-"]
+    window = ["--technique", "streaming-llm:budget=32"]
+    assert main(["run", *given, *window]) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    assert metrics["new_tokens"] > 256, "unless it ends by itself first"
+    assert metrics["kv_rows_peak"] < 50
+    assert main(["run", *given]) == 2
+    assert "StreamingLLM" in capsys.readouterr().err
+    assert main(["compare", *given, *window]) == 2
+    assert "The baseline of an A/B leaves room" in capsys.readouterr().err

@@ -56,9 +56,9 @@ def test_each_survives_its_link_its_json_and_its_words(k: Knob) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"max_new_tokens": 0}, "The setting max new tokens cannot be 0. Give 1 to 4096."),
-        ({"max_new_tokens": "a lot"}, "The setting max new tokens cannot be a lot. Give 1 to 4096."),
-        ({"max_new_tokens": True}, "The setting max new tokens cannot be True. Give 1 to 4096."),
+        ({"max_new_tokens": 0}, "The setting max new tokens cannot be 0. Give 1 to 32768."),
+        ({"max_new_tokens": "a lot"}, "The setting max new tokens cannot be a lot. Give 1 to 32768."),
+        ({"max_new_tokens": True}, "The setting max new tokens cannot be True. Give 1 to 32768."),
         ({"temperature": float("nan")}, "The setting temperature cannot be nan. Give 0.0 to 5.0."),
         ({"top_k": 1.5}, "The setting top k cannot be 1.5. Give 0 to 1000000."),
         ({"seed": 10**400}, "Give 0 to 2147483647."),

@@ -45,12 +45,12 @@ def read_arguments(a: argparse.Namespace) -> None:
             setattr(a, name, [as_text(what, v) if isinstance(v, str) else v for v in value])
 
 
-def read_prompt(file: str) -> str:
+def read_prompt(file: str, what: str = "prompt") -> str:
     """The prompt that a file holds: UTF-8, or UTF-16 or UTF-32 with their mark; its line ends become \\n.
 
     Raises Refused for a file that cannot be read, is too large, holds no text, or nothing.
     """
-    who = f"The prompt file {file}"
+    who = f"The {what} file {file}"
     try:
         with Path(file).open("rb") as f:
             data = f.read(LARGEST + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -15,22 +16,26 @@ from llmlab.lab.model_cache import ModelCache
 from llmlab.lab.records import record
 from llmlab.lab.settings import Settings, without_techniques
 from llmlab.lab.vocabularies import require_same
-from llmlab.measure import quality, trace
+from llmlab.measure import excerpts, pairs, quality, trace
 from llmlab.measure.hardware import use_threads
 from llmlab.measure.roofline import least_seconds
+from llmlab.measure.verdict import verdict_of
 from llmlab.models.decoder import Decoder
 from llmlab.models.formats.onednn import bfloat16_instructions
 from llmlab.models.formats.registry import FORMATS
 from llmlab.models.loading.loaded import Loaded, prompt_tokens
-from llmlab.models.loading.progress import Report
+from llmlab.models.loading.progress import Report, quiet
 from llmlab.runtime.events import Committed, Compared, Event, Finished, Started, WeightsChanged
 from llmlab.runtime.generate import committed_tokens, generate
 from llmlab.runtime.roles import Router
 from llmlab.runtime.sampling import Sampler
+from llmlab.runtime.session import SHORTEN
 from llmlab.runtime.tools import Tools
 
 LONGEST_TEXT = 400_000
 """Characters of a prompt that are tokenized at all; no model in the catalogue reads that many."""
+MEASURING, PAIR = "Measuring quality", "Pair"
+"""What is reported of a comparison after its two runs; the panel has them in both languages."""
 
 
 def engine_paths(model: Any, verify: str) -> list[str]:
@@ -53,6 +58,13 @@ def out_of_memory(error: Exception) -> str | None:
     return None
 
 
+def _compared(runs: Sequence[Event], found: dict[str, Any], measured: pairs.Pairs | None) -> Compared:
+    """What two runs, one after the other, come to: with the pairs that were run after them, where there are any."""
+    compared = Compared(runs[-1].t, found, measured.to_json() if measured else {})
+    verdict = verdict_of([*runs, compared])
+    return replace(compared, verdict=verdict.to_json() if verdict else {})
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A run that has passed every check, with its model loaded and its prompt tokenized."""
@@ -61,6 +73,21 @@ class Prepared:
     loaded: Loaded
     prompt: list[int]
     device: str
+
+
+def _require_room(settings: Settings, loaded: Loaded, prompt: int, who: str = "The prompt") -> None:
+    """Raises Refused where a prompt of so many tokens and what is to follow it do not fit the model's context."""
+    limit = settings.stack.text_limit(loaded.model.context)
+    if limit is None:
+        return
+    if prompt >= limit:
+        raise Refused(who, f"has {prompt} tokens to read and {loaded.name} reads at most {limit}", SHORTEN)
+    if settings.max_new_tokens > limit - prompt:
+        raise Refused(
+            who,
+            f"leaves room for {limit - prompt} new tokens in {loaded.name}'s context, not {settings.max_new_tokens}",
+            "Shorten the prompt, ask for fewer new tokens, or run StreamingLLM alone, which goes past the context",
+        )
 
 
 class Lab:
@@ -80,25 +107,13 @@ class Lab:
     def prepare(self, settings: Settings, report: Report | None = None) -> Prepared:
         """Check, load, tokenize. Raises Refused; nothing has been generated then."""
         self.check(settings)
-        estimate = len(settings.prompt) // 3 + settings.max_new_tokens
+        estimate = settings.stack.most_rows(len(settings.prompt) // 3 + settings.max_new_tokens)
         use_threads(settings.threads)
         loaded = self.model_cache.load(
             settings.model, settings.weights, settings.device, estimate, report, settings.copies == "auto"
         )
         prompt = self.tokens(loaded, settings)
-        left = loaded.model.context - len(prompt)
-        if left < 1:
-            raise Refused(
-                "The prompt",
-                f"has {len(prompt)} tokens and {loaded.name} reads at most {loaded.model.context}",
-                "Shorten it or choose a model with a longer context",
-            )
-        if settings.max_new_tokens > left:
-            raise Refused(
-                "The prompt",
-                f"leaves room for {left} new tokens in {loaded.name}'s context, not {settings.max_new_tokens}",
-                "Shorten it or ask for fewer new tokens",
-            )
+        _require_room(settings, loaded, len(prompt))
         return Prepared(settings, loaded, prompt, str(loaded.model.device))
 
     def tokens(self, loaded: Loaded, settings: Settings) -> list[int]:
@@ -172,23 +187,22 @@ class Lab:
             engine_paths=engine_paths(model, settings.verify),
         )
 
-    def quality(self, prepared: Prepared, baseline: Sequence[Event], events: Sequence[Event]) -> dict[str, Any]:
-        """What the stack's run cost in quality against the baseline's run of the same settings."""
+    def quality(
+        self,
+        prepared: Prepared,
+        baseline: Sequence[Event],
+        events: Sequence[Event],
+        own_text: str | None = None,
+    ) -> quality.Measuring:
+        """What the stack's run cost in quality against the baseline's run of the same settings, a pass at a time."""
         loaded, stack = prepared.loaded, prepared.settings.stack
         tools = self.tools(prepared)
         changed = self.model_cache.transformed(loaded, stack, tools).model
         for technique in stack:
             technique.prepare(changed, tools)
-        return quality.compare(
-            loaded.model,
-            changed,
-            stack,
-            prepared.prompt,
-            committed_tokens(baseline),
-            committed_tokens(events),
-            loaded.tokenizer,
-            tools,
-        )
+        sides = quality.Sides(loaded.model, changed, stack, tools)
+        texts = committed_tokens(baseline), committed_tokens(events)
+        return quality.measured(sides, prepared.prompt, *texts, loaded.tokenizer, own_text)
 
     def route(
         self, prepared: Prepared, stop: threading.Event | None = None, report: Report | None = None
@@ -210,20 +224,92 @@ class Lab:
             prepared = self.prepare(replace(prepared.settings, model=asked), report)
 
     def compare(
-        self, prepared: Prepared, stop: threading.Event | None = None, report: Report | None = None
+        self,
+        prepared: Prepared,
+        stop: threading.Event | None = None,
+        report: Report | None = None,
+        own_text: str | None = None,
     ) -> Iterator[Event]:
-        """The baseline's events, then the stack's, then what the stack cost; a stop ends it where it is."""
-        stop = stop or threading.Event()
-        runs: dict[str, list[Event]] = {"baseline": [], "stack": []}
-        for lane, settings in (("baseline", without_techniques(prepared.settings)), ("stack", prepared.settings)):
-            for e in self.run(replace(prepared, settings=settings), stop, lane, report):
+        """As `compared_in_slices`, at one go."""
+        return (e for e in self.compared_in_slices(prepared, stop, report, own_text) if e is not None)
+
+    def compared_in_slices(
+        self,
+        prepared: Prepared,
+        stop: threading.Event | None = None,
+        report: Report | None = None,
+        own_text: str | None = None,
+    ) -> Iterator[Event | None]:
+        """The baseline's events, then the stack's, then what the stack gained and cost; a stop ends it where it is.
+
+        Both runs are followed by a first `Compared`, which says what they alone tell; then by further pairs, of which
+        only the speeds are kept, and by quality, on `own_text` where there is one; then by the whole `Compared`. Each
+        None is a place where another run may go first: nothing of this comparison is left on any model there. Raises
+        Refused for an own text that is too short.
+        """
+        stop, report = stop or threading.Event(), report or quiet
+        if own_text is not None:
+            excerpts.excerpts(
+                prepared.loaded.tokenizer, prepared.loaded.model.context, prepared.settings.stack, own_text
+            )
+        _require_room(
+            without_techniques(prepared.settings), prepared.loaded, len(prepared.prompt), "The baseline of an A/B"
+        )
+        runs: dict[str, list[Event]] = {}
+        for lane in pairs.LANES:
+            runs[lane] = []
+            for e in self._lane(prepared, lane, stop, report):
                 runs[lane].append(e)
                 yield e
             if stop.is_set():
                 return
-        if report:
-            report("Measuring quality", 0, 0)
-        yield Compared(runs["stack"][-1].t, self.quality(prepared, runs["baseline"], runs["stack"]))
+        baseline, text = (committed_tokens(runs[lane]) for lane in pairs.LANES)
+        both = [*runs["baseline"], *runs["stack"]]
+        yield _compared(both, quality.unmeasured(baseline, text, "unfinished"), None)
+        report(MEASURING, 0, 0)
+        yield None
+        found: pairs.Pairs | None = None
+        for so_far in self._pairs(prepared, runs, stop, report):
+            found = so_far
+            yield None
+        if stop.is_set():
+            return
+        measuring = self.quality(prepared, runs["baseline"], runs["stack"], own_text)
+        try:
+            while not stop.is_set():
+                report(MEASURING, *next(measuring))
+                yield None
+        except StopIteration as end:
+            yield _compared(both, end.value, found)
+
+    def _lane(
+        self, prepared: Prepared, lane: str, stop: threading.Event, report: Report, most: int | None = None
+    ) -> Iterator[Event]:
+        """A run of the baseline or of the stack, of at most so many new tokens."""
+        settings = prepared.settings if lane == "stack" else without_techniques(prepared.settings)
+        if most is not None:
+            settings = replace(settings, max_new_tokens=most)
+        return self.run(replace(prepared, settings=settings), stop, lane, report)
+
+    def _pairs(
+        self, prepared: Prepared, runs: dict[str, list[Event]], stop: threading.Event, report: Report
+    ) -> Iterator[pairs.Pairs]:
+        """The pairs so far, after each further one, the stack's run first in every other."""
+        tokens = pairs.length_of(runs)
+        found = pairs.first_pair(runs, tokens)
+        started = perf_counter()
+        while tokens and found is not None and len(found) < pairs.MOST and not stop.is_set():
+            spent = perf_counter() - started
+            if len(found) >= pairs.LEAST and spent * len(found) / (len(found) - 1) > pairs.SECONDS:
+                break
+            report(PAIR, len(found) + 1, pairs.MOST)
+            speeds = {}
+            for lane in pairs.LANES[:: -1 if len(found) % 2 else 1]:
+                speeds[lane] = pairs.decode_speed(list(self._lane(prepared, lane, stop, quiet, tokens)))
+            if stop.is_set() or not all(speeds.values()):
+                break
+            found = pairs.Pairs((*found.baseline, speeds["baseline"]), (*found.stack, speeds["stack"]), tokens)
+            yield found
 
     def record(self, prepared: Prepared, events: Sequence[Event]) -> dict[str, Any]:
         """The run as JSON, schema llmlab.run/1."""

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import statistics
 import threading
-import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any, TypeVar, overload
 
 from llmlab.errors import Refused
 from llmlab.lab.experiment import Lab, out_of_memory
 from llmlab.lab.settings import Settings
 from llmlab.lab.study import Study, Subject, carry_out
+from llmlab.measure.hardware import use_threads
 from llmlab.models.loading.progress import Stopped, stoppable
-from llmlab.runtime.events import Event, Failed
+from llmlab.runtime.events import Compared, Event, Failed, Started
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,12 @@ PATIENT = 0.5
 """Seconds between two looks at a job that has been waiting for as long."""
 STOPPING = "stopping"
 """The note of a job that was asked to stop and is in the midst of a step."""
+SLICE = 0.5
+"""Seconds after which a job that lets others go first lets another such job go on."""
+WAITS = ", waiting for others"
+"""What is added to the report of a job that lets others go first."""
+TIMED = 9
+"""Jobs of a kind whose durations tell how long the next one will take: the last so many."""
 
 
 @dataclass
@@ -43,6 +51,14 @@ class Job:
     note: str = field(default="", init=False)
     stop: threading.Event = field(default_factory=threading.Event, init=False)
     ended: threading.Event = field(default_factory=threading.Event, init=False)
+    began: float = field(default=0.0, init=False)
+    steps: Iterator[None] | None = field(default=None, init=False)
+    """What is left of it, once it has let others go first."""
+
+    @property
+    def kind(self) -> str:
+        """Jobs of one kind take about as long."""
+        return type(self).__name__
 
     @property
     def over(self) -> bool:
@@ -58,9 +74,12 @@ class Job:
             raise Stopped
         self.note = f"{what}|{done}|{total}"
 
-    def work(self, lab: Lab) -> None:
-        """Do it, in the engine's thread."""
+    def work(self, lab: Lab) -> Iterator[None]:
+        """Do it, in the engine's thread. Where it yields, others may go first, and nothing of it is on any model."""
         raise NotImplementedError
+
+    def give_way(self) -> None:
+        """Others go first now."""
 
     def fail(self, message: str) -> None:
         self.end("error", message)
@@ -73,10 +92,10 @@ class Job:
         for two hundred may wait at once.
         """
         seen: Any = None
-        said = began = time.monotonic()
+        said = began = monotonic()
         try:
             while True:
-                over, now = self.over, time.monotonic()
+                over, now = self.over, monotonic()
                 there = (self.state, self.note, news())
                 if over or there != seen or now - said >= SILENCE:
                     seen, said = there, now
@@ -94,14 +113,39 @@ class Run(Job):
     """One visitor's run, or baseline and run: its events so far."""
 
     compare: bool = False
+    own_text: str | None = None
+    """A text to measure quality on, in place of the project's."""
     events: list[Event] = field(default_factory=list, init=False)
 
-    def work(self, lab: Lab) -> None:
+    @property
+    def kind(self) -> str:
+        return "compare" if self.compare else "run"
+
+    def work(self, lab: Lab) -> Iterator[None]:
         prepared = lab.prepare(self.settings, self.report)
-        go = lab.compare if self.compare else lab.route
-        for e in go(prepared, self.stop, report=self.report):
-            self.events.append(e)
-            self.note = ""
+        if self.stop.is_set():
+            self.note = "stopped"
+            return
+        if not self.compare:
+            for e in lab.route(prepared, self.stop, report=self.report):
+                self.events.append(e)
+                self.note = ""
+            return
+        phase = ""
+        for happened in lab.compared_in_slices(prepared, self.stop, self.report, self.own_text):
+            if happened is None:
+                yield
+                use_threads(self.settings.threads)  # another run may have wanted others
+                continue
+            if isinstance(happened, Started):
+                phase = f"lane:{happened.lane}"
+            self.events.append(happened)
+            self.note = "" if isinstance(happened, Compared) else phase
+        self.note = "stopped" if self.stop.is_set() else ""
+
+    def give_way(self) -> None:
+        what, *far = self.note.split("|")
+        self.note = "|".join([what if what.endswith(WAITS) else what + WAITS, *far])
 
     def fail(self, message: str) -> None:
         last = self.events[-1].t if self.events else 0.0
@@ -125,9 +169,14 @@ class StudyRun(Job):
     study: Study
     findings: dict[str, Any] | None = field(default=None, init=False)
 
-    def work(self, lab: Lab) -> None:
+    @property
+    def kind(self) -> str:
+        return self.study.id
+
+    def work(self, lab: Lab) -> Iterator[None]:
         self.findings = carry_out(self.study, Subject(lab, self.settings, self.report, self.stop))
         self.note = ""
+        yield from ()
 
 
 J = TypeVar("J", bound=Job)
@@ -144,6 +193,8 @@ class Engine:
         self.lab = lab or Lab()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._waiting: deque[Job] = deque()
+        self._later: deque[Job] = deque()  # jobs under way that let those that wait go first
+        self._took: dict[str, deque[float]] = {}
         self._current: Job | None = None
         self._count = itertools.count(1)
         self._change = threading.Condition()
@@ -162,10 +213,13 @@ class Engine:
         jobs = reversed(list(self._jobs.values()))
         return next((j for j in jobs if j.owner == owner and isinstance(j, kind)), None)
 
-    def start(self, settings: Settings, compare: bool = False, owner: str = "") -> Run:
-        """Queue a run and return at once. Raises Refused for what cannot work, before it takes a place in the queue."""
+    def start(self, settings: Settings, compare: bool = False, owner: str = "", own_text: str | None = None) -> Run:
+        """Queue a run and return at once; `own_text` is what a comparison measures quality on.
+
+        Raises Refused for what cannot work, before it takes a place in the queue.
+        """
         self.lab.check(settings)
-        return self._queue(Run(self._name(owner), settings, compare, owner=owner))
+        return self._queue(Run(self._name(owner), settings, compare, own_text, owner=owner))
 
     def study(self, study: Study, settings: Settings, owner: str = "") -> StudyRun:
         """Queue a study of the model that `settings` name. Raises Refused for a model that is not there."""
@@ -189,14 +243,16 @@ class Engine:
         return job
 
     def stop(self, owner: str) -> None:
-        """Stop whatever this visitor has running or waiting."""
+        """Stop whatever this visitor has running or waiting; what waits ends at once, whatever runs meanwhile."""
         with self._change:
             for job in [r for r in self._jobs.values() if r.owner == owner and not r.over]:
                 job.stop.set()
-                if job in self._waiting:
-                    self._waiting.remove(job)
-                    job.end("done", "stopped")
-                elif not job.over:
+                for line in (self._waiting, self._later):
+                    if job in line:
+                        line.remove(job)
+                        job.steps = None
+                        job.end("done", "stopped")
+                if not job.over:
                     job.note = STOPPING
             self._number()
 
@@ -205,29 +261,59 @@ class Engine:
         for owner in {job.owner for job in list(self._jobs.values())}:
             self.stop(owner)
 
+    # How long it takes --------------------------------------------------------------------------------------------
+
     def _number(self) -> None:
-        """Tell each waiting job how many are before it."""
-        for place, job in enumerate(self._waiting, 1 if self._current else 0):
-            job.note = f"waiting:{place}"
+        """Tell each waiting job how many are before it, and for how long, where such jobs have been timed."""
+        current = self._current if self._current and self._current.steps is None else None
+        ahead = self._typical(current.kind) if current else 0.0
+        if ahead is not None and current:
+            ahead = max(0.0, ahead - (monotonic() - current.began))
+        for place, job in enumerate(self._waiting, 1 if current else 0):
+            job.note = f"waiting:{place}" if ahead is None else f"waiting:{place}:{ahead:.0f}"
+            each = self._typical(job.kind)
+            ahead = None if ahead is None or each is None else ahead + each
+
+    def _typical(self, kind: str) -> float | None:
+        """Seconds that a job of a kind takes before it lets others go first: the median of the last ones; of all kinds
+        where none of this kind has been timed, None where none at all has."""
+        times = self._took.get(kind) or [t for line in self._took.values() for t in line]
+        return statistics.median(times) if times else None
+
+    def _time(self, job: Job) -> None:
+        self._took.setdefault(job.kind, deque(maxlen=TIMED)).append(monotonic() - job.began)
+
+    # The thread that computes -------------------------------------------------------------------------------------
 
     def _work(self) -> None:
         while True:
             with self._change:
                 self._current = None
                 self._number()
-                self._change.wait_for(lambda: self._waiting)
-                job = self._current = self._waiting.popleft()
+                self._change.wait_for(lambda: self._waiting or self._later)
+                job = self._current = (self._waiting or self._later).popleft()
                 self._number()
-            self._carry_out(job)
+            if self._carry_out(job):
+                continue
+            with self._change:
+                if job.stop.is_set():
+                    job.end("done", "stopped")
+                else:
+                    job.give_way()
+                    self._later.append(job)
 
-    def _carry_out(self, job: Job) -> None:
+    def _carry_out(self, job: Job) -> bool:
+        """Work on a job until it is over (True), or until it lets another one go first (False)."""
         if job.stop.is_set():
             job.end("done", "stopped")
-            return
-        job.state, job.note = "running", ""
+            return True
+        until = monotonic() + SLICE
+        if job.steps is None:
+            job.state, job.note, job.began = "running", "", monotonic()
         try:
             with stoppable(job.stop.is_set):
-                job.work(self.lab)
+                if not self._advance(job, until):
+                    return False
             job.end("done", "stopped" if job.note == STOPPING else job.note)
         except Stopped:
             job.end("done", "stopped")
@@ -240,3 +326,20 @@ class Engine:
                 name = type(e).__name__
                 message = f"The run broke off with an internal error ({name}). Try again; report it if it stays."
             job.fail(message)
+        job.steps = None
+        return True
+
+    def _advance(self, job: Job, until: float) -> bool:
+        """Take a job on to its end (True), or to where others go first (False)."""
+        steps = job.steps or job.work(self.lab)
+        for _ in steps:
+            if job.steps is None:
+                job.steps = steps
+                self._time(job)
+                with self._change:
+                    self._number()
+            if self._waiting or (self._later and monotonic() > until):
+                return False
+        if job.steps is None and not job.stop.is_set():
+            self._time(job)
+        return True

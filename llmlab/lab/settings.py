@@ -43,7 +43,7 @@ class Settings(Configurable):
     model: str = knob("smollm2-135m", help="catalogue id, Hub id, local folder or GGUF file", short="m")
     prompt: str = knob("", help="what the model answers or continues", short="p")
     chat: bool | None = knob(None, help="use the chat template (default: where the model has one)")
-    max_new_tokens: int = knob(64, 1, 4096, "tokens to generate at most", short="n", usual=(1, 512))
+    max_new_tokens: int = knob(64, 1, 32_768, "tokens to generate at most", short="n", usual=(1, 512))
     weights: str = knob(
         "dense-fp32",
         help="dense-fp32, dense-bf16, int8, int4, or bitsandbytes' nf4 and bnb-int8",

@@ -147,3 +147,18 @@ def percentile(values: Sequence[float], share: float) -> float:
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
     """Round by round, what two contestants that took turns are to each other. Raises ValueError for unequal lengths."""
     return [a / b for a, b in zip(numerators, denominators, strict=True)]
+
+
+def in_blocks(parts: Sequence[Tensor], size: int) -> Estimate:
+    """The mean of values that follow one another in time, as a text's tokens do, and its standard error.
+
+    Neighbours resemble each other, so blocks of `size` of them count as one draw each; a block never spans two of the
+    `parts`, each (n,). Künsch: The Jackknife and the Bootstrap for General Stationary Observations, 1989.
+    """
+    whole = torch.cat([p.double() for p in parts])
+    blocks = [b for p in parts for b in p.double().split(size)]
+    value = float(whole.mean())
+    if len(blocks) < 2:
+        return Estimate(value)
+    off = torch.stack([(b - value).sum() for b in blocks])
+    return Estimate(value, float(off.square().sum().sqrt()) / len(whole) * math.sqrt(len(blocks) / (len(blocks) - 1)))

@@ -27,7 +27,7 @@ from llmlab.runtime.events import (
 )
 
 HEADER = {"schema": "llmlab.trace/1"}
-LARGEST = 8 << 20
+LARGEST = 16 << 20
 """Bytes of a trace that are read, and with `MOST` the limit on what a stranger's file may cost."""
 MOST = 50_000
 

@@ -114,9 +114,16 @@ class Finished(Event):
 
 @dataclass(frozen=True)
 class Compared(Event):
-    """After a baseline and a stack have run: what the stack cost in quality, with the keys of `quality.compare`."""
+    """After a baseline and a stack have run: what the stack cost in quality, with the keys of `quality.measured`.
+
+    The last one of a trace counts: one comes before quality is measured, for a comparison that is stopped there.
+    """
 
     quality: dict[str, Any]
+    pairs: dict[str, Any] = field(default_factory=dict)
+    """Decoding speeds of baseline and stack in turn (`pairs.Pairs`)."""
+    verdict: dict[str, Any] = field(default_factory=dict)
+    """Speed, memory and quality weighed together (`verdict.Verdict`)."""
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ class LayerPlan(Technique):
 
 @dataclass(frozen=True)
 class ForwardPatch(Technique):
-    """Changes what a session's passes compute; undone when the context ends."""
+    """Changes what a session's passes compute; undone when the context ends, and installed again where passes follow:
+    others may use the model in between, so whatever it remembers of a sequence belongs to the session."""
 
     role: ClassVar[str] = "ForwardPatch"
     job: ClassVar[str] = "changing what a layer computes"

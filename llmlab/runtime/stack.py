@@ -150,6 +150,13 @@ class Stack:
         policy = self.one(CachePolicy.role)
         return policy.text_limit(context) if isinstance(policy, CachePolicy) else context
 
+    def most_rows(self, tokens: int) -> int:
+        """Rows that a layer holds at most for a text of so many tokens."""
+        policy = self.one(CachePolicy.role)
+        if not isinstance(policy, CachePolicy) or not policy.during_prompt:
+            return tokens
+        return min(tokens, sum(policy.budget_and_slack()))
+
     def simulated(self) -> tuple[Technique, ...]:
         """The members whose saving this engine does not realise."""
         return tuple(t for t in self.techniques if t.speed == "simulated")

@@ -11,8 +11,10 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from llmlab.lab.records import record
+from llmlab.measure.pairs import LEAST, Pairs
 from llmlab.measure.quality import first_difference
 from llmlab.measure.trace import lanes
+from llmlab.measure.verdict import Verdict, pairs_of, verdict_of
 from llmlab.models.loading.fit import gigabytes
 from llmlab.runtime.events import Event, Failed, Finished, Started, WeightsChanged
 from llmlab.runtime.stack import Stack
@@ -20,8 +22,6 @@ from llmlab.ui.i18n import catalogue, word
 
 POSITIONS = 6
 """Draft positions whose acceptance is given one by one."""
-PAYS = 1.02
-"""Times the baseline's speed below which a technique counts as not paying; two equal runs differ by about this much."""
 LANES = ("baseline", "stack")
 
 
@@ -46,6 +46,9 @@ class Facts:
         self.stack = Stack.from_json(self.started.stack)
         self.base = record(baseline) if baseline is not None and len(self.stack) else None
         self.b: dict[str, Any] = self.base["metrics"] if self.base else {}
+        both = [*(baseline or ()), *events] if self.base else []
+        self.pairs: Pairs | None = pairs_of(both) if both else None
+        self.verdict: Verdict | None = verdict_of(both) if both else None
 
     @cached_property
     def acceptor(self) -> Any:
@@ -92,9 +95,20 @@ class Facts:
         told = self.difference is not None and not self.temperature and isinstance(margin, int | float)
         return margin if told else None
 
-    @cached_property
+    @property
+    def turns(self) -> int:
+        """Pairs that can tell a difference from the spread; 0 where there are too few."""
+        return len(self.pairs) if self.pairs and len(self.pairs) >= LEAST else 0
+
+    @property
     def did_not_pay(self) -> bool:
-        return self.speed_ratio is not None and self.speed_ratio < PAYS and self.pass_ratio is not None
+        """Whether the stack is slower, or no faster than the spread of equal runs."""
+        return self.verdict is not None and self.verdict.speed in ("slower", "none") and self.pass_ratio is not None
+
+    @property
+    def withheld(self) -> str:
+        """Why quality was not measured; "" where it was, or by an earlier version."""
+        return str((self.record["quality"] or {}).get("withheld") or "")
 
 
 def _nothing(f: Facts) -> dict[str, Any]:
@@ -122,6 +136,25 @@ def _speeds(f: Facts) -> dict[str, Any]:
         "speed": f"{f.m['decode_tokens_per_second']:.1f}",
         "ttft": f"{f.m['ttft_seconds'] or 0:.2f}",
     }
+
+
+def _verdict(v: Verdict | None, lang: str) -> dict[str, Any]:
+    """The verdict and what was weighed, in words."""
+    assert v is not None
+    parts = (f"v_speed_{v.speed}", f"v_memory_{v.memory}", f"v_quality_{v.quality}")
+    return {"verdict": word(f"v_{v.verdict}", lang), "parts": word("v_and", lang).join(word(p, lang) for p in parts)}
+
+
+def _paired(pairs: Pairs | None) -> dict[str, Any]:
+    assert pairs is not None
+    low, high = pairs.spread
+    speeds = {
+        f"{lane}_{end}": f"{of(side):.1f}"
+        for lane, side in (("baseline", pairs.baseline), ("stack", pairs.stack))
+        for end, of in (("low", min), ("high", max))
+    }
+    shown = {"n": len(pairs), "ratio": f"{pairs.ratio:.2f}", "low": f"{low:.2f}", "high": f"{high:.2f}"}
+    return {**shown, "tokens": pairs.tokens, **speeds}
 
 
 def _by_position(f: Facts) -> list[str]:
@@ -183,7 +216,10 @@ BODY = (
     Rule("s_simulated", lambda f: f.stack.simulated(), lambda f: {"names": _names(f.stack.simulated())}),
 )
 COMPARISON = (
-    Rule("s_faster", lambda f: True, lambda f: {"ratio": f"{f.speed_ratio:.2f}"}),
+    Rule("s_verdict", lambda f: f.verdict, lambda f: _verdict(f.verdict, f.lang)),
+    Rule("s_faster", lambda f: not f.turns, lambda f: {"ratio": f"{f.speed_ratio:.2f}"}),
+    Rule("s_pairs", lambda f: f.turns, lambda f: _paired(f.pairs)),
+    Rule("s_no_difference", lambda f: f.turns and f.verdict and f.verdict.speed == "none", lambda f: {"n": f.turns}),
     Rule("s_same", lambda f: f.difference is None),
     Rule("s_differs", lambda f: f.difference is not None, lambda f: {"at": f.difference}),
     Rule("s_margin", lambda f: f.margin is not None, lambda f: {"margin": f"{f.margin:.3f}"}),
@@ -195,6 +231,7 @@ COMPARISON = (
         ),
         lambda f: {"weights": plain_text(f.started.weights)},
     ),
+    Rule("s_unfinished", lambda f: f.withheld == "unfinished"),
     Rule("s_not_paid", lambda f: f.did_not_pay, lambda f: {"why": next(_told(WHY_NOT, f))}),
 )
 """Shown for a run that has a baseline to be compared with."""

@@ -116,8 +116,10 @@ def test_a_b_shows_both_and_measures_quality(visit: Any, site: Site) -> None:
     d = until(page, "d.state == 'done'")
     assert d["tokensBaseline"] == d["tokensStack"] == "24"
     page.wait_for_selector("#story:has-text('identical to the baseline')")
+    page.wait_for_selector("#story:has-text('Verdict: ')")
     page.get_by_role("tab", name="Quality").click()
     page.wait_for_selector("#quality-table:has-text('KL divergence')")
+    page.wait_for_selector("#quality-table:has-text('Nothing to measure')")
 
 
 def test_stop_keeps_what_there_is(visit: Any, site: Site, passes: Gate) -> None:

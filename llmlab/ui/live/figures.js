@@ -8,7 +8,7 @@ const KEYS = ["speed", "ttft", "per_pass", "accepted", "tokens_pass", "memory", 
 const SPEAK = 3000; // ms between two sentences
 const NONE = "—";
 
-const mood = (ratio) => (ratio > 1.02 ? "good" : ratio < 0.98 ? "bad" : "");
+const MOODS = { better: "good", worse: "bad" }; // a trade, no difference and what is undecided have no colour
 const times = (a, b) => (a && b ? say("times", { x: fixed(a / b, 2) }) : "");
 const ms = (seconds) => (seconds || seconds === 0 ? [millis(seconds), "ms"] : [NONE, ""]);
 
@@ -56,11 +56,20 @@ export class Figures {
 
   times(own, base) {
     const [speed, before] = [own?.decode_tokens_per_second, base?.decode_tokens_per_second];
-    const better = speed && before ? mood(speed / before) : "";
-    this.show("speed", speed ? short(speed) : NONE, speed ? say("tokens_s") : "", times(speed, before), better);
+    const { over, verdict } = this.state;
+    const mood = over && before ? MOODS[verdict?.verdict] ?? "" : "";
+    this.show("speed", speed ? short(speed) : NONE, speed ? say("tokens_s") : "", this.ratio(speed, before), mood);
     this.show("ttft", ...ms(own?.ttft_seconds), times(own?.ttft_seconds, base?.ttft_seconds));
     const [middle, other] = [own?.seconds_per_pass_median, base?.seconds_per_pass_median];
     this.show("per_pass", ...ms(middle), times(middle, other) || (own ? say("median") : ""));
+  }
+
+  // The median of the pairs and their spread, once they have been measured.
+  ratio(speed, before) {
+    const { over, pairs } = this.state;
+    if (!over || !pairs || !before) return times(speed, before);
+    const [x, a, b] = [pairs.ratio, pairs.low, pairs.high].map((r) => fixed(r, 2));
+    return say("pairs", { x, a, b, n: pairs.stack.length });
   }
 
   counts(own) {
@@ -89,7 +98,8 @@ export class Figures {
     const found = state.compare();
     if (!found) return this.show("same", NONE, "", state.lanes.length && state.over ? say("needs_baseline") : "");
     if (!state.main.ids.length) return this.show("same", NONE);
-    if (found.same) return this.show("same", say("yes"), "", found.final ? "" : say("so_far"), "good");
+    const mood = found.final ? "good" : "";
+    if (found.same) return this.show("same", say("yes"), "", found.final ? "" : say("so_far"), mood);
     this.show("same", say("no"), "", say("same_for", { n: found.at }), "bad");
   }
 

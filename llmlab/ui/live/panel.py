@@ -85,7 +85,8 @@ def message(
     """A message to the panel: the events since the last message, or with `reset` all of the run's.
 
     `seq` counts a run's messages from 0. `state` is queued, running, done, error or recorded. `note` is "waiting:N"
-    (runs before this one), "what|done|total" (progress; a total above 2**20 means bytes), "stopped" or "".
+    (runs before this one) or "waiting:N:S" (and for about how many seconds), "what|done|total" (progress; a total above
+    2**20 means bytes), "lane:baseline" or "lane:stack" (which of a comparison's two runs), "stopped" or "".
     """
     about = {"v": VERSION, "run": run_id, "seq": seq, "reset": reset, "state": state, "note": note}
     return {**about, "ev": encode(events)}

@@ -14,6 +14,8 @@ const FOLD = {
   Finished: (lane, e) => lane.finish(e),
 };
 
+const VERDICTS = ["better", "worse", "trade", "none", "undecided"];
+
 // One run of a model: the baseline, or the stack beside it.
 class Lane {
   constructor(started) {
@@ -113,7 +115,7 @@ export class State {
 
   forget() {
     Object.assign(this, { events: [], lanes: [], order: [], cursor: 0, follow: true, mixed: false, failed: "" });
-    Object.assign(this, { differs: null, compared: 0 });
+    Object.assign(this, { differs: null, compared: 0, verdict: null, pairs: null });
   }
 
   get over() {
@@ -155,9 +157,16 @@ export class State {
       this.events.push(event);
       if (event.event === "Started") this.lanes.push(new Lane(event));
       else if (event.event === "Failed") this.failed = event.message;
+      else if (event.event === "Compared") this.judge(event);
       else this.lanes[this.lanes.length - 1]?.take(event);
     }
     if (list.length) this.arrange();
+  }
+
+  // What Python weighed: speed, memory and quality together. Nothing here decides what is better.
+  judge({ verdict, pairs }) {
+    this.verdict = VERDICTS.includes(verdict?.verdict) ? verdict : null;
+    this.pairs = pairs?.ratio ? pairs : null;
   }
 
   // The order in which passes are replayed: as they happened, or both lanes at once by each one's own clock.

@@ -40,18 +40,21 @@ export class Status {
 
   // What is going on, and where it can be counted [done, total].
   words(last) {
-    const { status, note, lost } = this.state;
+    const { status, note, lost, verdict } = this.state;
+    const judged = verdict ? ` · ${say(`verdict_${verdict.verdict}`)}` : "";
     if (lost) return [say("lost")];
     if (status === "queued") return [waiting(note)];
     if (status === "running") return running(note, last);
-    if (status === "done") return [ended(note, last)];
-    return [status === "recorded" && note ? `${say("recorded")}: ${note}` : say(status)];
+    if (status === "done") return [ended(note, last) + judged];
+    return [(status === "recorded" && note ? `${say("recorded")}: ${note}` : say(status)) + judged];
   }
 }
 
+// "waiting:N" or "waiting:N:seconds": how many are before this one, and for how long.
 function waiting(note) {
-  const n = note.startsWith("waiting:") ? Number(note.slice(8)) : 0;
-  return n > 0 ? (n === 1 ? say("waiting_1") : say("waiting", { n })) : say("queued");
+  const [n, s] = note.startsWith("waiting:") ? note.slice(8).split(":") : [0];
+  const place = n > 0 ? (n === "1" ? say("waiting_1") : say("waiting", { n })) : say("queued");
+  return s === undefined ? place : `${place} · ${say("waiting_about", { s })}`;
 }
 
 function running(note, last) {
@@ -61,11 +64,12 @@ function running(note, last) {
     const [what, done, total] = [parts[0], Number(parts[1]), Number(parts[2])];
     const unit = (n) => fixed(total > MEGABYTE ? n / 1e6 : n, 0);
     const far = total > 0 ? ` · ${unit(done)} / ${unit(total)}${total > MEGABYTE ? " MB" : ""}` : " …";
-    return [what + far, [done, total]];
+    return [(known(what) ? say(what) : what) + far, [done, total]];
   }
   if (!last) return [say("preparing")];
-  if (last.passes.length) return [say("running")];
-  return [say("prefill"), last.prefill && [last.prefill.done, last.prefill.total]];
+  const lane = note === "lane:baseline" ? say("lane_1") : note === "lane:stack" ? say("lane_2") : "";
+  if (last.passes.length) return [lane + say("running")];
+  return [lane + say("prefill"), last.prefill && [last.prefill.done, last.prefill.total]];
 }
 
 function ended(note, last) {

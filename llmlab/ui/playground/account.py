@@ -65,26 +65,55 @@ def texts(events: Sequence[Event]) -> dict[str, str]:
     }
 
 
-QUALITY: dict[str, tuple[str, Callable[[Any, str], str]]] = {
-    "identical": ("q_identical", lambda v, lang: word("yes" if v else "no", lang)),
-    "first_difference": ("q_first", lambda v, lang: "—" if v is None else str(int(v))),
-    "margin": ("q_margin", lambda v, lang: "—" if v is None else f"{v:.3f}"),
-    "kl_mean": ("q_kl", lambda v, lang: f"{v:.2g}"),
-    "top1_agreement": ("q_top1", lambda v, lang: f"{v:.1%}"),
-    "perplexity_ratio": ("q_ppl", lambda v, lang: "—" if v is None else f"{v:.3f}"),
+def _with_error(value: Any, error: Any, form: str) -> str:
+    """A value and its standard error, which an earlier version did not measure."""
+    if value is None:
+        return "—"
+    return f"{value:{form}}" if error is None else f"{value:{form}} ± {error:{form}}"
+
+
+Written = Callable[[dict[str, Any], str], str]
+
+QUALITY: dict[str, Written] = {
+    "q_identical": lambda q, lang: word("yes" if q["identical"] else "no", lang),
+    "q_first": lambda q, lang: "—" if q["first_difference"] is None else str(int(q["first_difference"])),
+    "q_margin": lambda q, lang: "—" if q["margin"] is None else f"{q['margin']:.3f}",
+    "q_kl": lambda q, lang: _with_error(q["kl_mean"], q.get("kl_error"), ".2g"),
+    "q_top1": lambda q, lang: "—" if q["top1_agreement"] is None else f"{q['top1_agreement']:.1%}",
+    "q_ppl": lambda q, lang: _with_error(q["perplexity_ratio"], q.get("perplexity_ratio_error"), ".3f"),
+    "q_kl_text": lambda q, lang: _with_error(q.get("kl_text"), q.get("kl_text_error"), ".2g"),
 }
 """Per figure of quality its key in the words and how it is written."""
+WITHHELD = ("lossless", "acceptance", "idle", "unfinished")
 
 
 def quality_table(quality: dict[str, Any] | None, lang: str) -> str:
-    """The cost in quality as a Markdown table with the meaning of each figure."""
+    """The cost in quality as a Markdown table with the meaning of each figure, and what was not measured and why."""
     if not quality:
         return word("q_none", lang)
     rows = [f"| {word('q_question', lang)} | {word('q_answer', lang)} | {word('q_meaning', lang)} |", "|---|---|---|"]
-    for name, (key, written) in QUALITY.items():
-        try:
-            answer = written(quality.get(name), lang)
-        except (TypeError, ValueError):  # a stranger's trace may hold anything
-            answer = "—"
-        rows.append(f"| {word(key, lang)} | {answer} | {word(key + '_m', lang)} |")
-    return "\n".join(rows)
+    for key, written in QUALITY.items():
+        rows.append(f"| {word(key, lang)} | {_answer(written, quality, lang)} | {word(key + '_m', lang)} |")
+    kinds = quality.get("kinds")
+    for kind in ("prose", "code", "own"):
+        if isinstance(kinds, dict) and isinstance(kinds.get(kind), dict):
+            answer, n = (
+                _answer(_of_kind, kinds[kind], lang),
+                _answer(lambda q, _: str(int(q["tokens"])), kinds[kind], lang),
+            )
+            rows.append(f"| {word('q_kind_' + kind, lang)} | {answer} | {word('q_kind_m', lang, n=n)} |")
+    why = quality.get("withheld")
+    told = [word(f"q_withheld_{why}", lang), ""] if why in WITHHELD else []
+    return "\n".join([*told, *rows])
+
+
+def _of_kind(q: dict[str, Any], lang: str) -> str:
+    ratio = _with_error(q["perplexity_ratio"], q["perplexity_ratio_error"], ".3f")
+    return f"{ratio} · KL {_with_error(q['kl'], q['kl_error'], '.2g')} · {q['top1_agreement']:.1%}"
+
+
+def _answer(written: Written, quality: dict[str, Any], lang: str) -> str:
+    try:
+        return written(quality, lang)
+    except (KeyError, TypeError, ValueError, OverflowError):  # a stranger's trace may hold anything
+        return "—"

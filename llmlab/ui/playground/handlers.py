@@ -77,7 +77,7 @@ class Playground:
         view.upload.upload(self.open_trace, view.upload, self.shown, **SMALL).then(**self.show_link)
         copied = write_link(view.account.query, view.account.link, "llmlabCopy")
         copy.click(self.share, inputs, view.account.query, **SMALL).then(**copied)
-        switches = [c.change for n, c in self.form.fields.items() if n not in ("prompt", "own")]
+        switches = [c.change for n, c in self.form.fields.items() if n not in ("prompt", "own", "quality_text")]
         gr.on(switches, self.refresh, inputs, self.watched, trigger_mode="always_last", **SMALL)
 
     def _wire_run(self, button: gr.Button, name: str, compare: bool) -> None:
@@ -160,7 +160,8 @@ class Playground:
             """Run, and pass the run's events on to the panel about ten times a second."""
             owner = owner_of(request)
             try:
-                run = await to_thread(lambda: self.engine.start(self.read(sent), compare, owner))
+                own = (self.form.values(sent)["quality_text"] or "").strip()
+                run = await to_thread(lambda: self.engine.start(self.read(sent), compare, owner, own or None))
             except Refused as e:
                 self.refusals.put(owner, str(e))
                 yield gr.skip()

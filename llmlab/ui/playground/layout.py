@@ -100,6 +100,8 @@ def _draw_controls(_: Translate) -> Controls:
     techniques.draw(_)
     with gr.Accordion(_("advanced"), open=False, elem_id="advanced"):
         form.draw_settings(_, [k.name for k in Settings.knobs()])
+        about = {"label": _("quality_text"), "info": _("quality_text_info"), "elem_id": "quality-text"}
+        form.add("quality_text", gr.Textbox("", lines=2, max_lines=4, **about))
     return Controls(form, techniques, fit)
 
 

@@ -59,9 +59,9 @@ def progress_html(job: Job) -> str:
         return f'<div data-state="error">{refusal_html(job.note)}</div>'
     bar, text = "", both_words("study_next")
     if job.state == "queued":
-        n = job.note.removeprefix("waiting:")
+        n, _, seconds = job.note.removeprefix("waiting:").partition(":")
         if n.isdigit() and n != "0":
-            text = both_words("study_wait", n=n)
+            text = both_words("study_wait_about", n=n, s=seconds) if seconds else both_words("study_wait", n=n)
     elif job.state == "done":
         seconds = f"{job.findings['seconds']:.1f}" if isinstance(job, StudyRun) and job.findings else ""
         text = both_words("study_stopped") if job.note == "stopped" else both_words("study_done", s=seconds)

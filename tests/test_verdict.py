@@ -1,0 +1,139 @@
+"""Pairs in turn and the verdict: what counts as a difference, and what may be called better."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from llmlab.measure.pairs import LEAST, Pairs, decode_speed, length_of
+from llmlab.measure.verdict import judge, pairs_of, verdict_of
+from llmlab.runtime.events import Committed, Compared, Event, Finished, Prefilled, Started, from_json, to_json
+from llmlab.ui.run_summary import run_summary
+
+EQUAL = Pairs((24.0, 31.0, 27.0, 29.0, 25.0), (27.0, 25.0, 30.0, 24.5, 28.0), 16)
+FASTER = Pairs((24.0, 25.0, 26.0), (31.0, 30.0, 33.0), 16)
+SAME = {"identical": True, "perplexity_ratio": 1.0, "withheld": "lossless"}
+
+
+def lost(identical: bool, ratio: float, error: float | None) -> dict[str, object]:
+    return {"identical": identical, "perplexity_ratio": ratio, "perplexity_ratio_error": error, "withheld": ""}
+
+
+def test_equal_runs_that_lie_far_apart_are_no_difference() -> None:
+    assert EQUAL.ratio == pytest.approx(27 / 25, rel=0.1)
+    assert EQUAL.faster is None
+    assert judge(EQUAL, 100, 100, SAME, lossless=True).verdict == "none"
+
+
+def test_by_chance_two_of_all_orders_of_three_equal_pairs_are_told_apart_in_ten() -> None:
+    """Worked out over all ways in which six equal runs may fall into two threes: 2 of 20."""
+    told = [
+        Pairs(tuple(float(x) for x in range(1, 7) if x not in mine), tuple(map(float, mine)), 1).faster
+        for mine in itertools.combinations(range(1, 7), 3)
+    ]
+    assert (told.count(True), told.count(False), len(told)) == (1, 1, 20)
+
+
+def test_a_pair_or_two_decide_nothing() -> None:
+    for n in range(1, LEAST):
+        few = Pairs(FASTER.baseline[:n], FASTER.stack[:n], 16)
+        assert few.faster is None
+        assert judge(few, 100, 100, SAME, lossless=True).verdict == "undecided"
+    assert judge(None, 100, 100, SAME, lossless=True).speed == "undecided"
+
+
+def test_only_a_gain_that_costs_nothing_is_better() -> None:
+    assert judge(FASTER, 100, 100, SAME, lossless=True).verdict == "better"
+    # An early exit that changes the text, whether or not a loss shows, is no more than a trade.
+    assert judge(FASTER, 100, 100, lost(False, 1.001, 0.01), lossless=False).verdict == "trade"
+    assert judge(EQUAL, 100, 100, lost(False, 1.001, 0.01), lossless=False).verdict == "worse"
+    # StreamingLLM with another text saves memory: a trade.
+    found = judge(EQUAL, 100, 80, lost(False, 1.03, 0.01), lossless=False)
+    assert (found.verdict, found.memory, found.quality) == ("trade", "less", "lost")
+    # The same text here, and clearly worse predictions on long texts.
+    assert judge(FASTER, 100, 100, lost(True, 1.03, 0.01), lossless=False).verdict == "trade"
+    assert judge(FASTER, 100, 100, lost(True, 1.01, 0.01), lossless=False).verdict == "better"
+    # The same text, and nobody knows the rest.
+    unknown = {"identical": True, "perplexity_ratio": None, "withheld": "acceptance"}
+    assert judge(FASTER, 100, 100, unknown, lossless=False).verdict == "undecided"
+    slower = Pairs(FASTER.stack, FASTER.baseline, 16)
+    assert judge(slower, 100, 100, SAME, lossless=True).verdict == "worse"
+    assert judge(slower, 100, 50, SAME, lossless=True).verdict == "trade"
+
+
+def test_another_text_says_nothing_where_tokens_are_drawn() -> None:
+    drawn = SAME | {"identical": False}
+    assert judge(FASTER, 100, 100, drawn, lossless=True, sampled=True).verdict == "better"
+    assert judge(FASTER, 100, 100, drawn, lossless=True).verdict == "trade"
+
+
+def lane(name: str, seconds: float, tokens: int, lossless: bool = True) -> list[Event]:
+    start = Started(0.0, "m", name, "cpu", "dense-fp32", [], {}, 4, 2, 100, lossless)
+    ends = [1.0 + seconds * (i + 1) for i in range(tokens)]
+    passes = [Committed(t, [i], [], seconds, [4, 4], 10, 2.0, ["x"]) for i, t in enumerate(ends)]
+    return [start, Prefilled(1.0, 3, 3, 10, [3, 3]), *passes, Finished(ends[-1], "limit")]
+
+
+def test_the_speed_of_a_run_s_first_tokens() -> None:
+    run = lane("stack", 0.5, 8)
+    assert decode_speed(run) == pytest.approx(2.0)
+    slowed = [replace(e, t=e.t + 10) if isinstance(e, Committed) and e.tokens[0] >= 4 else e for e in run]
+    assert decode_speed(slowed, 4) == pytest.approx(2.0)
+    assert decode_speed(slowed) < 1
+    assert decode_speed([]) == 0
+
+
+def test_short_pairs_are_as_long_as_time_allows() -> None:
+    quick = {"baseline": lane("baseline", 0.001, 40), "stack": lane("stack", 0.001, 40)}
+    assert length_of(quick) == 40, "whole runs, where they take no time"
+    slow = {"baseline": lane("baseline", 0.1, 200), "stack": lane("stack", 0.1, 200)}
+    assert 16 <= length_of(slow) < 20
+    hopeless = {"baseline": lane("baseline", 9.0, 40), "stack": lane("stack", 9.0, 40)}
+    assert length_of(hopeless) == 0
+
+
+def test_a_trace_keeps_pairs_and_verdict_and_an_earlier_one_still_opens() -> None:
+    runs = [*lane("baseline", 0.2, 8), *lane("stack", 0.1, 8)]
+    quality = {"identical": True, "first_difference": None, "margin": None, "withheld": "lossless"}
+    whole = [*runs, Compared(3.0, quality, FASTER.to_json())]
+    assert pairs_of(whole) == FASTER
+    assert [from_json(to_json(e)) for e in whole] == whole
+    verdict = verdict_of(whole)
+    assert verdict is not None
+    assert verdict.verdict == "better"
+    old = from_json({"event": "Compared", "t": 3.0, "quality": {"identical": True}})
+    assert isinstance(old, Compared)
+    assert (old.pairs, old.verdict) == ({}, {})
+    one = pairs_of([*runs, old])
+    assert one is not None
+    assert one.ratio == pytest.approx(2.0)
+    verdict = verdict_of([*runs, old])
+    assert verdict is not None
+    assert verdict.verdict == "undecided", "one pair decides nothing"
+    assert verdict_of(lane("stack", 0.1, 8)) is None
+
+
+@pytest.mark.parametrize("damaged", [{}, {"baseline": [1]}, {"baseline": [0], "stack": [1]}, {"baseline": "x"}])
+def test_a_stranger_s_pairs_are_passed_over(damaged: dict[str, object]) -> None:
+    assert Pairs.from_json(damaged) is None
+
+
+@pytest.mark.parametrize("lang", ["en", "zh-CN"])
+def test_the_account_gives_the_spread_and_calls_what_lies_inside_it_none(lang: str) -> None:
+    stack = [{"id": "prompt-lookup", "knobs": {}}]
+    start, *rest = lane("stack", 0.1, 8)
+    assert isinstance(start, Started)
+    runs = [*lane("baseline", 0.2, 8), replace(start, stack=stack), *rest]
+    quality = {"identical": True, "first_difference": None, "margin": None, "withheld": "lossless"}
+    told = run_summary([*runs, Compared(3.0, quality, EQUAL.to_json())], lang)
+    low, high = EQUAL.spread
+    assert f"{EQUAL.ratio:.2f}" in told
+    assert f"{low:.2f}" in told
+    assert f"{high:.2f}" in told
+    none = {"en": "no difference in speed within the spread of 5 pairs", "zh-CN": "5 对运行的波动范围内"}[lang]
+    assert none in told
+    told = run_summary([*runs, Compared(3.0, quality, FASTER.to_json())], lang)
+    assert none not in told
+    assert {"en": "Verdict: better", "zh-CN": "结论：更好"}[lang] in told
