@@ -416,12 +416,12 @@ def test_a_run_says_which_way_it_took(model: str, verify: str, tmp_path: Path) -
 def test_streaming_llm_goes_past_the_context_and_an_ab_says_that_its_baseline_cannot(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The tiny model reads 256 tokens."""
-    given = ["--model", model, "--prompt", "abc " * 20, "--max-new-tokens", "400", "--json", "-"]
+    """The tiny model reads 512 tokens."""
+    given = ["--model", model, "--prompt", "abc " * 20, "--max-new-tokens", "700", "--json", "-"]
     window = ["--technique", "streaming-llm:budget=32"]
     assert main(["run", *given, *window]) == 0
     metrics = json.loads(capsys.readouterr().out)["metrics"]
-    assert metrics["new_tokens"] > 256, "unless it ends by itself first"
+    assert metrics["new_tokens"] > 512, "unless it ends by itself first"
     assert metrics["kv_rows_peak"] < 50
     assert main(["run", *given]) == 2
     assert "StreamingLLM" in capsys.readouterr().err
