@@ -12,6 +12,8 @@ from llmlab.ui.i18n import language
 
 SMALL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 """How the page's own short events are wired."""
+IN_TURN = SMALL | {"concurrency_limit": 1, "concurrency_id": "controls"}
+"""As SMALL, for what shows how the controls stand: the answer to the last question must come last."""
 STREAM: dict[str, Any] = {
     "show_progress": "hidden",
     "concurrency_limit": 16,
@@ -29,7 +31,8 @@ def owner_of(request: gr.Request) -> str:
 
 
 def language_of(request: gr.Request) -> str:
-    return language(request.headers.get("accept-language"))
+    """What the visitor has chosen on the page, which page.js keeps in a cookie; else what the browser prefers."""
+    return language(request.cookies.get("llmlab-language") or request.headers.get("accept-language"))
 
 
 def refusal_html(text: str) -> str:

@@ -183,12 +183,11 @@ def test_an_impossible_switch_is_greyed_with_its_reason(visit: Any, site: Site) 
     page.wait_for_selector("#reason-LayerPlan", state="attached")
     page.click('[data-fold="LayerPlan"]')
     page.wait_for_selector("#reason-LayerPlan:has-text('Switch one of them off')")
-    opacity = "getComputedStyle(document.querySelector('#LayerPlan label:has(input[value=early-exit])')).opacity"
-    page.wait_for_function(f"{opacity} < 0.6")
+    page.wait_for_selector("#LayerPlan input[value=early-exit]:disabled")
     page.wait_for_selector("#stack-badge:has-text('lossless')")
     page.check('#Drafter input[value="off"]', force=True)
     page.wait_for_selector("#reason-LayerPlan", state="detached")
-    page.wait_for_function(f"{opacity} === '1'")
+    page.wait_for_selector("#LayerPlan input[value=early-exit]:enabled")
 
 
 def test_a_rule_of_acceptance_waits_for_a_drafter(visit: Any, site: Site) -> None:
@@ -196,10 +195,9 @@ def test_a_rule_of_acceptance_waits_for_a_drafter(visit: Any, site: Site) -> Non
     page.wait_for_selector("#reason-Acceptor", state="attached")
     page.click('[data-fold="Acceptor"]')
     page.wait_for_selector("#reason-Acceptor:has-text('works beside a technique for guessing the next tokens')")
-    opacity = "getComputedStyle(document.querySelector('#Acceptor label:has(input[value=typical])')).opacity"
-    page.wait_for_function(f"{opacity} < 0.6")
+    page.wait_for_selector("#Acceptor input[value=typical]:disabled")
     page.check('#Drafter input[value="prompt-lookup"]')
-    page.wait_for_function(f"{opacity} === '1'")
+    page.wait_for_selector("#Acceptor input[value=typical]:enabled")
     page.check('#Acceptor input[value="typical"]')
     page.wait_for_selector("#stack-badge .badge-lossy")
 
@@ -208,8 +206,7 @@ def test_a_switch_among_several_is_greyed_too(visit: Any, site: Site) -> None:
     page = visit(f"{site.url}?m=gpt2&p=hi")
     page.click('[data-fold="WeightTransform"]')
     page.wait_for_selector("#reason-WeightTransform:has-text('does not offer')")
-    label = "document.querySelector('#WeightTransform label:has(input[name=layer-drop])')"
-    page.wait_for_function(f"getComputedStyle({label}).opacity < 0.6")
+    page.wait_for_selector("#WeightTransform input[name=layer-drop]:disabled")
 
 
 def test_families_fold_and_a_search_finds_what_is_folded(visit: Any, site: Site) -> None:

@@ -38,12 +38,23 @@ export class Status {
     put(this.alertText, failed);
   }
 
+  // Which run of an A/B is on; nothing once both have ended and only their quality is left to measure.
+  which(last) {
+    const { twice, lanes } = this.state;
+    if (!twice || (lanes.length > 1 && last.reason)) return "";
+    return say(lanes.length > 1 || last?.reason ? "ab_stack" : "ab_baseline");
+  }
+
   // What is going on, and where it can be counted [done, total].
   words(last) {
     const { status, note, lost } = this.state;
     if (lost) return [say("lost")];
     if (status === "queued") return [waiting(note)];
-    if (status === "running") return running(note, last);
+    if (status === "running") {
+      const [text, progress] = running(note, last);
+      const which = this.which(last);
+      return [which ? `${which} · ${text}` : text, progress];
+    }
     if (status === "done") return [ended(note, last)];
     return [status === "recorded" && note ? `${say("recorded")}: ${note}` : say(status)];
   }
@@ -60,7 +71,7 @@ function running(note, last) {
     const [what, done, total] = [parts[0], Number(parts[1]), Number(parts[2])];
     const unit = (n) => fixed(total > MEGABYTE ? n / 1e6 : n, 0);
     const far = total > 0 ? ` · ${unit(done)} / ${unit(total)}${total > MEGABYTE ? " MB" : ""}` : " …";
-    return [what + far, [done, total]];
+    return [(known(what) ? say(what) : what) + far, [done, total]];
   }
   if (!last) return [say("preparing")];
   if (last.passes.length) return [say("running")];
