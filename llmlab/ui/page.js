@@ -46,7 +46,8 @@
     scrollTo(0, 0);
   };
 
-  // The list of techniques: families fold, and a search shows what it finds wherever it is folded away.
+  // The list of techniques: families fold, and a search shows what it finds wherever it is folded away. What is on
+  // stays in view with its knobs.
   const fold = (b) => b.setAttribute("aria-expanded", b.getAttribute("aria-expanded") !== "true");
   const seek = (text) => {
     const wanted = text.trim().toLowerCase().split(/\s+/).filter(Boolean);
@@ -55,9 +56,9 @@
     for (const [name, { role, words: own }] of Object.entries(techniques)) {
       const hit = wanted.every((w) => own.includes(w));
       families[role] ||= hit;
-      if (!hit) rules.push(`#controls label:has(input:is([value="${name}"], [name="${name}"])) { display: none !important; }`);
+      if (!hit) rules.push(`#controls label:has(input:is([value="${name}"], [name="${name}"]):not(:checked)) { display: none !important; }`);
     }
-    for (const role in families) if (!families[role]) rules.push(`#family-${role} { display: none !important; }`);
+    for (const role in families) if (!families[role]) rules.push(`#family-${role}:not(:has(input:checked:not([value="off"]))) { display: none !important; }`);
     let sheet = document.querySelector("#found");
     if (!sheet) document.head.append((sheet = Object.assign(document.createElement("style"), { id: "found" })));
     sheet.textContent = wanted.length ? rules.join("\n") : "";

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -204,14 +203,15 @@ class Playground:
     def finish(self, badge: str, fits: str, request: gr.Request) -> dict[Any, Any]:
         """The account of the visitor's last run, whole or stopped; or why there was none.
 
-        `badge` and `fits` are what the page says there: if it is the same refusal, one of the two is enough.
+        `badge` and `fits` are what the page says there: a refusal that is among it is told once.
         """
         owner = owner_of(request)
         refused = self.refusals.pop(owner)
         if refused is not None:
             said = ((self.view.prompt.badge, badge), (self.view.controls.fit, fits))
-            twice = {c: "" for c, html in said if escape(refused) in (html or "")}
-            return {self.view.prompt.refusal: refusal_html(refused)} | twice
+            told = refusal_html(refused)
+            once = {c: html.replace(told, "") for c, html in said if told in (html or "")}
+            return {self.view.prompt.refusal: told} | once
         run = self.engine.latest(owner)
         if run is None or not any(isinstance(e, Started) for e in run.events):
             return {self.view.account.summary: gr.skip()}
