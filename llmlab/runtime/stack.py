@@ -200,7 +200,7 @@ class Stack:
         members: dict[str, Technique] = {}
         for name in filter(None, str(parameters.get("t", ""))[:LONGEST].split(",")):
             with noted(faults, "t"):
-                made = cls._from_link(name, parameters, faults)
+                made = members.get(name) or cls._from_link(name, parameters, faults)
                 same = cls([*members.values(), made]).with_role(made.role)  # refuses what is there already
                 if faults is not None and made.slot == "one" and len(same) > 1:  # the page has one switch for them
                     raise Refused(made.title, f"does the same job as another: {made.job}", "Switch one of them off")

@@ -167,15 +167,31 @@ def test_a_link_restores_the_state(visit: Any, site: Site) -> None:
 @pytest.mark.parametrize(
     ("query", "says"),
     [
-        ({"t": "no-such-thing"}, "No technique is called"),
-        ({"t": "h2o", "h2o.budget": "-5"}, "whole number from"),
-        ({"n": "1e99"}, "New|new"),
+        ({"w": "foo"}, "No weight format is called 'foo'"),
+        ({"m": "nope"}, "nope"),
+        ({"t": "no-such-thing,h2o", "h2o.budget": "-5"}, "No technique is called .*whole number from"),
+        ({"n": "1e99", "run": "gone", "chat": "maybe", "seed": "x", "%": "%zz"}, "run=gone .*n=1e99 .*seed=x"),
+        ({"study": "gone"}, "No study is called"),
     ],
 )
-def test_a_link_that_cannot_work_is_explained(visit: Any, site: Site, query: dict[str, str], says: str) -> None:
+def test_a_bad_link_opens_with_defaults_and_one_sentence(
+    visit: Any, site: Site, query: dict[str, str], says: str
+) -> None:
     page = visit(site.link(p="hi", **query))
-    page.wait_for_selector("#refusal [role=alert]")
-    assert re.search(says, page.inner_text("#refusal"))
+    settled(page)
+    place = "#study-progress" if "study" in query else "#refusal"
+    page.wait_for_selector(f"{place} [role=alert]")
+    told = page.locator(f"{place} [role=alert]").all_inner_texts()
+    assert len(told) == 1
+    assert told[0].startswith("This link opened with defaults"), told
+    assert re.search(says, told[0]), told
+    if "study" in query:
+        return
+    assert page.input_value("#prompt textarea") == "hi", "what is good of it is kept"
+    if "h2o" in query.get("t", ""):
+        page.wait_for_selector("#box-h2o")
+    page.click("#run")
+    until(page, "d.state == 'done' || d.state == 'error'")
 
 
 def test_an_impossible_switch_is_greyed_with_its_reason(visit: Any, site: Site) -> None:

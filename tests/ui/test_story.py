@@ -24,7 +24,7 @@ def story(page: Any, events: list[Any]) -> None:
     last = [e for e in events if isinstance(e, Started)][-1]
     stack = Stack.from_json(last.stack)
     names = sorted(t.id for t in stack)
-    page.wait_for_function(f"names => JSON.stringify([...new Set({BOXES})].sort()) === JSON.stringify(names)", arg=names)
+    page.wait_for_function(f"names => String([...new Set({BOXES})].sort()) === String(names)", arg=names)
     kind = ("lossless" if stack.lossless() else "lossy") if len(stack) else "plain"
     page.wait_for_selector(f"#stack-badge .badge-{kind}")
     page.wait_for_function("p => document.querySelector('#prompt textarea').value === p", arg=last.settings["prompt"])
@@ -77,7 +77,8 @@ SHIFTS = """() => {
     window.shifts = [];
     new PerformanceObserver((list) => {
         for (const e of list.getEntries()) {
-            if (!e.hadRecentInput) window.shifts.push([e.startTime, e.value, e.sources.map(s => s.node?.className ?? '')]);
+            const moved = e.sources.map((s) => s.node?.className ?? '');
+            if (!e.hadRecentInput) window.shifts.push([e.startTime, e.value, moved]);
         }
     }).observe({ type: 'layout-shift', buffered: true });
 }"""
@@ -93,9 +94,7 @@ WORST = """() => {  // the largest session window, as in Core Web Vitals: gaps u
 
 
 @pytest.mark.parametrize(("width", "button"), [(1280, "run"), (1280, "ab"), (390, "run"), (390, "ab")])
-def test_nothing_moves_over_load_run_and_end(
-    visit: Any, site: Site, passes: Gate, width: int, button: str
-) -> None:
+def test_nothing_moves_over_load_run_and_end(visit: Any, site: Site, passes: Gate, width: int, button: str) -> None:
     page = visit(site.link(p="hello hello hello", n=48, t="prompt-lookup"), width=width, height=800)
     settled(page)
     page.evaluate(SHIFTS)
@@ -172,12 +171,14 @@ def test_the_prompt_is_counted_against_the_context(visit: Any, site: Site) -> No
     settled(page)
     told = "#prompt-count"
     page.fill("#prompt textarea", "hello there")
-    page.wait_for_selector(f"{told}:has-text('13 of 512 tokens')")  # 11 letters, two of them one token, and the template's three
+    # 11 letters, two of which are one token, and the template's three.
+    page.wait_for_selector(f"{told}:has-text('13 of 512 tokens')")
     page.fill("#prompt textarea", "x" * 495)
     page.wait_for_selector(f"{told} .refusal:has-text('room for 14 new tokens, not for 24')")
     page.fill("#prompt textarea", "x" * 600)
     page.wait_for_selector(f"{told} .refusal:has-text('603 of 512 tokens')")
-    page.fill("#own input, #own textarea", "somebody/nowhere")
+    page.click("#advanced button")
+    page.fill("#own :is(input, textarea)", "somebody/nowhere")
     page.wait_for_selector(f"{told}:has-text('about 150 tokens')")
     page = visit(site.link(p="hi", n=24), locale="zh-CN")
     page.wait_for_selector(f"{told}:has-text('/ 512 个词元')")
@@ -250,5 +251,3 @@ def test_the_main_knob_is_in_view_wherever_its_switch_is(visit: Any, site: Site)
     page.locator("[data-search]").first.fill("wanda")
     for name in knobs:
         assert page.is_visible(name)
-
-
