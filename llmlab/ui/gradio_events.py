@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from llmlab.ui.chosen_language import COOKIE
 from llmlab.ui.i18n import language
 
 SMALL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
@@ -32,7 +33,7 @@ def owner_of(request: gr.Request) -> str:
 
 def language_of(request: gr.Request) -> str:
     """What the visitor has chosen on the page, which page.js keeps in a cookie; else what the browser prefers."""
-    return language(request.cookies.get("llmlab-language") or request.headers.get("accept-language"))
+    return language(request.cookies.get(COOKIE) or request.headers.get("accept-language"))
 
 
 def refusal_html(text: str) -> str:

@@ -2,12 +2,6 @@
 (() => {
   const words = WORDS;
   const techniques = TECHNIQUES;
-  // What a visitor has chosen goes before what the browser prefers, for Gradio, the panel and this script alike.
-  const chosen = /(?:^|; )llmlab-language=([\w-]+)/.exec(document.cookie)?.[1];
-  if (chosen) {
-    Object.defineProperty(navigator, "language", { get: () => chosen, configurable: true });
-    Object.defineProperty(navigator, "languages", { get: () => [chosen], configurable: true });
-  }
   const chinese = (navigator.language || "").toLowerCase().startsWith("zh");
   const mark = () => {
     document.body.classList.toggle("lang-zh", chinese);

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from llmlab.assets import ASSETS
 from llmlab.lab.queue import Engine
 from llmlab.ui.cards import search_index
+from llmlab.ui.chosen_language import ChosenLanguageFirst
 from llmlab.ui.exports import Exports
 from llmlab.ui.form import Form
 from llmlab.ui.gradio_events import SMALL, language_of
@@ -127,6 +129,7 @@ def launch_options(page: Page) -> dict[str, Any]:
         "show_error": True,
         "state_session_capacity": 500,
         "enable_monitoring": False,
+        "app_kwargs": {"middleware": [Middleware(ChosenLanguageFirst)]},
         "share": False,
         "quiet": True,
     }

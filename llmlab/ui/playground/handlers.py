@@ -209,9 +209,9 @@ class Playground:
         refused = self.refusals.pop(owner)
         if refused is not None:
             said = ((self.view.prompt.badge, badge), (self.view.controls.fit, fits))
-            told = refusal_html(refused)
-            once = {c: html.replace(told, "") for c, html in said if told in (html or "")}
-            return {self.view.prompt.refusal: told} | once
+            refusal = refusal_html(refused)
+            once = {c: html.replace(refusal, "") for c, html in said if refusal in (html or "")}
+            return {self.view.prompt.refusal: refusal, **once}
         run = self.engine.latest(owner)
         if run is None or not any(isinstance(e, Started) for e in run.events):
             return {self.view.account.summary: gr.skip()}
