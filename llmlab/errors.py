@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -25,6 +26,21 @@ class Refused(ValueError):
     def __init__(self, who: str, why: str, now: str) -> None:
         self.refusal = Refusal(who, why, now)
         super().__init__(str(self.refusal))
+
+
+Faults = list[tuple[str, Refused]]
+"""What was left out of something read, and why: (its name, the refusal)."""
+
+
+@contextmanager
+def noted(faults: Faults | None, name: str) -> Iterator[None]:
+    """Notes a refusal inside under `name`, and goes on after the block; without `faults` it stays an exception."""
+    try:
+        yield
+    except Refused as e:
+        if faults is None:
+            raise
+        faults.append((name, e))
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> Refused:

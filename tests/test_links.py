@@ -8,12 +8,12 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmlab.__main__ import main, parse
 from llmlab.cli.options import run_of, settings_of
-from llmlab.errors import Refused
+from llmlab.errors import Faults, Refused
 from llmlab.lab.experiment import Lab
 from llmlab.lab.settings import Settings
 from llmlab.lab.study import make_study
@@ -123,3 +123,64 @@ def test_the_script_and_the_command_line_write_the_same_text(
     assert capsys.readouterr().out.startswith(text)
     assert main(shlex.split(links.command_line(settings))[3:]) == 0
     assert capsys.readouterr().out.rstrip("\n") == text.rstrip("\n")
+
+
+BAD = {
+    "m": "./no/such/folder",
+    "p": None,
+    "chat": "maybe",
+    "n": "0",
+    "w": "foo",
+    "temp": "nan",
+    "top_k": "-1",
+    "top_p": "2",
+    "seed": "1.5",
+    "device": "abacus",
+    "verify": "sometimes",
+    "copies": "many",
+    "threads": "100000",
+    "t": "nonsense",
+    "h2o.budget": "huge",
+    "h2o.colour": "blue",
+}
+"""A value that cannot work for every parameter; any text is a prompt."""
+
+
+def test_what_is_bad_of_a_link_is_told_and_the_rest_is_kept() -> None:
+    assert {*links.SHORT.values()} <= {*BAD}, "a setting without a bad value here"
+    good = {"p": "hello", "n": "7", "seed": "3", "t": "h2o", "h2o.budget": "64", "w": "int4"}
+    for name, value in BAD.items():
+        if value is None:
+            continue
+        faults: Faults = []
+        found = links.from_query({**good, name: value}, BASE, faults)
+        assert [f[0] for f in faults] == [name], name
+        rest = {k: v for k, v in good.items() if k != name}
+        expected = links.from_query(rest, BASE)
+        assert found == expected, name
+        for lang in ("en", "zh-CN"):
+            said = links.faults_sentence(faults, {name: value}, lang)
+            assert f"{name}={value}" in said
+            assert "\n" not in said
+    everything = {k: v for k, v in BAD.items() if v} | {"p": "hello", "t": "nonsense,h2o,h2o,streaming-llm"}
+    faults = []
+    found = links.from_query(everything, BASE, faults)
+    assert found == Settings(prompt="hello", stack=Stack.from_arguments(["h2o"]))
+    assert len(faults) == len(BAD) - 1 + 2, "a technique twice, and two for one job"
+
+
+@given(st.dictionaries(st.sampled_from([*BAD, "", "x", "t.t", "h2o."]), st.text(max_size=30)))
+@settings(deadline=None, max_examples=60)
+def test_garbage_never_breaks_a_link(parameters: dict[str, str]) -> None:
+    parameters.pop("m", None)  # a bare name asks the Hub
+    faults: Faults = []
+    assert isinstance(links.from_query(parameters, BASE, faults), Settings)
+    assert {name for name, _ in faults} <= {*parameters}
+
+
+def test_what_is_bad_of_a_study_link_is_told_and_the_rest_is_kept() -> None:
+    faults: Faults = []
+    asked = {"study": "sweep", "sweep.technique": "h2o", "sweep.colour": "blue", "w": "foo", "seed": "5"}
+    study, found = links.study_from_query(asked, faults)
+    assert sorted(f[0] for f in faults) == ["sweep.colour", "w"]
+    assert (study.technique, found) == ("h2o", Settings(seed=5))  # type: ignore[attr-defined]

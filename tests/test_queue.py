@@ -178,15 +178,15 @@ def test_pairs_are_alternated_and_add_no_lanes(model: str) -> None:
     assert ("Pair", 2, pairs.MOST) in notes
 
 
-def test_a_comparison_says_which_of_its_runs_goes_on(model: str) -> None:
+def test_a_comparison_s_events_say_which_of_its_runs_goes_on(model: str) -> None:
     lab = HeldLab()
     lab.gate.shut(after=4)
     engine = Engine(lab)
     run = engine.start(settings(model, "prompt-lookup"), compare=True, owner="a")
     lab.gate.wait_until_held()
-    assert run.note == "lane:baseline"
+    assert {e.lane for e in run.events if isinstance(e, Started)} == {"baseline"}
     lab.gate.shut(after=14)
-    until(lambda: run.note == "lane:stack", "it does not say that the second run goes on")
+    until(lambda: any(isinstance(e, Started) and e.lane == "stack" for e in run.events), "its second run never begins")
     engine.stop("a")
     wait(run)
 

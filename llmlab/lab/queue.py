@@ -20,7 +20,7 @@ from llmlab.lab.settings import Settings
 from llmlab.lab.study import Study, Subject, carry_out
 from llmlab.measure.hardware import use_threads
 from llmlab.models.loading.progress import Stopped, stoppable
-from llmlab.runtime.events import Compared, Event, Failed, Started
+from llmlab.runtime.events import Event, Failed
 
 log = logging.getLogger(__name__)
 
@@ -131,16 +131,13 @@ class Run(Job):
                 self.events.append(e)
                 self.note = ""
             return
-        phase = ""
         for happened in lab.compared_in_slices(prepared, self.stop, self.report, self.own_text):
             if happened is None:
                 yield
                 use_threads(self.settings.threads)  # another run may have wanted others
                 continue
-            if isinstance(happened, Started):
-                phase = f"lane:{happened.lane}"
             self.events.append(happened)
-            self.note = "" if isinstance(happened, Compared) else phase
+            self.note = ""
         self.note = "stopped" if self.stop.is_set() else ""
 
     def give_way(self) -> None:

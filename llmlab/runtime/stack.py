@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from llmlab.errors import Refusal, Refused
+from llmlab.errors import Faults, Refusal, Refused, noted
 from llmlab.models.capabilities import Capability
 from llmlab.runtime.prompt import Prompt
 from llmlab.runtime.roles import (
@@ -238,15 +238,28 @@ class Stack:
         return urlencode(pairs)
 
     @classmethod
-    def from_query(cls, parameters: Mapping[str, str]) -> Stack:
-        """The inverse of `to_query`, from a link's decoded parameters; other keys are ignored. Raises Refused."""
-        names = [n for n in str(parameters.get("t", ""))[:LONGEST].split(",") if n]
-        known = registry()
-        members = []
-        for name in names:
-            prefix = name + "."
-            settings = (
-                {k[len(prefix) :]: v for k, v in parameters.items() if k.startswith(prefix)} if name in known else {}
-            )
-            members.append(make(name, **settings))
-        return cls(members)
+    def from_query(cls, parameters: Mapping[str, str], faults: Faults | None = None) -> Stack:
+        """The inverse of `to_query`, from a link's decoded parameters; other keys are ignored.
+
+        Raises Refused for what cannot work; with `faults` it is told there by its parameter and left out instead.
+        """
+        members: dict[str, Technique] = {}
+        for name in filter(None, str(parameters.get("t", ""))[:LONGEST].split(",")):
+            with noted(faults, "t"):
+                made = members.get(name) or cls._from_link(name, parameters, faults)
+                same = cls([*members.values(), made]).with_role(made.role)  # refuses what is there already
+                if faults is not None and made.slot == "one" and len(same) > 1:  # the page has one switch for them
+                    raise Refused(made.title, f"does the same job as another: {made.job}", "Switch one of them off")
+                members[name] = made
+        return cls(members.values())
+
+    @staticmethod
+    def _from_link(name: str, parameters: Mapping[str, str], faults: Faults | None) -> Technique:
+        """One technique of a link with its knobs, which are its parameters called `name.knob`."""
+        prefix, settings = name + ".", dict[str, Any]()
+        known = registry().get(name)
+        for key in [k for k in parameters if known and k.startswith(prefix)]:
+            with noted(faults, key):
+                make(name, **{key.removeprefix(prefix): parameters[key]})
+                settings[key.removeprefix(prefix)] = parameters[key]
+        return make(name, **settings)

@@ -68,17 +68,6 @@ def fold(role: str, count: int, open_: bool) -> str:
     return f'<button type="button" class="fold" data-fold="{role}" aria-expanded="{str(open_).lower()}">{told}</button>'
 
 
-def switch_rules() -> str:
-    """CSS that greys a technique's switch where its family carries the class no-<id>.
-
-    Gradio gives the id of a choice to a radio button as its value and to a checkbox as its name.
-    """
-    return "".join(
-        f'.no-{n} label:has(input:is([value="{n}"], [name="{n}"])) {{ opacity: .4; pointer-events: none; }}\n'
-        for n in registry()
-    )
-
-
 def body(technique: type[Configurable]) -> str:
     """The card's four paragraphs and the papers it covers, as escaped HTML."""
     parts = card(technique)

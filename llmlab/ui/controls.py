@@ -9,8 +9,9 @@ import gradio as gr
 
 from llmlab.lab.settings import Settings
 from llmlab.models.loading import catalog
+from llmlab.models.loading.sources import locate
 from llmlab.runtime.configurable import Configurable, Knob
-from llmlab.ui.i18n import catalogue
+from llmlab.ui.i18n import catalogue, word
 
 Translate = Callable[[str], Any]
 
@@ -60,17 +61,27 @@ def _control(k: Knob, at: dict[str, Any], names: Mapping[str, Any] | None = None
 
 def model_controls(_: Translate, default: str, prefix: str = "") -> tuple[gr.Dropdown, gr.Dropdown]:
     """The choice of a model of the catalogue and of a weight format; their elem_ids start with `prefix`."""
-    choices = [(f"{e.title} · {e.parameters / 1e6:.0f} M", name) for name, e in catalog.MODELS.items()]
-    model = gr.Dropdown(choices, value=default, label=_("model"), elem_id=f"{prefix}model", filterable=True)
+    at = {"label": _("model"), "info": _("model_info"), "elem_id": f"{prefix}model"}
+    model = gr.Dropdown(model_choices("en"), value=default, filterable=True, **at)
     weights = Settings.knob_named("weights")
     at = {"label": _("weights"), "info": _("weights_info"), "elem_id": f"{prefix}weights"}
     return model, gr.Dropdown([c for c in weights.choices if c != "*"], value=weights.default, **at)
 
 
+def model_choices(lang: str) -> list[tuple[str, str]]:
+    """The catalogue's models with their names; those that are on this machine say so."""
+    here = f" · {word('here', lang)}"
+    return [
+        (f"{e.title} · {e.parameters / 1e6:.0f} M{here if locate.downloaded(e) else ''}", name)
+        for name, e in catalog.MODELS.items()
+    ]
+
+
 def draw_knobs(described: type[Configurable], _: Translate, add: Callable[[str, Any], Any], owner: str) -> None:
-    """One control per knob, the rare ones folded away; `add` receives each control as `name.knob`."""
-    plain = [k for k in described.knobs() if not k.advanced]
-    rare = [k for k in described.knobs() if k.advanced]
+    """One control per knob, the rare ones but never the main one folded away; `add` receives each as `name.knob`."""
+    main = getattr(described, "main_knob", "")  # a study has none
+    plain = [k for k in described.knobs() if not k.advanced or k.name == main]
+    rare = [k for k in described.knobs() if k not in plain]
     for k in plain:
         add(f"{described._id()}.{k.name}", knob_control(owner, k))
     if rare:

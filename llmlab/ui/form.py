@@ -11,7 +11,7 @@ import gradio as gr
 from llmlab.lab.settings import Settings
 from llmlab.models.loading import catalog
 from llmlab.runtime.configurable import Configurable, Knob
-from llmlab.ui.controls import Translate, draw_knobs, model_controls, setting_control
+from llmlab.ui.controls import Translate, draw_knobs, model_choices, model_controls, setting_control
 
 ELSEWHERE = ("model", "weights", "prompt")
 """The settings whose controls have places of their own."""
@@ -93,6 +93,10 @@ class Form:
         if not listed:
             del shown["model"]
         return {self.fields[n]: value for n, value in shown.items()}
+
+    def show_here(self, lang: str) -> dict[Any, Any]:
+        """The list of models, with those marked that are on this machine now."""
+        return {self.fields["model"]: gr.update(choices=model_choices(lang))}
 
     def knobs(self, values: Mapping[str, Any], described: type[Configurable]) -> dict[str, Any]:
         return {k.name: values[f"{described._id()}.{k.name}"] for k in described.knobs()}

@@ -8,12 +8,15 @@ from typing import Any
 
 import gradio as gr
 
+from llmlab.ui.chosen_language import COOKIE
 from llmlab.ui.i18n import language
 
 SMALL: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 """How the page's own short events are wired."""
 MOST_STREAMS = 200
 """Runs and studies that may be under way or wait in the engine's queue at once."""
+IN_TURN = SMALL | {"concurrency_limit": 1, "concurrency_id": "controls"}
+"""As SMALL, for what shows how the controls stand: the answer to the last question must come last."""
 STREAM: dict[str, Any] = {
     "show_progress": "hidden",
     "concurrency_limit": MOST_STREAMS,
@@ -31,7 +34,8 @@ def owner_of(request: gr.Request) -> str:
 
 
 def language_of(request: gr.Request) -> str:
-    return language(request.headers.get("accept-language"))
+    """What the visitor has chosen on the page, which page.js keeps in a cookie; else what the browser prefers."""
+    return language(request.cookies.get(COOKIE) or request.headers.get("accept-language"))
 
 
 def refusal_html(text: str) -> str:

@@ -7,10 +7,17 @@ from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
+from llmlab.errors import Faults, noted, unknown_name
+from llmlab.lab.model_cache import pick_device
 from llmlab.lab.settings import STUDIED, Settings
 from llmlab.lab.study import Study, make_study
+from llmlab.models.loading.catalog import FORMATS, MODELS
+from llmlab.models.loading.environment import restricted
+from llmlab.models.loading.sources import locate
+from llmlab.models.loading.sources.reference import is_path, repository, tidy
 from llmlab.runtime.configurable import Knob
 from llmlab.runtime.stack import Stack, written
+from llmlab.ui.i18n import word
 
 SHORT = {k.name: k.short or k.name for k in Settings.knobs()}
 """Each setting's name in a link."""
@@ -30,14 +37,50 @@ def to_query(settings: Settings) -> str:
     return "?" + "&".join(p for p in parts if p)
 
 
-def from_query(parameters: Mapping[str, str], base: Settings) -> Settings:
-    """The inverse of `to_query`; what a link leaves out is as in `base`. Raises Refused for what cannot work."""
-    given: dict[str, Any] = {}
-    for name, short in SHORT.items():
-        if short in parameters:
-            given[name] = str(parameters[short])[: 10 * LONGEST]
+def from_query(parameters: Mapping[str, str], base: Settings, faults: Faults | None = None) -> Settings:
+    """The inverse of `to_query`; what a link leaves out is as in `base`.
+
+    Raises Refused for what cannot work; with `faults` it is told there by its parameter and left as it would be.
+    """
+    given = _given(parameters, list(SHORT), faults)
     start = {n: getattr(base, n) for n in SHORT} if not given.get("prompt") else DEFAULTS
-    return Settings(**{**start, **given}, stack=Stack.from_query(parameters))
+    return Settings(**{**start, **given}, stack=Stack.from_query(parameters, faults))
+
+
+def _given(parameters: Mapping[str, str], names: Collection[str], faults: Faults | None) -> dict[str, Any]:
+    """The settings of these names that a link gives."""
+    given: dict[str, Any] = {}
+    for name in [n for n in names if SHORT[n] in parameters]:
+        with noted(faults, SHORT[name]):
+            value = Settings.validated(Settings.knob_named(name), str(parameters[SHORT[name]])[: 10 * LONGEST])
+            if faults is not None:
+                _require_known(name, value)
+            given[name] = value
+    return given
+
+
+def _require_known(name: str, value: Any) -> None:
+    """Raises Refused for a model, a weight format or a device that nobody knows. Asks no Hub for `owner/name`: a page
+    must not wait for the network to open, and a run asks anyway."""
+    if name == "weights" and value not in FORMATS:
+        raise unknown_name("weight format", value, FORMATS)
+    if name == "device":
+        pick_device(value)
+    if name == "model" and value not in MODELS:
+        ref = tidy(value)
+        at = None if restricted() or is_path(ref) else repository(ref)
+        if at is None or "/" not in at.repo:
+            locate.find(ref)
+
+
+def faults_sentence(faults: Faults, parameters: Mapping[str, str], lang: str) -> str:
+    """One sentence on everything that a link gave wrongly; "" where nothing was."""
+    parts = []
+    for name, e in faults:
+        r = e.refusal
+        now = f"{r.now[:1].lower()}{r.now[1:]}".rstrip(".")
+        parts.append(f"{name}={str(parameters.get(name, ''))[:40]} ({r.who} {r.why.rstrip('.')}: {now})")
+    return word("link_faults", lang, parts="; ".join(parts)) if parts else ""
 
 
 def command_line(settings: Settings, compare: bool = False) -> str:
@@ -82,12 +125,16 @@ def study_query(study: Study, settings: Settings) -> str:
     return "?" + urlencode(pairs)
 
 
-def study_from_query(parameters: Mapping[str, str]) -> tuple[Study, Settings]:
-    """The inverse of `study_query`. Raises Refused for what cannot work."""
-    name = str(parameters["study"])[:LONGEST]
-    knobs = {k.removeprefix(f"{name}."): v for k, v in parameters.items() if k.startswith(f"{name}.")}
-    given: dict[str, Any] = {n: str(parameters[SHORT[n]])[:LONGEST] for n in STUDIED if SHORT[n] in parameters}
-    return make_study(name, **knobs), Settings(**given)
+def study_from_query(parameters: Mapping[str, str], faults: Faults | None = None) -> tuple[Study, Settings]:
+    """The inverse of `study_query`. Raises Refused for what cannot work; with `faults` only for an unknown study."""
+    name, knobs = str(parameters["study"])[:LONGEST], dict[str, Any]()
+    make_study(name)
+    for key in [k for k in parameters if k.startswith(f"{name}.")]:
+        knob = key.removeprefix(f"{name}.")
+        with noted(faults, key):
+            make_study(name, **{knob: parameters[key]})
+            knobs[knob] = parameters[key]
+    return make_study(name, **knobs), Settings(**_given(parameters, STUDIED, faults))
 
 
 def study_command(study: Study, settings: Settings) -> str:

@@ -40,7 +40,8 @@
     scrollTo(0, 0);
   };
 
-  // The list of techniques: families fold, and a search shows what it finds wherever it is folded away.
+  // The list of techniques: families fold, and a search shows what it finds wherever it is folded away. What is on
+  // stays in view with its knobs.
   const fold = (b) => b.setAttribute("aria-expanded", b.getAttribute("aria-expanded") !== "true");
   const seek = (text) => {
     const wanted = text.trim().toLowerCase().split(/\s+/).filter(Boolean);
@@ -49,9 +50,9 @@
     for (const [name, { role, words: own }] of Object.entries(techniques)) {
       const hit = wanted.every((w) => own.includes(w));
       families[role] ||= hit;
-      if (!hit) rules.push(`#controls label:has(input:is([value="${name}"], [name="${name}"])) { display: none !important; }`);
+      if (!hit) rules.push(`#controls label:has(input:is([value="${name}"], [name="${name}"]):not(:checked)) { display: none !important; }`);
     }
-    for (const role in families) if (!families[role]) rules.push(`#family-${role} { display: none !important; }`);
+    for (const role in families) if (!families[role]) rules.push(`#family-${role}:not(:has(input:checked:not([value="off"]))) { display: none !important; }`);
     let sheet = document.querySelector("#found");
     if (!sheet) document.head.append((sheet = Object.assign(document.createElement("style"), { id: "found" })));
     sheet.textContent = wanted.length ? rules.join("\n") : "";
@@ -66,6 +67,48 @@
     else if (button) fold(button);
   });
 
+  // A technique that cannot be added is disabled, so that neither mouse nor keyboard chooses it. The one that has the
+  // focus keeps it: disabling it would throw the focus to the top of the page.
+  const bar = () => {
+    for (const input of document.querySelectorAll("#controls .family fieldset[id] input")) {
+      const family = input.closest("fieldset");
+      const barred = family.classList.contains(`no-${input.type === "radio" ? input.value : input.name}`);
+      const off = barred && input !== document.activeElement;
+      if (input.disabled !== off) input.disabled = off;
+      if (barred === input.hasAttribute("aria-disabled")) continue;
+      for (const [name, value] of [["aria-disabled", "true"], ["aria-describedby", `reason-${family.id}`]]) {
+        if (barred) input.setAttribute(name, value);
+        else input.removeAttribute(name);
+      }
+    }
+  };
+  const refuse = (e) => {
+    if (!e.target.closest?.("label:has(> [aria-disabled])") || e.key === "Tab") return;
+    e.preventDefault();
+    e.stopImmediatePropagation();
+  };
+  addEventListener("click", refuse, true);
+  addEventListener("keydown", refuse, true);
+  addEventListener("focusout", () => setTimeout(bar));
+
+  // The account below names its run. While the panel shows another one, it says so.
+  const stale = () => {
+    const told = document.querySelector("#whose [data-run]");
+    const run = document.querySelector("[data-testid=live-panel]")?.dataset.run;
+    document.body.classList.toggle("account-old", Boolean(told && run && told.dataset.run !== run));
+  };
+  const follow = () => {
+    const of = (id) => document.querySelector(id);
+    if (!of("#controls .family") || !of("#whose") || !of("[data-testid=live-panel]")) return setTimeout(follow, 200);
+    const classes = { subtree: true, childList: true, attributeFilter: ["class", "disabled"] };
+    new MutationObserver(bar).observe(of("#controls"), classes);
+    new MutationObserver(stale).observe(of("#whose"), { subtree: true, childList: true });
+    new MutationObserver(stale).observe(of("[data-testid=live-panel]"), { attributeFilter: ["data-run"] });
+    bar();
+    stale();
+  };
+  follow();
+
   const whole = (query) => location.origin + location.pathname + (query || "");
   window.llmlabLink = (query) => {
     window.llmlabReady = true;
@@ -77,6 +120,10 @@
     window.llmlabStudyReady = true;
     remember("studies", query);
     return query ? whole(query) : "";
+  };
+  window.llmlabLanguage = (run, study) => {
+    document.cookie = `llmlab-language=${chinese ? "en" : "zh-CN"}; path=/; max-age=31536000; SameSite=Lax`;
+    location.assign(location.pathname + (view() === "studies" ? study : run || location.search));
   };
   window.llmlabCopy = async (query) => {
     const link = (view() === "studies" ? window.llmlabStudyLink : window.llmlabLink)(query);

@@ -18,7 +18,8 @@ from starlette.middleware import Middleware
 from llmlab.assets import ASSETS
 from llmlab.lab.queue import Engine
 from llmlab.ui.blocks import MOST_EVENTS, Blocks
-from llmlab.ui.cards import search_index, switch_rules
+from llmlab.ui.cards import search_index
+from llmlab.ui.chosen_language import ChosenLanguageFirst
 from llmlab.ui.exports import Exports
 from llmlab.ui.form import Form
 from llmlab.ui.gradio_events import SMALL, language_of
@@ -30,6 +31,7 @@ from llmlab.ui.playground.handlers import Playground, snapshot
 from llmlab.ui.playground.samples import translations
 from llmlab.ui.studies import layout as studies_layout
 from llmlab.ui.studies.handlers import Studies
+from llmlab.ui.theme import theme
 
 HERE = Path(__file__).parent
 VIEWS = ("playground", "studies")
@@ -60,6 +62,7 @@ class Page:
                 gr.HTML(f'<h1>llmlab</h1><p class="tagline">{both_words("tagline")}</p>', elem_id="title")
                 gr.HTML(view_switch(), elem_id="views")
                 self.machine = gr.HTML("", elem_id="machine")
+                other = gr.Button(_("other_language"), size="sm", elem_id="language", scale=0, min_width=80)
                 copy_run, copy_study = [
                     gr.Button(_("copy_link"), size="sm", elem_id=name, elem_classes="copy", scale=0, min_width=110)
                     for name in ("copy-link", "copy-study-link")
@@ -71,6 +74,7 @@ class Page:
             self.playground.wire(copy_run)
             self.studies.wire(copy_study)
             self._wire_arrival(demo)
+            self._wire_language(other)
         self.demo = demo.queued()
         return demo
 
@@ -84,16 +88,27 @@ class Page:
         playground, studies = self.playground, self.studies
         shown = [self.machine, *playground.shown, *studies.shown]
         arrived = demo.load(self.arrive, None, shown, **SMALL)
-        refreshed = arrived.then(playground.refresh, playground.form.inputs, playground.watched, **SMALL)
+        refreshed = playground.then_refresh(arrived)
         refreshed.then(**playground.show_link).then(**studies.show_link)
         # No `unload`: for it Gradio holds a connection open in every tab, beside the one of a run, and a browser opens
         # six to a host in all. Three tabs that run would get no answer. Who leaves is missed by the run's own stream.
+
+    def _wire_language(self, button: gr.Button) -> None:
+        """The button loads the page anew in the other language, with the link of what the controls show."""
+        playground, studies = self.playground, self.studies
+        queries = [playground.view.account.query, studies.view.query]
+        asked = button.click(playground.told, playground.form.inputs, queries[0], **SMALL)
+        both = asked.then(studies.told, studies.form.inputs, [queries[1], studies.view.command], **SMALL)
+        both.then(None, queries, None, js="(run, study) => llmlabLanguage(run, study)", show_progress="hidden")
 
     def arrive(self, request: gr.Request) -> dict[Any, Any]:
         """The first sight of both views: as drawn, or as the link asks for."""
         lang = language_of(request)
         parameters = {k: v for k, v in dict(request.query_params or {}).items() if not k.startswith("__")}
-        shown = self.playground.arrive(parameters, lang) | self.studies.arrive(parameters)
+        shown = self.playground.arrive(parameters, lang) | self.studies.arrive(parameters, lang)
+        for form in (self.playground.form, self.studies.form):
+            for model, update in form.show_here(lang).items():
+                shown[model] = {**update, **({"value": shown[model]} if model in shown else {})}
         return shown | {self.machine: f'<p class="machine">{escape(hardware_line(lang))}</p>'}
 
 
@@ -134,12 +149,12 @@ def serve(page: Page, host: str, ports: Iterator[int], names: Iterable[str], bro
 def launch_options(page: Page, names: HostNames | None = None) -> dict[str, Any]:
     """What `launch` needs besides host and port: looks, keyboard, languages, to which names the page answers (by
     default loopback's), and nothing from any other host."""
-    css = (HERE / "page.css").read_text(encoding="utf-8") + switch_rules()
+    css = (HERE / "page.css").read_text(encoding="utf-8")
     words = json.dumps({lang: {"copied": word("copied", lang)} for lang in catalogue()}, ensure_ascii=False)
     index = json.dumps(search_index(), ensure_ascii=False).replace("</", "<\\/")
     script = (HERE / "page.js").read_text(encoding="utf-8").replace("WORDS", words).replace("TECHNIQUES", index)
     return {
-        "theme": gr.themes.Default(primary_hue="blue", neutral_hue="slate"),
+        "theme": theme(),
         # In the head rather than as `css`, which Gradio confines to what lies inside its container.
         "head": f"<style>{css}</style><script>{script}</script>",
         "i18n": page.i18n,
@@ -154,6 +169,11 @@ def launch_options(page: Page, names: HostNames | None = None) -> dict[str, Any]
         "enable_monitoring": False,
         "share": False,
         "max_threads": MOST_EVENTS,
-        "app_kwargs": {"middleware": [Middleware(OwnNamesOnly, names=names or HostNames.of("127.0.0.1"))]},
+        "app_kwargs": {
+            "middleware": [
+                Middleware(OwnNamesOnly, names=names or HostNames.of("127.0.0.1")),
+                Middleware(ChosenLanguageFirst),
+            ]
+        },
         "quiet": True,
     }

@@ -90,8 +90,8 @@ def visit(browser: Any, site: Site) -> Iterator[Any]:
     """visit(url, **context options) -> a page; console errors, page errors and foreign requests fail the test."""
     contexts, troubles = [], []
 
-    def open_page(url: str, width: int = 1280, **options: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 900}, **{"locale": "en-US"} | options)
+    def open_page(url: str, width: int = 1280, height: int = 900, **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": height}, **{"locale": "en-US"} | options)
         contexts.append(context)
         context.set_default_timeout(PATIENCE * 1000)
         page = context.new_page()

@@ -21,7 +21,7 @@ SHOWN = """async ([message, labels, lang]) => {
         ["state", "status", "figures", "protocol", "words"].map(name => import(`/${name}.js`)));
     Object.assign(words.language, { name: lang, labels });
     const state = new State();
-    Object.assign(state, { status: message.state, note: message.note });
+    Object.assign(state, { status: message.state, note: message.note, twice: message.compare });
     state.ingest(decode(message));
     state.move(state.order.length);
     const [status, figures] = [new Status(state), new Figures(state)];
@@ -35,7 +35,7 @@ SHOWN = """async ([message, labels, lang]) => {
 
 def shown(modules: Any, events: list[Event], state: str, note: str = "", lang: str = "en") -> dict[str, Any]:
     labels = json.loads((HERE / "labels.json").read_text(encoding="utf-8"))
-    value = LivePanel().postprocess(message("r", 0, events, state, note, reset=True))
+    value = LivePanel().postprocess(message("r", 0, events, state, note, reset=True, compare=True))
     found: dict[str, Any] = modules.evaluate(SHOWN, [value, labels, lang])
     return found
 
@@ -60,7 +60,7 @@ def test_the_colour_is_python_s_verdict(modules: Any, verdict: str, colour: str)
 
 def test_nothing_is_coloured_while_it_runs_or_without_a_verdict(modules: Any) -> None:
     for events, state in ((compared(None, "")[:-1], "running"), (compared(EQUAL, "better"), "running")):
-        found = shown(modules, events, state, "lane:stack")
+        found = shown(modules, events, state, "")
         assert found["speed"][0] == "figure"
     assert shown(modules, compared(None, "")[:-1], "done")["speed"][0] == "figure"
     earlier = shown(modules, compared(None, ""), "recorded", "a recorded run of an earlier version")
@@ -73,8 +73,6 @@ def test_nothing_is_coloured_while_it_runs_or_without_a_verdict(modules: Any) ->
     [
         ("queued", "waiting:2", "2 runs before yours", "前面还有 2 个运行"),
         ("queued", "waiting:1:35", "1 run before yours · about 35 s", "前面还有 1 个运行 · 约 35 秒"),
-        ("running", "lane:baseline", "1 of 2: baseline · Decoding", "第 1 步，共 2 步：基线 · 解码中"),
-        ("running", "lane:stack", "2 of 2: with techniques · Decoding", "第 2 步，共 2 步：使用技术 · 解码中"),
         ("running", "Pair|2|5", "Measuring speed in pairs · 2 / 5", "正在成对测量速度 · 2 / 5"),
         ("running", "Measuring quality|64|2080", "Measuring quality · 64 / 2,080", "正在测量质量 · 64 / 2,080"),
         (
@@ -87,4 +85,12 @@ def test_nothing_is_coloured_while_it_runs_or_without_a_verdict(modules: Any) ->
 )
 def test_the_status_line_in_both_languages(modules: Any, state: str, note: str, en: str, zh: str) -> None:
     for lang, want in (("en", en), ("zh-CN", zh)):
-        assert shown(modules, lane("baseline", 0.2, 4)[:-1], state, note, lang)["status"] == want
+        both = [*lane("baseline", 0.2, 4), *lane("stack", 0.2, 4)]
+        assert shown(modules, both, state, note, lang)["status"] == want
+
+
+def test_an_ab_says_which_of_its_two_runs_is_on(modules: Any) -> None:
+    first, second = lane("baseline", 0.2, 4), lane("stack", 0.2, 4)
+    assert shown(modules, first[:-1], "running")["status"] == "1 of 2: baseline · Decoding"
+    assert shown(modules, first[:-1], "running", lang="zh-CN")["status"] == "第 1 次，共 2 次：基线 · 解码中"
+    assert shown(modules, [*first, *second[:-1]], "running")["status"] == "2 of 2: with techniques · Decoding"

@@ -12,21 +12,26 @@ from llmlab.models.loading.tokens.chat import chat_text
 
 def prompt_tokens(loaded: Loaded, prompt: str, chat: bool | None = None) -> list[int]:
     """A prompt as the model reads it; `chat` as in `Settings`. Raises Refused where nothing comes of it."""
-    tokenizer = loaded.tokenizer
+    ids = encode(loaded.tokenizer, loaded.name, prompt, chat)
+    require_known(ids, loaded.model.vocab, loaded.tokenizer, loaded.name)
+    return ids
+
+
+def encode(tokenizer: Any, who: str, prompt: str, chat: bool | None = None) -> list[int]:
+    """As `prompt_tokens`, for the tokenizer of a model called `who` that need not be loaded."""
     if chat and not tokenizer.chat_template:
-        raise Refused(loaded.name, "has no chat template", "Switch chat off")
+        raise Refused(who, "has no chat template", "Switch chat off")
     try:
         prompt.encode()
     except UnicodeEncodeError as e:
         raise Refused("The prompt", "holds halves of characters, which are no text", "Write them anew") from e
     if chat or (chat is None and tokenizer.chat_template):
-        text = chat_text(tokenizer, loaded.name, prompt)
+        text = chat_text(tokenizer, who, prompt)
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     else:
         ids = list(tokenizer(prompt)["input_ids"])
     if not ids:
         raise Refused("The prompt", "holds nothing that this model's vocabulary knows", "Write something else")
-    require_known(ids, loaded.model.vocab, tokenizer, loaded.name)
     return ids
 
 

@@ -47,6 +47,7 @@ export class Feed {
     const missed = known ? seq > state.seq + 1 : seq > 0;
     if (!known || reset) this.begin(run);
     Object.assign(state, { seq, status: message.state, note: message.note, lost: false });
+    state.twice = Boolean(message.compare);
     this.hear();
     if (missed && !reset) this.ask();
     if (this.asking) this.held.push(events);

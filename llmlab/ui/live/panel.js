@@ -12,6 +12,8 @@ import { Transport } from "./transport.js";
 import { Tree } from "./tree.js";
 import { say, speak } from "./words.js";
 
+const FIRST_ROW = 190; // pixels of a row of charts
+
 // Called once per mount with what Gradio gives a component's script, its words by language, and its style sheet.
 export function mount({ element, props, server, watch }, labels, style) {
   speak(labels, props.fallback);
@@ -30,10 +32,12 @@ class Panel {
     this.root = root;
     this.pending = false;
     this.drawn = 0;
+    this.revealed = ""; // the last run that was brought into view
+    this.place = 0; // where the page was scrolled to then
     const wake = () => this.wake();
     const state = (this.state = new State());
     this.transport = new Transport(state, { wake, drawAll: () => this.draw() });
-    this.feed = new Feed(state, server, { began: () => this.transport.stop(), changed: wake });
+    this.feed = new Feed(state, server, { began: () => this.began(), changed: wake });
     this.status = new Status(state);
     this.figures = new Figures(state);
     this.tokens = new Tokens(state);
@@ -42,8 +46,10 @@ class Panel {
     root.setAttribute("role", "group");
     root.setAttribute("aria-label", say("panel"));
     const { status, figures, tokens, transport, tree, charts } = this;
-    root.append(status.node, status.alert, figures.node, tokens.node, transport.node, tree.node);
-    root.append(charts.lines, charts.node, charts.absent, figures.polite);
+    this.frame = el("div", "frame");
+    this.frame.append(charts.lines, charts.node, charts.absent);
+    root.append(status.node, status.alert, figures.node, tokens.node, transport.node);
+    root.append(this.frame, tree.node, figures.polite);
     charts.recolour(root);
   }
 
@@ -62,6 +68,26 @@ class Panel {
     }, 1000);
   }
 
+  // Another run: its charts get the room that the last ones had, so that nothing moves while a model loads.
+  began() {
+    this.transport.stop();
+    this.frame.style.minHeight = "";
+    this.width = this.root.clientWidth;
+    this.frame.style.minHeight = `${this.frame.offsetHeight}px`;
+  }
+
+  // When a run starts, the panel with its charts comes into view; whoever has scrolled by hand stays where they are.
+  reveal() {
+    const { run, over, status } = this.state;
+    if (run === this.revealed || over || status === "idle") return;
+    this.revealed = run;
+    const [panel, charts] = [this.root, this.frame].map((node) => node.getBoundingClientRect());
+    const seen = panel.top >= 0 && charts.top + FIRST_ROW <= window.innerHeight;
+    if (seen || (window.scrollY && Math.abs(window.scrollY - this.place) > 40)) return;
+    this.place = window.scrollY + panel.top - parseFloat(getComputedStyle(this.root).scrollMarginTop);
+    window.scrollTo({ top: this.place, behavior: calm.matches ? "auto" : "smooth" });
+  }
+
   // Draw with the next frame; once, however often it is asked for.
   wake() {
     if (this.pending) return;
@@ -78,6 +104,8 @@ class Panel {
 
   draw() {
     const { state, transport } = this;
+    if (state.status === "recorded" || this.root.clientWidth !== this.width) this.frame.style.minHeight = "";
+    this.reveal();
     if (state.follow && !transport.player) state.move(state.order.length);
     for (const part of [this.status, this.figures, this.tokens, transport, this.tree, this.charts]) part.draw();
     this.publish();
@@ -92,13 +120,13 @@ class Panel {
     };
     const { status, seq, cursor, run, note, lost, events } = state;
     const data = {
-      state: status, seq, cursor, passes: state.order.length, updates: feed.updates,
+      run, state: status, seq, cursor, passes: state.order.length, updates: feed.updates,
       tokensBaseline: shown("baseline"), tokensStack: shown("stack"),
     };
     for (const key in data) {
       const value = String(data[key]);
       if (root.dataset[key] !== value) root.dataset[key] = value;
     }
-    window.__llmlab = { events, state: { run, note, lost, ...data } };
+    window.__llmlab = { events, state: { note, lost, ...data } };
   }
 }

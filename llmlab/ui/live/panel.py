@@ -80,16 +80,23 @@ class LivePanel(gr.HTML):
 
 
 def message(
-    run_id: str, seq: int, events: Sequence[Event], state: str, note: str = "", reset: bool = False
+    run_id: str,
+    seq: int,
+    events: Sequence[Event],
+    state: str,
+    note: str = "",
+    reset: bool = False,
+    compare: bool = False,
 ) -> dict[str, Any]:
     """A message to the panel: the events since the last message, or with `reset` all of the run's.
 
     `seq` counts a run's messages from 0. `state` is queued, running, done, error or recorded. `note` is "waiting:N"
     (runs before this one) or "waiting:N:S" (and for about how many seconds), "what|done|total" (progress; a total above
-    2**20 means bytes), "lane:baseline" or "lane:stack" (which of a comparison's two runs), "stopped" or "".
+    2**20 means bytes), "stopped" or "". `compare`: whether the baseline runs first, so that the panel can say which of
+    the two it is.
     """
     about = {"v": VERSION, "run": run_id, "seq": seq, "reset": reset, "state": state, "note": note}
-    return {**about, "ev": encode(events)}
+    return {**about, "compare": compare, "ev": encode(events)}
 
 
 def recorded(events: Sequence[Event], name: str) -> dict[str, Any]:

@@ -122,6 +122,11 @@ export class State {
     return ["done", "error", "recorded"].includes(this.status);
   }
 
+  // Nothing has run, or what ran failed before it began.
+  get blank() {
+    return !this.lanes.length && (this.status === "idle" || this.over);
+  }
+
   get pair() {
     return this.lanes.length > 1;
   }

@@ -38,13 +38,24 @@ export class Status {
     put(this.alertText, failed);
   }
 
+  // Which run of an A/B is on; nothing once both have ended and only their quality is left to measure.
+  which(last) {
+    const { twice, lanes } = this.state;
+    if (!twice || (lanes.length > 1 && last.reason)) return "";
+    return say(lanes.length > 1 || last?.reason ? "ab_stack" : "ab_baseline");
+  }
+
   // What is going on, and where it can be counted [done, total].
   words(last) {
     const { status, note, lost, verdict } = this.state;
     const judged = verdict ? ` · ${say(`verdict_${verdict.verdict}`)}` : "";
     if (lost) return [say("lost")];
     if (status === "queued") return [waiting(note)];
-    if (status === "running") return running(note, last);
+    if (status === "running") {
+      const [text, progress] = running(note, last);
+      const which = this.which(last);
+      return [which ? `${which} · ${text}` : text, progress];
+    }
     if (status === "done") return [ended(note, last) + judged];
     return [(status === "recorded" && note ? `${say("recorded")}: ${note}` : say(status)) + judged];
   }
@@ -67,9 +78,8 @@ function running(note, last) {
     return [(known(what) ? say(what) : what) + far, [done, total]];
   }
   if (!last) return [say("preparing")];
-  const lane = note === "lane:baseline" ? say("lane_1") : note === "lane:stack" ? say("lane_2") : "";
-  if (last.passes.length) return [lane + say("running")];
-  return [lane + say("prefill"), last.prefill && [last.prefill.done, last.prefill.total]];
+  if (last.passes.length) return [say("running")];
+  return [say("prefill"), last.prefill && [last.prefill.done, last.prefill.total]];
 }
 
 function ended(note, last) {

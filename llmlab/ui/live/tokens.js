@@ -19,7 +19,7 @@ export class Tokens {
   constructor(state) {
     this.state = state;
     this.node = el("section", "card strip");
-    this.lanes = el("div");
+    this.lanes = el("div", "lanes");
     this.node.append(this.buildPrompt(), this.lanes, this.buildLegend());
     this.clear();
   }
@@ -59,6 +59,7 @@ export class Tokens {
     this.views = [];
     this.open = false;
     this.marked = null;
+    this.drawPrompt();
   }
 
   draw() {
@@ -92,16 +93,17 @@ export class Tokens {
     put(this.promptButton, say(this.open ? "hide_prompt" : "show_prompt", { n: lane ? lane.promptTokens : 0 }));
     this.promptButton.setAttribute("aria-expanded", String(this.open));
     this.promptButton.hidden = !cut && !all.includes("\n");
-    this.prompt.hidden = !all;
+    this.prompt.classList.toggle("empty", !all);
   }
 
   drawLegend() {
-    const { lanes, drafts } = this.state;
-    hide(this.legend, !lanes.length);
+    const { lanes, drafts, twice, blank } = this.state;
     for (const kind of ["draft", "correction", "rejected"]) hide(this.items[kind], !drafts);
     hide(this.rejectedLabel, !drafts);
     hide(this.items.exit, !lanes.some((l) => l.early));
-    hide(this.node, !lanes.length);
+    // The place of the lanes is kept before they come: nothing below may move when they do.
+    this.lanes.classList.toggle("two", Boolean(twice) || lanes.length > 1);
+    hide(this.node, blank);
     for (const { lane, notes } of this.views) {
       const changes = lane.changes.map((c) => {
         const went = say("weights_went", { a: bytes(c.before_bytes), b: bytes(c.after_bytes) });

@@ -167,8 +167,8 @@ export class Transport {
   draw() {
     const { state, playing } = this;
     const n = state.order.length;
-    this.node.hidden = !n;
-    if (!n) return;
+    this.node.hidden = state.blank;
+    this.play.disabled = this.scrub.disabled = !n;
     const p = state.current;
     this.scrub.max = n;
     this.scrub.value = state.cursor;

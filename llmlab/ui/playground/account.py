@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -15,7 +16,7 @@ from llmlab.runtime.events import Event
 from llmlab.ui import links
 from llmlab.ui.exports import Exports
 from llmlab.ui.figures import run as run_figures
-from llmlab.ui.i18n import word
+from llmlab.ui.i18n import both_words, word
 from llmlab.ui.playground.layout import Account
 from llmlab.ui.run_summary import lane_name, run_summary
 from llmlab.ui.tables import table
@@ -25,12 +26,19 @@ PASSES = ("r_lane", "r_round", "r_t", "r_ms", "r_drafted", "r_accepted", "r_toke
 
 
 def account(
-    tabs: Account, exports: Exports, events: Sequence[Event], settings: Settings, compare: bool, lang: str
+    tabs: Account,
+    exports: Exports,
+    events: Sequence[Event],
+    settings: Settings,
+    compare: bool,
+    lang: str,
+    run: tuple[str, str],
 ) -> dict[Any, Any]:
-    """The new value of every component of `tabs`, for a run's events so far."""
+    """The new value of every component of `tabs`, for a run's events so far; `run`: its id in the panel, its name."""
     drawn = run_figures.all_of(events, lang)
     files = exports.write(texts(events))
     return {
+        tabs.whose: whose_html(*run),
         tabs.summary: run_summary(events, lang),
         **{p: gr.update(value=f, visible=f is not None) for p, f in zip(tabs.plots, drawn, strict=True)},
         tabs.passes: table([word(k, lang) for k in PASSES], passes_table(events, lang)),
@@ -40,6 +48,17 @@ def account(
         tabs.python: links.python(settings),
         **dict(zip(tabs.downloads, files, strict=True)),
     }
+
+
+def whose_html(run: str, name: str) -> str:
+    """Of which run the account is; page.js shows the second wording while the panel shows another run."""
+    told = "".join(f'<span class="{key}">{both_words(key, name=name)}</span>' for key in ("account_of", "account_old"))
+    return f'<p class="hint" data-run="{escape(run)}">{told}</p>'
+
+
+def run_name(settings: Settings, compare: bool) -> str:
+    """A run in a few words: its model, its techniques, whether the baseline ran too."""
+    return " · ".join([settings.model, *(t.title for t in settings.stack), *(["A/B"] if compare else [])])
 
 
 def passes_table(events: Sequence[Event], lang: str) -> list[list[Any]]:

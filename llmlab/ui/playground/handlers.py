@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from llmlab.errors import Refused
+from llmlab.errors import Faults, Refused, noted
 from llmlab.lab.queue import Engine
 from llmlab.lab.settings import Settings
 from llmlab.measure import trace
@@ -18,15 +18,21 @@ from llmlab.models.loading import catalog
 from llmlab.runtime.events import Event, Started
 from llmlab.ui import links
 from llmlab.ui.exports import Exports
-from llmlab.ui.gradio_events import SMALL, STREAM, Refusals, language_of, owner_of, refusal_html, write_link
+from llmlab.ui.form import to_setting
+from llmlab.ui.gradio_events import IN_TURN, SMALL, STREAM, Refusals, language_of, owner_of, refusal_html, write_link
 from llmlab.ui.live.panel import message, recorded
 from llmlab.ui.machine import fit_html
 from llmlab.ui.playground import samples
-from llmlab.ui.playground.account import account
+from llmlab.ui.playground.account import account, run_name
 from llmlab.ui.playground.layout import View
+from llmlab.ui.prompt_length import length_html
 
 PERIOD = 0.11
 """Seconds between messages to the live panel."""
+PAUSE = "(...values) => new Promise((go) => setTimeout(() => go(values), 250))"
+"""Lets a visitor who types finish the word before its tokens are counted."""
+COUNTED = ("prompt", "model", "own", "chat", "max_new_tokens")
+"""The controls on which it depends whether the prompt is too long."""
 PROMPT_ROWS = 512
 """KV entries that are set aside for the prompt when the page says whether a model fits."""
 
@@ -34,7 +40,7 @@ PROMPT_ROWS = 512
 def snapshot(engine: Engine, run_id: str) -> dict[str, Any] | None:
     """All of a run so far, for a panel that has missed a message; None for a run that is gone."""
     run = engine.find(run_id)
-    return message(run.id, 0, list(run.events), run.state, run.note, reset=True) if run else None
+    return message(run.id, 0, list(run.events), run.state, run.note, reset=True, compare=run.compare) if run else None
 
 
 class Playground:
@@ -52,11 +58,12 @@ class Playground:
 
     @property
     def watched(self) -> list[Any]:
-        return [*self.techniques.watched, self.view.prompt.badge, self.view.controls.fit]
+        """What follows from the controls."""
+        return [*self.techniques.watched, self.view.prompt.badge, self.view.controls.fit, self.view.prompt.count]
 
     @property
     def shown(self) -> list[Any]:
-        """Everything that opening a run may change."""
+        """Everything that opening a run changes at once; what follows from the controls is refreshed after it."""
         return [*self.form.inputs, self.view.live, self.view.prompt.refusal, *self.view.account.outputs]
 
     @property
@@ -73,20 +80,36 @@ class Playground:
         for button, example in prompt.examples:
             button.click(lambda e=example: e["prompt"], None, self.form.fields["prompt"], **SMALL)
         for button, item in view.recordings:
-            button.click(self.player(item), None, self.shown, **SMALL).then(**self.show_link)
-        view.upload.upload(self.open_trace, view.upload, self.shown, **SMALL).then(**self.show_link)
+            self.then_refresh(button.click(self.player(item), None, self.shown, **SMALL)).then(**self.show_link)
+        opened = view.upload.upload(self.open_trace, view.upload, self.shown, **SMALL)
+        self.then_refresh(opened).then(**self.show_link)
         copied = write_link(view.account.query, view.account.link, "llmlabCopy")
         copy.click(self.share, inputs, view.account.query, **SMALL).then(**copied)
         switches = [c.change for n, c in self.form.fields.items() if n not in ("prompt", "own", "quality_text")]
-        gr.on(switches, self.refresh, inputs, self.watched, trigger_mode="always_last", **SMALL)
+        gr.on(switches, self.refresh, inputs, self.watched, trigger_mode="always_last", **IN_TURN)
+        typed = [self.form.fields[n] for n in ("prompt", "own")]
+        counted = [self.form.fields[n] for n in COUNTED]
+        at: dict[str, Any] = {"js": PAUSE, "trigger_mode": "always_last", **IN_TURN}
+        gr.on([c.change for c in typed], self.count, counted, prompt.count, **at)
+
+    def then_refresh(self, opened: Any) -> Any:
+        """The step after an event that has set the controls. The events of the controls themselves see some of them as
+        they were, so the last word must come from one that begins when all are set."""
+        return opened.then(self.refresh, self.form.inputs, self.watched, **IN_TURN)
 
     def _wire_run(self, button: gr.Button, name: str, compare: bool) -> None:
         refusal = self.view.prompt.refusal
         button.click(lambda: "", None, refusal, **SMALL)
         # The panel alone: Gradio makes every other output of a stream anew with each message.
         ran = button.click(self.starter(compare), self.form.inputs, self.view.live, api_name=name, **STREAM)
-        told = ran.then(self.finish, None, [refusal, *self.view.account.outputs], **SMALL)
+        said = [self.view.prompt.badge, self.view.controls.fit]
+        told = ran.then(self.finish, said, [refusal, *said, *self.here, *self.view.account.outputs], **SMALL)
         told.then(**self.show_link)
+
+    @property
+    def here(self) -> list[Any]:
+        """The list of models, which marks those on this machine: a run may have brought one."""
+        return [self.form.fields["model"]]
 
     # Reading and writing the controls -----------------------------------------------------------------------------
 
@@ -100,33 +123,35 @@ class Playground:
         return self.form.show_settings(settings) | self.techniques.show(settings.stack)
 
     def refresh(self, *sent: Any) -> list[Any]:
-        """What follows from a changed control: greyed switches, the badge, and whether the model fits."""
+        """What follows from a changed control: greyed switches, the badge, whether the model fits, and the prompt."""
         values = self.form.values(sent)
         entry = None if self.form.own_model(values) else catalog.MODELS.get(values["model"])
         abilities = self.engine.lab.model_cache.capabilities(values["model"]) if entry else None
         rows = int(values["max_new_tokens"] or 0) + PROMPT_ROWS
         updates, badge = self.techniques.refresh(values, abilities)
-        return [*updates, badge, fit_html(entry, values["weights"], rows) if entry else ""]
+        fits = fit_html(entry, values["weights"], rows) if entry else ""
+        return [*updates, badge, fits, self.count(*(values[n] for n in COUNTED))]
+
+    def count(self, prompt: str, model: str, own: str, chat: bool, new: int | None) -> str:
+        """The prompt's tokens beside the model's context; the arguments are the values of the controls COUNTED."""
+        chosen = to_setting(Settings.knob_named("chat"), chat)
+        return length_html((own or "").strip() or model, prompt or "", chosen, int(new or 0))
 
     # Opening a run ------------------------------------------------------------------------------------------------
 
     def arrive(self, parameters: Mapping[str, str], lang: str) -> dict[Any, Any]:
         """The first view: a recorded run with its settings, or with those that the link asks for."""
-        refused: list[str] = []
+        faults: Faults = []
         item = samples.recordings()[0]
-        try:
+        with noted(faults, "run"):
             item = samples.recording(parameters["run"]) if "run" in parameters else item
-        except Refused as e:
-            refused.append(str(e))
         events = samples.events_of(item)
         shown = self._replay(events, item["label"][lang], lang)
         if set(parameters) & {*links.SHORT.values(), "t"} and "study" not in parameters:
-            try:
-                settings = links.from_query(parameters, links.settings_of(events[0]))
-                shown |= self.write(settings) | {self.view.account.query: links.to_query(settings)}
-            except Refused as e:
-                refused.append(str(e))
-        return shown | {self.view.prompt.refusal: "".join(map(refusal_html, refused))}
+            settings = links.from_query(parameters, links.settings_of(events[0]), faults)
+            shown |= self.write(settings) | {self.view.account.query: links.to_query(settings)}
+        said = links.faults_sentence(faults, parameters, lang)
+        return shown | {self.view.prompt.refusal: refusal_html(said) if said else ""}
 
     def player(self, item: dict[str, Any]) -> Callable[[gr.Request], dict[Any, Any]]:
         """The handler of a recorded run's button."""
@@ -148,8 +173,9 @@ class Playground:
         """Controls, panel and account of a finished trace."""
         settings = links.settings_of([e for e in events if isinstance(e, Started)][-1])
         compare = len(trace.lanes(events)) > 1
-        told = account(self.view.account, self.exports, events, settings, compare, lang)
-        return self.write(settings) | {self.view.live: recorded(events, name), self.view.prompt.refusal: ""} | told
+        shown = recorded(events, name)
+        told = account(self.view.account, self.exports, events, settings, compare, lang, (shown["run"], name))
+        return self.write(settings) | {self.view.live: shown, self.view.prompt.refusal: ""} | told
 
     # Running ------------------------------------------------------------------------------------------------------
 
@@ -169,7 +195,7 @@ class Playground:
             seq = 0
             async with aclosing(run.tail(PERIOD)) as tail:  # a visitor who has left needs no more tokens
                 async for events in tail:
-                    yield message(run.id, seq, events, run.state, run.note, reset=seq == 0)
+                    yield message(run.id, seq, events, run.state, run.note, seq == 0, compare)
                     seq += 1
 
         return start
@@ -178,17 +204,32 @@ class Playground:
         """Stop what the visitor has running or waiting."""
         self.engine.stop(owner_of(request))
 
-    def finish(self, request: gr.Request) -> dict[Any, Any]:
-        """The account of the visitor's last run, whole or stopped; or why there was none."""
+    def finish(self, badge: str, fits: str, request: gr.Request) -> dict[Any, Any]:
+        """The account of the visitor's last run, whole or stopped; or why there was none.
+
+        `badge` and `fits` are what the page says there: a refusal that is among it is told once.
+        """
         owner = owner_of(request)
         refused = self.refusals.pop(owner)
         if refused is not None:
-            return {self.view.prompt.refusal: refusal_html(refused)}
+            said = ((self.view.prompt.badge, badge), (self.view.controls.fit, fits))
+            refusal = refusal_html(refused)
+            once = {c: html.replace(refusal, "") for c, html in said if refusal in (html or "")}
+            return {self.view.prompt.refusal: refusal, **once}
         run = self.engine.latest(owner)
         if run is None or not any(isinstance(e, Started) for e in run.events):
             return {self.view.account.summary: gr.skip()}
         lang = language_of(request)
-        return account(self.view.account, self.exports, list(run.events), run.settings, run.compare, lang)
+        about = (run.id, run_name(run.settings, run.compare))
+        told = account(self.view.account, self.exports, list(run.events), run.settings, run.compare, lang, about)
+        return told | self.form.show_here(lang)
+
+    def told(self, *sent: Any) -> Any:
+        """The query of the link to what the controls show; as it was where they show nothing that works."""
+        try:
+            return links.to_query(self.read(sent))
+        except Refused:
+            return gr.skip()
 
     def share(self, *sent: Any) -> str:
         """The query of the link to what the controls show. Raises gr.Error with what cannot work about it."""

@@ -39,6 +39,7 @@ class Prompt:
     run: gr.Button
     compare: gr.Button
     stop: gr.Button
+    count: gr.HTML
     badge: gr.HTML
     refusal: gr.HTML
     examples: list[tuple[gr.Button, dict[str, Any]]]
@@ -46,8 +47,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Account:
-    """Below the panel: the account of a run, in tabs."""
+    """Below the panel: the account of a run, in tabs. `whose` says of which run."""
 
+    whose: gr.HTML
     summary: gr.Markdown
     plots: list[gr.Plot]
     passes: gr.Dataframe
@@ -61,7 +63,7 @@ class Account:
     @property
     def outputs(self) -> list[Any]:
         """What an account changes. The link follows from the query in the browser, which knows the page's address."""
-        told = [self.summary, *self.plots, self.passes, self.quality, self.query, self.command, self.python]
+        told = [self.whose, self.summary, *self.plots, self.passes, self.quality, self.query, self.command, self.python]
         return [*told, *self.downloads]
 
 
@@ -107,6 +109,7 @@ def _draw_controls(_: Translate) -> Controls:
 
 def _draw_prompt(_: Translate, form: Form) -> Prompt:
     form.add("prompt", setting_control("prompt", _, lines=3, max_lines=8, placeholder=_("prompt_placeholder")))
+    count = gr.HTML("", elem_id="prompt-count")
     with gr.Row(elem_id="buttons"):
         run = gr.Button(_("run"), variant="primary", elem_id="run", min_width=90)
         compare = gr.Button(_("ab"), elem_id="ab", min_width=90)
@@ -115,7 +118,7 @@ def _draw_prompt(_: Translate, form: Form) -> Prompt:
     refusal = gr.HTML("", elem_id="refusal")
     with gr.Accordion(_("examples"), open=False, elem_id="examples"), gr.Row(elem_classes="chips"):
         chips = _chips(_, "example", examples())
-    return Prompt(run, compare, stop, badge, refusal, chips)
+    return Prompt(run, compare, stop, count, badge, refusal, chips)
 
 
 def _draw_recordings(_: Translate) -> tuple[list[tuple[gr.Button, dict[str, Any]]], gr.UploadButton]:
@@ -133,6 +136,7 @@ def _chips(_: Translate, kind: str, items: list[dict[str, Any]]) -> list[tuple[g
 
 def _draw_account(_: Translate) -> Account:
     code: dict[str, Any] = {"interactive": False, "wrap_lines": True}
+    whose = gr.HTML("", elem_id="whose")
     with gr.Tabs(elem_id="after"):
         with gr.Tab(_("happened"), id="happened"):
             summary = gr.Markdown(_("after"), elem_id="story", sanitize_html=True)
@@ -157,4 +161,4 @@ def _draw_account(_: Translate) -> Account:
         gr.HTML(glossary_html())
     gr.HTML(f'<p class="hint">{both_words("help")} {both_words("offline_note")}</p>', elem_id="help")
     query = gr.Textbox("", visible="hidden", elem_id="query")
-    return Account(summary, plots, passes, quality, link, command, python, downloads, query)
+    return Account(whose, summary, plots, passes, quality, link, command, python, downloads, query)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -17,6 +16,7 @@ from llmlab.runtime.technique import Technique, make, registry
 from llmlab.ui import cards
 from llmlab.ui.controls import Translate
 from llmlab.ui.form import Form
+from llmlab.ui.gradio_events import refusal_html
 
 OFF = "off"
 """The choice of no technique in a family of which only one may be on."""
@@ -106,45 +106,55 @@ class TechniquePicker:
         return [c for f in self.families for c in (f.choice, f.reason, *(self.form.boxes[n] for n in f.members))]
 
     def refresh(self, values: Mapping[str, Any], abilities: frozenset[Any] | None) -> tuple[list[Any], str]:
-        """Updates for `watched`, and the HTML of the stack's badge, or of why the controls show no stack.
+        """Updates for `watched`, and the HTML of the stack's badge with every reason why the stack cannot run.
 
         `abilities` are the model's; None where they are unknown, and then nothing is greyed.
         """
         try:
-            stack, trouble = self.stack(values), ""
+            stack, trouble = self.stack(values), []
         except Refused as e:
-            stack, trouble = Stack(), str(e)
+            stack, trouble = Stack(), [e.refusal]
+        if abilities is not None:
+            trouble += stack.refusals(abilities)
         updates: list[Any] = []
         for family in self.families:
             on = family.chosen(values)
-            reasons = self._reasons(family, stack, abilities) if abilities is not None else {}
-            text = refusals_markdown(list(reasons.values()))
-            updates.append(gr.update(elem_classes=[f"no-{name}" for name in reasons if name not in on]))
+            barred = self._barred(family, on, stack, abilities) if abilities is not None else {}
+            text = "\n\n".join(map(str, by_cause(barred.items())))
+            updates.append(gr.update(elem_classes=[f"no-{name}" for name in barred]))
             updates.append(gr.update(value=text, visible=bool(text)))
             updates += [gr.update(visible=name in on) for name in family.members]
-        badge = f'<p class="refusal">{escape(trouble)}</p>' if trouble else cards.stack_badge(stack)
-        return updates, badge
+        refused = "".join(refusal_html(str(r)) for r in by_cause((r.who, r) for r in trouble))
+        return updates, refused + cards.stack_badge(stack)
 
     @staticmethod
-    def _reasons(family: Family, stack: Stack, abilities: frozenset[Any]) -> dict[str, Refusal]:
-        """Per technique of this family that could not be added to the stack now: why, and what to do."""
-        reasons: dict[str, Refusal] = {}
-        for name, technique in family.members.items():
-            others = [t for t in stack if t.id != name and (family.many or t.role != family.role)]
-            here = next((t for t in stack if t.id == name), None) or make(name)
-            refusals = Stack([*others, here]).refusals(abilities)
-            mine = [r for r in refusals if r.who == title(technique) or title(technique) in r.why]
+    def _barred(family: Family, on: Sequence[str], stack: Stack, abilities: frozenset[Any]) -> dict[str, Refusal]:
+        """Per technique of this family that is off and could not be added to the stack now: why, and what to do."""
+        barred: dict[str, Refusal] = {}
+        others = [t for t in stack if family.many or t.role != family.role]
+        for name in [n for n in family.members if n not in on]:
+            added = make(name)
+            refusals = Stack([*others, added]).refusals(abilities)
+            mine = [r for r in refusals if r.who == added.title or added.title in r.why]
             if mine:
-                reasons[name] = mine[0]
-        return reasons
+                barred[name] = mine[0]
+        return barred
 
 
-def refusals_markdown(refusals: Sequence[Refusal]) -> str:
-    """Refusals as Markdown, those with one reason in one sentence."""
-    who: dict[tuple[str, str], list[str]] = {}
-    for r in refusals:
-        who.setdefault((r.why, r.now), []).append(r.who)
-    return "\n\n".join(
-        str(Refusal(", ".join(dict.fromkeys(names)) + (":" if len(names) > 1 else ""), why, now))
-        for (why, now), names in who.items()
-    )
+def by_cause(refusals: Iterable[tuple[str, Refusal]]) -> list[Refusal]:
+    """One refusal per cause, of refusals by whom they concern: a technique's id or its title.
+
+    It concerns the technique that a refusal is about, or one that the refusal names as what stands in the way.
+    """
+    causes: dict[tuple[str, str, str], list[str]] = {}
+    for who, r in refusals:
+        name = title(registry()[who]) if who in registry() else who
+        cause = ("", r.why, r.now) if r.who == name else (r.who, r.why.replace(name, "\0"), r.now)
+        causes.setdefault(cause, []).append(name)
+    found = []
+    for (who, why, now), names in causes.items():
+        listed = list(dict.fromkeys(names))
+        either = " or ".join([", ".join(listed[:-1])] * (len(listed) > 1) + listed[-1:])
+        about = who or ", ".join(listed) + (":" if len(listed) > 1 else "")
+        found.append(Refusal(about, why.replace("\0", either), now))
+    return found

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from llmlab.errors import Refused
+from llmlab.errors import Faults, Refused, noted
 from llmlab.lab.queue import Engine, StudyRun
 from llmlab.lab.settings import Settings
 from llmlab.lab.study import Study, make_study
@@ -84,14 +84,16 @@ class Studies:
 
     # Handlers -----------------------------------------------------------------------------------------------------
 
-    def arrive(self, parameters: Mapping[str, str]) -> dict[Any, Any]:
+    def arrive(self, parameters: Mapping[str, str], lang: str) -> dict[Any, Any]:
         """What a link asks for; a link without a study leaves the view as it was drawn."""
         if "study" not in parameters:
             return {self.view.query: links.study_query(make_study(self.picker.first), Settings())}
-        try:
-            return self.opened(*links.study_from_query(parameters))
-        except Refused as e:
-            return {self.view.progress: refusal_html(str(e))}
+        faults: Faults = []
+        shown: dict[Any, Any] = {}
+        with noted(faults, "study"):
+            shown = self.opened(*links.study_from_query(parameters, faults))
+        said = links.faults_sentence(faults, parameters, lang)
+        return shown | ({self.view.progress: refusal_html(said)} if said else {})
 
     def choose(self, name: str) -> dict[Any, Any]:
         return self.opened(make_study(name))
