@@ -105,7 +105,8 @@ class Playground:
         abilities = self.engine.lab.model_cache.capabilities(values["model"]) if entry else None
         rows = int(values["max_new_tokens"] or 0) + PROMPT_ROWS
         updates, badge = self.techniques.refresh(values, abilities)
-        return [*updates, badge, fit_html(entry, values["weights"], rows) if entry else ""]
+        copies = values.get("copies", "auto") == "auto"
+        return [*updates, badge, fit_html(entry, values["weights"], rows, copies) if entry else ""]
 
     # Opening a run ------------------------------------------------------------------------------------------------
 
