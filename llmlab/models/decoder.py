@@ -215,6 +215,7 @@ class Decoder(nn.Module):
         if self.graphs and plan is None and last != 0 and cuda_graph.suits(list(self.layers), batch):
             logits = self._replayed(batch, best)
             count_layers(self.work, self.costs, 0, batch, False)
+            self._count_logits(1, best)
             return ForwardResult(logits, float(len(self.layers)))
         self.prepare(batch)
         h = self.embedding.lookup(batch.tokens) if batch.embeddings is None else batch.embeddings
@@ -280,10 +281,10 @@ class Decoder(nn.Module):
         """Hidden states (n, E) of any layer to logits (n, V)."""
         if not len(h):
             return h.new_empty(0, self.shape.vocab)
-        work, V = self.work, self.shape.vocab
-        work.flops += 2.0 * len(h) * V * self.shape.width
-        work.read_bytes += self.embedding.read_bytes(len(h), best)
-        work.held = max(work.held, self.embedding.held_bytes(len(h), best))
+        self._count_logits(len(h), best)
+        return self._logits(h, best)
+
+    def _logits(self, h: Tensor, best: int) -> Tensor:
         return self.embedding.logits(self.norm(h), best)
 
     # Counting -----------------------------------------------------------------------------------------------------
@@ -294,6 +295,12 @@ class Decoder(nn.Module):
         if self._costs[0] != self.version.count:
             self._costs = self.version.count, [BlockCost.of(block) for block in self.layers]
         return self._costs[1]
+
+    def _count_logits(self, rows: int, best: int) -> None:
+        work = self.work
+        work.flops += 2.0 * rows * self.shape.vocab * self.shape.width
+        work.read_bytes += self.embedding.read_bytes(rows, best)
+        work.held = max(work.held, self.embedding.held_bytes(rows, best))
 
     def _hold(self, batch: Batch, layer: int) -> None:
         """Note how much a layer over this batch held at once."""
@@ -337,6 +344,6 @@ class Decoder(nn.Module):
         rotations, signature = self.rotary.table(span.first + 1), (best, self.version.count)
         if self._graph_step is None or self._graph_step.stale(span.memory, rotations, signature):
             self._graph_step = cuda_graph.CudaGraphStep(
-                list(self.layers), self.embedding, partial(self.head, best=best), rotations, span.memory, signature
+                list(self.layers), self.embedding, partial(self._logits, best=best), rotations, span.memory, signature
             )
         return self._graph_step(batch.tokens, span.first, held)

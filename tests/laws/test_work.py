@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -155,6 +156,20 @@ def test_operations_of_a_plain_pass_by_hand(llama: Decoder) -> None:
     attention = 2 * 2 * len(PROMPT) * s.heads * s.head_size
     want = s.layers * (2 * matrices + attention) + 2 * s.vocab * s.width
     assert llama.work.flops - before == want
+
+
+def test_a_pass_as_a_graph_counts_what_a_pass_counts(llama: Decoder) -> None:
+    counted = []
+    for graphs in (False, True):
+        model = tiny.decoder("llama-plain").private_copy()
+        model.graphs = graphs
+        session = Session(model)
+        list(session.prefill(PROMPT))
+        before = replace(model.work)
+        session.forward()
+        counted.append(replace(model.work.since(before), held=0))
+    assert counted[0] == counted[1]
+    assert counted[0].layer_rows == 4
 
 
 def test_several_rows_see_one_row_more_each(llama: Decoder) -> None:
