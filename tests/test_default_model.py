@@ -16,6 +16,8 @@ from llmlab.models.batch import Batch, Span
 from llmlab.models.embedding import EmbeddingAndHead
 from llmlab.models.formats.onednn import onednn
 from llmlab.models.kernels.topk import argmax
+from llmlab.models.loading import fit
+from llmlab.models.loading.catalog import MODELS
 from llmlab.models.loading.sources import locate
 from llmlab.models.result import PlanResult
 from llmlab.runtime.draft import Draft
@@ -198,6 +200,17 @@ def test_copies_are_counted_and_can_be_left_out(lab: Lab) -> None:
     assert lean["metrics"]["weight_bytes"] < 100e6
     assert full["metrics"]["weight_bytes"] > (300e6 if onednn(torch.bfloat16) else 80e6), "where copies are of use"
     assert lean["text"] == full["text"]
+
+
+@pytest.mark.parametrize("weights", ["dense-fp32", "dense-bf16", "int8", "int4"])
+def test_the_sidebar_says_what_a_run_then_holds(lab: Lab, weights: str) -> None:
+    """Part by part by the same names, and in all within a tenth; it once said 96 MB where a run took 389."""
+    m = run(lab, PROMPTS[0], weights=weights, limit=32)["metrics"]
+    ran, rows = trace.memory_parts(m), m["prompt_tokens"] + 32
+    told = fit.fit(MODELS["smollm2-135m"].size, weights, rows, 1 << 40, copies=True).parts
+    assert told["copies"] == pytest.approx(ran["copies"], rel=0.02)
+    assert sum(told.values()) == pytest.approx(m["memory_bytes_peak"], rel=0.1)
+    assert sum(ran.values()) == pytest.approx(m["memory_bytes_peak"], rel=0.02)
 
 
 def test_a_run_replays_to_the_same_figures(lab: Lab) -> None:

@@ -21,6 +21,9 @@ class LayerMemory(Protocol):
     @property
     def nbytes(self) -> int: ...
 
+    def read_bytes(self, count: int) -> int:
+        """Bytes that attending to so many rows reads at least."""
+
     def mark(self) -> int:
         """A snapshot, to come back to by `restore`; taking one costs nothing."""
 

@@ -61,6 +61,10 @@ class Rows:
     def nbytes(self) -> int:
         return self.storage.nbytes + self.index.nbytes
 
+    def read_bytes(self, count: int) -> int:
+        """Bytes that attending to so many of the rows reads at least, in the form that is attended to."""
+        return self.storage.read_bytes(count)
+
     def stat(self, name: str) -> Tensor:
         """(H, S) float32 that follows its rows through `keep`; zero for rows that nobody has written to."""
         return self.index.stat(name)[:, : self.count]

@@ -37,6 +37,10 @@ class LinearState:
     def nbytes(self) -> int:
         return sum(t.untyped_storage().nbytes() for t in (self.S, self.z, self._k, self._v))
 
+    def read_bytes(self, count: int) -> int:
+        """Bytes that attending reads: the sums, however long the text is."""
+        return self.S.nbytes + self.z.nbytes
+
     def append(self, k: Tensor, v: Tensor) -> None:
         """φ(k) (H, T, D) and v (H, T, M) of a pass's rows."""
         n = self._waiting

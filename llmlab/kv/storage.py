@@ -200,6 +200,10 @@ class PlainStorage:
         q = q.to(k.dtype)
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, enable_gqa=q.shape[1] > self.heads)
 
+    def read_bytes(self, count: int) -> int:
+        """Bytes that attending to so many rows reads."""
+        return 2 * self.heads * count * self.head_size * self._kv.element_size()
+
     def address(self) -> int:
         """Where the buffer lies: another number after it has been replaced."""
         return self._kv.data_ptr()
@@ -249,6 +253,10 @@ class MirroredStorage(PlainStorage):
         scores.narrow(2, count, scores.shape[2] - count).fill_(-torch.inf)
         weights = torch.softmax(scores, -1, dtype=torch.float32)
         out.copy_(torch.bmm(weights.bfloat16(), values))
+
+    def read_bytes(self, count: int) -> int:
+        whole = super().read_bytes(count)
+        return whole // 2 if count > MIRROR_FROM else whole  # of the mirror, as far as single queries are concerned
 
     # Every way in which rows change lowers the mark up to which the mirror is right. -------------------------------
 

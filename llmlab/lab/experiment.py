@@ -18,7 +18,7 @@ from llmlab.lab.settings import Settings, without_techniques
 from llmlab.lab.vocabularies import require_same
 from llmlab.measure import excerpts, pairs, quality, trace
 from llmlab.measure.hardware import use_threads
-from llmlab.measure.roofline import least_seconds
+from llmlab.measure.rates import rates
 from llmlab.measure.verdict import verdict_of
 from llmlab.models.decoder import Decoder
 from llmlab.models.formats.onednn import bfloat16_instructions
@@ -183,7 +183,7 @@ class Lab:
             weight_bytes=model.nbytes,
             lossless=stack.lossless(),
             prompt=prompt,
-            least_seconds=least_seconds(model, len(prepared.prompt)),
+            rates=rates(model).to_json(),
             engine_paths=engine_paths(model, settings.verify),
         )
 

@@ -145,7 +145,7 @@ class ModelCache:
         files = Files.of(found, source)  # before anything is read: what is saved meanwhile is read the next time
         tokenizer, config = read_tokenizer(found), read_config(found)
         if decodes and not spread:
-            roomy = copies and fit.copy_bytes(size, weights) < free / 2
+            roomy = copies and fit.kept_copies(size, weights, free, device) > 0
             model: Any = build_decoder(source, weights, device, partial(tell, "Loading the weights"), roomy)
             origin = source.source
         else:

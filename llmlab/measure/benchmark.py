@@ -16,12 +16,11 @@ import torch
 
 from llmlab.assets import ASSETS
 from llmlab.measure.hardware import cores
+from llmlab.measure.roofline import BUSY
 from llmlab.measure.statistics import quartiles, ratios
 
 SHALLOW = 64
 """Tokens in memory where a case does not say how many."""
-BUSY = 15.0
-"""Percent of one core that others may use before the report warns."""
 
 
 class Contestant(Protocol):

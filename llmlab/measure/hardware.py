@@ -68,6 +68,26 @@ def use_threads(wanted: int) -> None:
         torch.set_num_threads(n)
 
 
+class OthersMeter:
+    """How much of the processor everybody else uses, from when it is made."""
+
+    def __init__(self) -> None:
+        self._own = psutil.Process()
+        self._start = self._others()
+
+    def _others(self) -> float:
+        """Seconds of processor time that were not this process's, a hypervisor's theft included."""
+        times = psutil.cpu_times()
+        used = sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+        used -= getattr(times, "guest_nice", 0.0)  # a guest's time is counted in user and nice as well
+        mine = self._own.cpu_times()
+        return float(used - mine.user - mine.system)
+
+    def percent(self, seconds: float) -> float:
+        """Percent of one core that others have used, `seconds` after it was made."""
+        return max(0.0, 100 * (self._others() - self._start) / seconds) if seconds > 0 else 0.0
+
+
 def total_memory() -> int:
     """Bytes that this process may use: the machine's, or its container's limit."""
     return min(int(psutil.virtual_memory().total), _container("memory.max") or 1 << 62)

@@ -7,11 +7,12 @@ import io
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmlab.errors import Refused
+from llmlab.measure.roofline import Rates, Roofline, roofline
 from llmlab.runtime.events import (
     Committed,
     Compared,
@@ -104,9 +105,10 @@ def ledger(events: Sequence[Event]) -> dict[str, Any]:
         "decode_tokens_per_second": tokens / decode if decode > 0 else 0.0,
         "seconds_per_pass_median": statistics.median(seconds) if seconds else None,
         "seconds_per_pass_p95": sorted(seconds)[int(0.95 * (len(seconds) - 1))] if seconds else None,
-        "weight_bytes": started.weight_bytes,
-        **_peaks([*prefills, *commits]),
+        **_peaks(started, [*prefills, *commits]),
         "layers_run_mean": statistics.fmean([e.layers_run for e in commits]) if commits else None,
+        **_computed(prefills, commits, tokens),
+        **_against_the_machine(events),
         "evicted_rows": sum(sum(e.before) - sum(e.after) for e in events if isinstance(e, Evicted)),
     }
 
@@ -132,12 +134,64 @@ def _drafting(events: Sequence[Event]) -> dict[str, Any]:
     }
 
 
-def _peaks(events: Sequence[Prefilled | Committed]) -> dict[str, int]:
-    """The most bytes and rows that the memory of keys and values held."""
+def _peaks(started: Started, events: Sequence[Prefilled | Committed]) -> dict[str, int]:
+    """What the weights take, copies, drafters and parts among them; the most that keys and values, activations and all
+    together took."""
     return {
+        "weight_bytes": started.weight_bytes,
+        "copies_bytes": started.copies_bytes,
+        "auxiliary_bytes": started.auxiliary_bytes,
         "kv_bytes_peak": max([e.kv_bytes for e in events], default=0),
         "kv_rows_peak": max([max(e.kv_rows, default=0) for e in events], default=0),
+        "activation_bytes_peak": max([e.activation_bytes for e in events], default=0),
+        "memory_bytes_peak": started.weight_bytes + max([e.kv_bytes + e.activation_bytes for e in events], default=0),
     }
+
+
+def memory_parts(m: Mapping[str, Any]) -> dict[str, int]:
+    """A ledger's memory by part, where each was largest: weights, copies, drafters and parts, KV cache, activations."""
+    return {
+        "weights": m["weight_bytes"] - m["copies_bytes"] - m["auxiliary_bytes"],
+        "copies": m["copies_bytes"],
+        "parts": m["auxiliary_bytes"],
+        "kv": m["kv_bytes_peak"],
+        "activations": m["activation_bytes_peak"],
+    }
+
+
+def _computed(prefills: Sequence[Prefilled], commits: Sequence[Committed], tokens: int) -> dict[str, Any]:
+    """What was computed for the prompt and per new token; None in traces that did not count it.
+
+    `layers_run_mean` says how deep a token went before it was there; this says what was computed for it in the end.
+    """
+    read = prefills[-1] if prefills else None
+    rows, flops = sum(e.layer_rows for e in commits), sum(e.flops for e in commits)
+    counted = tokens if rows else 0
+    return {
+        "prefill_layer_rows": read.layer_rows if read and read.layer_rows else None,
+        "prefill_flops": read.flops if read and read.layer_rows else None,
+        "layer_rows": rows if rows else None,
+        "kv_only_rows": sum(e.kv_only_rows for e in commits) if rows else None,
+        "drafter_layer_rows": sum(e.drafter_rows for e in commits) if rows else None,
+        "layer_rows_per_token": rows / counted if counted else None,
+        "flops": flops if rows else None,
+        "flops_per_token": flops / counted if counted else None,
+    }
+
+
+def _against_the_machine(events: Sequence[Event]) -> dict[str, Any]:
+    found = run_roofline(events)
+    return {
+        "roofline_seconds": found.seconds if found else None,
+        "roofline_is_bound": found.bound if found else None,
+    }
+
+
+def run_roofline(events: Sequence[Event]) -> Roofline | None:
+    """One run against what its machine was measured to do; None where that was not recorded."""
+    started = next(e for e in events if isinstance(e, Started))
+    passes = [(e.seconds, e.read_bytes, e.flops) for e in events if isinstance(e, Committed)]
+    return roofline(Rates.from_json(started.rates), passes)
 
 
 def accepted_by_depth(events: Sequence[Event]) -> list[list[int]]:
@@ -177,7 +231,11 @@ def quality(events: Sequence[Event]) -> dict[str, Any] | None:
     return next((e.quality for e in reversed(events) if isinstance(e, Compared)), None)
 
 
-ROUND = ("round", "t", "seconds", "drafted", "accepted", "tokens", "text", "kv_rows", "kv_bytes", "layers_run")
+ROUND = (
+    *("round", "t", "seconds", "drafted", "accepted", "tokens", "text", "kv_rows", "kv_bytes", "layers_run"),
+    *("layer_rows", "kv_only_rows", "flops", "read_bytes", "activation_bytes"),
+)
+"""The columns of the table of rounds. Those of the second line are 0 in traces that did not count them."""
 
 
 def rounds(events: Sequence[Event]) -> list[tuple[Any, ...]]:
@@ -191,7 +249,8 @@ def rounds(events: Sequence[Event]) -> list[tuple[Any, ...]]:
             text = "".join(e.text) or " ".join(map(str, e.tokens))
             held = max(e.kv_rows, default=0)
             row = (len(table) + 1, e.t, e.seconds, drafted, len(e.path), len(e.tokens), text, held, e.kv_bytes)
-            table.append((*row, e.layers_run))
+            counted = (e.layer_rows, e.kv_only_rows, e.flops, e.read_bytes, e.activation_bytes)
+            table.append((*row, e.layers_run, *counted))
             drafted = 0
     return table
 

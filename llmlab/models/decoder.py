@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from llmlab.kv.memory import Memory
 from llmlab.kv.rows import Rows
+from llmlab.models import activations
 from llmlab.models.batch import Batch, LayerKernel, Taps
 from llmlab.models.block import Block, Blocks
 from llmlab.models.capabilities import Capability
@@ -33,6 +34,7 @@ from llmlab.models.result import ForwardResult, PlanResult
 from llmlab.models.rope import Rotary
 from llmlab.models.shape import Shape
 from llmlab.models.version import Version
+from llmlab.models.work import BlockCost, Work, count_layers
 
 SHORT = 8
 """Rows of one sequence up to which a pass is computed as one of a few rows unasked."""
@@ -68,6 +70,8 @@ class Decoder(nn.Module):
         self._bound = BoundBlocks(self.version)
         self._workspaces: OrderedDict[int, DecodeWorkspace] = OrderedDict()
         self._graph_step: cuda_graph.CudaGraphStep | None = None
+        self.work = Work()
+        self._costs: tuple[int, list[BlockCost]] = (-1, [])
         self.graphs = self.device.type == "cuda" and rotary.rule is None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -107,7 +111,17 @@ class Decoder(nn.Module):
     def copied_bytes(self) -> int:
         """Bytes of what `keep_prefill_copies` has kept, which are among `nbytes`."""
         linears = [m for m in self.layers.modules() if isinstance(m, Linear)]
-        return self.embedding.candidate_head_bytes + sum(part.nbytes for m in linears for part in m.copy)
+        return self.embedding.candidate_head_bytes + sum(m.copied_bytes for m in linears)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of what it keeps from pass to pass that is no weight: buffers of passes, and rotations."""
+        return sum(w.nbytes for w in self._workspaces.values()) + self.rotary.table_bytes
+
+    @property
+    def pass_bytes(self) -> int:
+        """Bytes of weights that decoding one token reads, in the forms that it reads."""
+        return sum(c.few for c in self.costs) + self.embedding.read_bytes(1, EmbeddingAndHead.CANDIDATES)
 
     @property
     def auxiliary_format(self) -> str:
@@ -153,12 +167,12 @@ class Decoder(nn.Module):
         """An empty memory for one sequence: float32, or bfloat16 beside dense bfloat16 weights on a GPU."""
         on_gpu = self.device.type == "cuda"
         dtype = torch.bfloat16 if self.weights != "dense-fp32" and on_gpu else torch.float32
-        mirrored = not on_gpu and self._takes == torch.bfloat16 and bfloat16_instructions()
+        mirrored = not on_gpu and self.takes == torch.bfloat16 and bfloat16_instructions()
         layers = [block.mixer.memory(dtype, self.device, mirrored) for block in self.layers]
         return Memory(cast("list[Rows]", layers))
 
     @property
-    def _takes(self) -> torch.dtype:
+    def takes(self) -> torch.dtype:
         """The type in which the layers' matrices want their inputs."""
         for block in self.layers:
             for linear in block.linears().values():
@@ -200,7 +214,10 @@ class Decoder(nn.Module):
         `last=0` computes no logits at all: what reading a prompt needs. `best`: see `EmbeddingAndHead.logits`.
         """
         if self.graphs and plan is None and last != 0 and cuda_graph.suits(list(self.layers), batch):
-            return ForwardResult(self._replayed(batch, best), float(len(self.layers)))
+            logits = self._replayed(batch, best)
+            count_layers(self.work, self.costs, 0, batch, False)
+            self._count_logits(1, best)
+            return ForwardResult(logits, float(len(self.layers)))
         self.prepare(batch)
         h = self.embedding.lookup(batch.tokens) if batch.embeddings is None else batch.embeddings
         ran = plan(self, h, batch) if plan else self._every_layer(h, batch, last == 0)
@@ -255,11 +272,49 @@ class Decoder(nn.Module):
             h = kernel.layer(block, h, batch, kv_only)
             if taps is not None and i in taps.layers:
                 taps.states[i] = h.clone()
+        costs = self.costs[start:stop]
+        if costs:
+            count_layers(self.work, costs, start, batch, kv_only)
+            self._hold(batch, start)
         return h
 
     def head(self, h: Tensor, best: int = 0) -> Tensor:
         """Hidden states (n, E) of any layer to logits (n, V)."""
-        return self.embedding.logits(self.norm(h), best) if len(h) else h.new_empty(0, self.shape.vocab)
+        if not len(h):
+            return h.new_empty(0, self.shape.vocab)
+        self._count_logits(len(h), best)
+        return self._logits(h, best)
+
+    def _logits(self, h: Tensor, best: int) -> Tensor:
+        return self.embedding.logits(self.norm(h), best)
+
+    # Counting -----------------------------------------------------------------------------------------------------
+
+    @property
+    def costs(self) -> list[BlockCost]:
+        """What a row costs in each of its layers as they are now."""
+        if self._costs[0] != self.version.count:
+            self._costs = self.version.count, [BlockCost.of(block) for block in self.layers]
+        return self._costs[1]
+
+    def _count_logits(self, rows: int, best: int) -> None:
+        work = self.work
+        work.flops += 2.0 * rows * self.shape.vocab * self.shape.width
+        work.read_bytes += self.embedding.read_bytes(rows, best)
+        work.held = max(work.held, self.embedding.held_bytes(rows, best))
+
+    def _hold(self, batch: Batch, layer: int) -> None:
+        """Note how much a layer over this batch held at once."""
+        N, takes = len(batch.positions), self.takes.itemsize
+        S = max(span.memory.layers[layer].count for span in batch.spans)
+        if isinstance(batch.kernel, DecodeWorkspace):
+            held = activations.few_rows_bytes(self.shape, N, S, takes)
+        elif isinstance(batch.kernel, CpuPrefill):
+            copies = bool(next(iter(self.layers[layer].linears().values())).copy)
+            held = activations.prompt_bytes(self.shape, N, S, takes, copies)
+        else:
+            held = activations.any_block_bytes(self.shape, N, S)
+        self.work.held = max(self.work.held, held)
 
     def not_finite(self, tokens: Sequence[int]) -> tuple[str, str, str]:
         """Where NaN or infinity begins when it reads `tokens`, why, and what to do: see `not_finite.no_numbers`."""
@@ -279,7 +334,7 @@ class Decoder(nn.Module):
         if N in self._workspaces:
             self._workspaces.move_to_end(N)
         else:
-            self._workspaces[N] = DecodeWorkspace(self.shape, N, self._takes, self._bound)
+            self._workspaces[N] = DecodeWorkspace(self.shape, N, self.takes, self._bound)
             if len(self._workspaces) > WORKSPACES:
                 self._workspaces.popitem(last=False)
         return self._workspaces[N]
@@ -294,6 +349,6 @@ class Decoder(nn.Module):
         rotations, signature = self.rotary.table(span.first + 1), (best, self.version.count)
         if self._graph_step is None or self._graph_step.stale(span.memory, rotations, signature):
             self._graph_step = cuda_graph.CudaGraphStep(
-                list(self.layers), self.embedding, partial(self.head, best=best), rotations, span.memory, signature
+                list(self.layers), self.embedding, partial(self._logits, best=best), rotations, span.memory, signature
             )
         return self._graph_step(batch.tokens, span.first, held)

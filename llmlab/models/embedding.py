@@ -99,9 +99,9 @@ class DenseTable(nn.Module):
 class EmbeddingAndHead(nn.Module):
     """Embedding and head over one matrix (V, E), or two where the model does not tie them.
 
-    In the low-bit formats both are 8-bit rows. `candidate_head` (4 bits) or `reordered` (bfloat16), kept where wanted
-    and counted, is the head once more in a form that multiplies faster. Its logits are approximate: the best
-    candidates are scored again in float32, because bfloat16 logits tie too often to choose by.
+    In the low-bit formats both are 8-bit rows. `candidate_head` (4 bits, for few rows) and `reordered` (bfloat16), kept
+    where wanted and counted, are the head once more in forms that multiply faster. Their logits are approximate: the
+    best candidates are scored again in float32, because bfloat16 logits tie too often to choose by.
     """
 
     CANDIDATES = 32
@@ -115,12 +115,11 @@ class EmbeddingAndHead(nn.Module):
         self.candidate_head: Int4 | None = None
         self.reordered: OneDnnWeight | None = None
         self._approximate: Callable[[Tensor], Tensor] | None = None
-        self.batches = False
         dtype = {"dense-fp32": torch.float32, "dense-bf16": torch.bfloat16}.get(weights)
         make = Int8Table if dtype is None else partial(DenseTable, dtype=dtype)
         self.embed: Int8Table | DenseTable = make(embed)
         self.head: Int8Table | DenseTable = self.embed if head is None else make(head)
-        self.vocabulary = len(embed if head is None else head)
+        self.vocabulary, self.width = (embed if head is None else head).shape
 
     def keep_candidate_head(self) -> None:
         """Keep the head once more in a faster form, where there is one."""
@@ -128,8 +127,10 @@ class EmbeddingAndHead(nn.Module):
             if self.head.weight.is_cpu and self.head.weight.dtype == torch.bfloat16 and onednn(torch.bfloat16):
                 self.reordered = OneDnnWeight(self.head.weight)
         elif int4_kernel(self.head.q.device.type, len(self.head.q), self.head.q.shape[1]):
-            self.candidate_head = Int4(self.head.dense())
-            self.batches = self.head.q.is_cpu and onednn(torch.bfloat16)
+            dense = self.head.dense()
+            self.candidate_head = Int4(dense)
+            if self.head.q.is_cpu and onednn(torch.bfloat16):
+                self.reordered = OneDnnWeight(dense.bfloat16())
         self._approximate = None
 
     def _approximate_product(self) -> Callable[[Tensor], Tensor] | None:
@@ -151,6 +152,31 @@ class EmbeddingAndHead(nn.Module):
         """Bytes of the head's second form."""
         return self.extra_bytes + (nbytes(self.candidate_head) if self.candidate_head else 0)
 
+    def _wide(self, rows: int) -> bool:
+        """Whether so many rows pay in bfloat16, as other matrices do, rather than by the candidate head."""
+        return self.candidate_head is not None and self.reordered is not None and rows >= MANY
+
+    def read_bytes(self, rows: int, best: int) -> int:
+        """Bytes that the logits of so many rows read of the head at least; `best` as in `logits`."""
+        if not 0 < best < self.vocabulary or self._approximate_product() is None:
+            return nbytes(self.head)
+        rescored = best * nbytes(self.head) // self.vocabulary  # of one row: others may score the same words
+        if self.candidate_head is not None and not self._wide(rows):
+            return self.candidate_head.read_bytes + rescored
+        return (self.reordered.nbytes if self.reordered else nbytes(self.head)) + rescored
+
+    def held_bytes(self, rows: int, best: int) -> int:
+        """Bytes that the logits of so many rows make at once; `best` as in `logits`."""
+        V, E = self.vocabulary, self.width
+        if 0 < best < V and self._approximate_product() is not None:
+            doubled = rows == 1 and self.candidate_head is None  # one row alone is multiplied as two
+            return max((8 if doubled else 6 * rows) * V, 2 * rows * V + 5 * rows * best * E)
+        if isinstance(self.head, DenseTable) and self.head.weight.dtype == torch.float32:
+            return (12 if rows == 1 else 8 * rows) * V
+        unpacked = min(PIECE, V) * E * 4  # besides what is unpacked, in 8 bits
+        own = unpacked * 21 // 16 if isinstance(self.head, Int8Table) else unpacked
+        return max(own + 4 * rows * V, 8 * rows * V)
+
     def lookup(self, tokens: Tensor) -> Tensor:
         """(N,) token ids to (N, E) float32."""
         return self.embed.rows(tokens)
@@ -165,8 +191,8 @@ class EmbeddingAndHead(nn.Module):
         if self._approximate is None or not 0 < best < self.vocabulary:
             whole = isinstance(self.head, DenseTable) and self.head.weight.dtype == torch.float32
             return self.head.logits(h) if whole else in_turn(h, self.head.logits)
-        if self.batches and len(h) >= MANY:  # from so many rows on the head pays in bfloat16, as other matrices do
-            self.reordered = self.reordered or OneDnnWeight(self.head.dense().bfloat16())
+        if self._wide(len(h)):
+            assert self.reordered is not None
             y = self.reordered(h.bfloat16())
         else:
             y = self._approximate(h.bfloat16())

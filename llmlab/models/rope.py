@@ -73,6 +73,11 @@ class Rotary(nn.Module):
             table = self._kept = self._turned(positions, self.angles)
         return table
 
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the table that is kept."""
+        return 0 if self._kept is None else self._kept.nbytes
+
     def _turned(self, positions: Tensor, angles: Tensor) -> Tensor:
         angle = positions.float()[:, None] * angles
         return torch.polar(self.scale.expand_as(angle).contiguous(), angle)

@@ -37,7 +37,11 @@ class Started(Event):
     auxiliary_bytes: int = 0
     """Of `weight_bytes`, those of drafters and trained parts beside the model."""
     least_seconds: float = 0.0
-    """The roofline of a pass of one token on the machine that ran this; 0 where it was not measured."""
+    """Of earlier versions, which counted copies that no pass reads: read from old traces, shown nowhere."""
+    copies_bytes: int = 0
+    """Of `weight_bytes`, the model's weights in their second forms."""
+    rates: dict[str, Any] = field(default_factory=dict)
+    """What the machine was measured to do, as `roofline.Rates.to_json`; empty where it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,14 @@ class Prefilled(Event):
     total: int
     kv_bytes: int
     kv_rows: list[int]
+    layer_rows: int = 0
+    """Rows of the prompt put through whole layers so far, this and the next four as `models.work.Work`."""
+    kv_only_rows: int = 0
+    drafter_rows: int = 0
+    flops: float = 0.0
+    read_bytes: int = 0
+    activation_bytes: int = 0
+    """The most that this piece held at once beside weights and memory, buffers of passes included."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,9 @@ class Committed(Event):
     """One pass of the model is over: `path` of the draft's nodes was accepted, then the model added `tokens[-1]`.
 
     `tokens` are the accepted tokens followed by the model's own one (fewer where a stop token or the limit cut them).
-    `seconds` is the whole round: draft, forward, acceptance and eviction.
+    `seconds` is the whole round: draft, forward, acceptance and eviction. `layers_run` is how many layers the newest
+    token waited for. What was computed is told apart, over the whole round: `layer_rows` of this model's layers, those
+    of drafting passes and those made up for included (0 in traces that did not count them).
     """
 
     tokens: list[int]
@@ -85,6 +99,16 @@ class Committed(Event):
     kv_bytes: int
     layers_run: float
     text: list[str] = field(default_factory=list)
+    layer_rows: int = 0
+    kv_only_rows: int = 0
+    """Rows for which a layer made no more than keys and values."""
+    drafter_rows: int = 0
+    """Layer-rows of a draft model or network, whose layers are of another size."""
+    flops: float = 0.0
+    """Multiplications and additions, those of every drafter included."""
+    read_bytes: int = 0
+    """Bytes of weights, keys and values that the round read at least."""
+    activation_bytes: int = 0
 
 
 @dataclass(frozen=True)

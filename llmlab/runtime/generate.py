@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+from llmlab.models.work import Work
 from llmlab.runtime.clock import Clock
 from llmlab.runtime.events import Committed, Drafted, Event, Evicted, Exited, Finished, Prefilled, Started
 from llmlab.runtime.prompt import Prompt
@@ -15,7 +16,9 @@ from llmlab.runtime.roles import ForwardPatch
 from llmlab.runtime.sampling import Sampler, SeededRandom
 from llmlab.runtime.session import Session
 from llmlab.runtime.stack import Stack
-from llmlab.runtime.step import Lane, Work, verify
+from llmlab.runtime.step import Lane, verify
+from llmlab.runtime.step import Work as Share
+from llmlab.runtime.tally import Tally
 from llmlab.runtime.tools import Tools
 
 
@@ -48,30 +51,52 @@ def generate(
     session = stack.session(model, tools, sampler=sampler or Sampler(), random=SeededRandom(seed), exact=exact)
     weights = tools.weight_bytes(model)
     first = started or bare_start(model, stack, given)
-    yield replace(first, t=clock(), weight_bytes=model.nbytes + weights, auxiliary_bytes=weights)
+    copies = getattr(model, "copied_bytes", 0)
+    yield replace(first, t=clock(), weight_bytes=model.nbytes + weights, auxiliary_bytes=weights, copies_bytes=copies)
+    tally = Tally(model, tools)
     with ExitStack() as undo:
         for patch in stack:
             if isinstance(patch, ForwardPatch):
                 undo.enter_context(patch.installed(session))
-        for event in _prefill(session, given, clock):
+        for event in _prefill(session, given, clock, tally):
             yield event
             if stop.is_set():
                 yield Finished(clock(), "stopped")
                 return
-        yield from _decode(stack.lane(session, tools, limit, stop_tokens), clock, stop)
+        yield from _decode(stack.lane(session, tools, limit, stop_tokens), clock, stop, tally)
 
 
-def _prefill(session: Session, prompt: Prompt, clock: Clock) -> Iterator[Event]:
-    for done, evicted in session.prefill(prompt):
+def _prefill(session: Session, prompt: Prompt, clock: Clock, tally: Tally) -> Iterator[Event]:
+    pieces, memory, whole = session.prefill(prompt), session.memory, Work()
+    while True:
+        with tally:
+            piece = next(pieces, None)
+        if piece is None:
+            break
+        done, evicted = piece
         if evicted:
             yield Evicted(clock(), *evicted)
-        else:
-            yield Prefilled(clock(), done, len(prompt) - 1, session.memory.nbytes, session.memory.rows())
+            continue
+        work = tally.take()
+        whole += work
+        fields = {"activation_bytes": work.held, **_counted(whole)}
+        yield Prefilled(clock(), done, len(prompt) - 1, memory.nbytes, memory.rows(), **fields)
     if len(prompt) == 1:
-        yield Prefilled(clock(), 0, 0, session.memory.nbytes, session.memory.rows())
+        yield Prefilled(clock(), 0, 0, memory.nbytes, memory.rows())
 
 
-def _decode(lane: Lane, clock: Clock, stop: threading.Event) -> Iterator[Event]:
+def _counted(work: Work) -> dict[str, Any]:
+    """The fields of an event that say what was computed and read."""
+    return {
+        "layer_rows": work.layer_rows,
+        "kv_only_rows": work.kv_only_rows,
+        "drafter_rows": work.drafter_rows,
+        "flops": work.flops,
+        "read_bytes": work.read_bytes,
+    }
+
+
+def _decode(lane: Lane, clock: Clock, stop: threading.Event, tally: Tally) -> Iterator[Event]:
     session, layers, reason = lane.session, len(lane.session.memory.layers), "limit"
     while lane.produced < lane.limit:
         if stop.is_set():
@@ -81,18 +106,21 @@ def _decode(lane: Lane, clock: Clock, stop: threading.Event) -> Iterator[Event]:
             reason = "context full"
             break
         start = clock()
-        draft = lane.propose()
+        with tally:
+            draft = lane.propose()
         if len(draft):
             drafted = clock()
             yield Drafted(drafted, list(draft.tokens), list(draft.parents), drafted - start)
-        ((_, result),) = verify(session.model, [Work(lane, draft)])
-        done = lane.commit(draft, result)
-        now = clock()
+        with tally:
+            ((_, result),) = verify(session.model, [Share(lane, draft)])
+            done = lane.commit(draft, result)
+        now, work = clock(), tally.take()
         for layer, confidence in done.exits:
             yield Exited(now, layer, layers, confidence)
         kv_bytes = session.memory.nbytes + lane.tools.kv_bytes()
-        path = list(done.path)
-        yield Committed(now, list(done.tokens), path, now - start, session.memory.rows(), kv_bytes, done.layers_run)
+        tokens, path, rows = list(done.tokens), list(done.path), session.memory.rows()
+        fields = {"activation_bytes": work.held, **_counted(work)}
+        yield Committed(now, tokens, path, now - start, rows, kv_bytes, done.layers_run, **fields)
         if done.evicted:
             yield Evicted(now, *done.evicted)
         if done.ended:

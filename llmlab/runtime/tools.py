@@ -82,6 +82,15 @@ class Tools:
         """Bytes of the weights that partners and parts hold beside `model`, each tensor once."""
         return nbytes(*self._partners.values(), *self._held, beside=[model])
 
+    def computing(self, model: Any) -> list[Any]:
+        """Whoever counts its `work` (see `models/work.py`) in a run of `model`: first the model, then partners and
+        parts that keep an account of their own."""
+        found = {id(model.work): model}
+        for other in (*self._partners.values(), *self._held):
+            if hasattr(other, "work"):
+                found.setdefault(id(other.work), other)
+        return list(found.values())
+
     def kv_bytes(self) -> int:
         """Bytes that drafters hold beside the run's own memory."""
         return sum(memory.nbytes for memory in self._memories)

@@ -13,15 +13,19 @@ from typing import Any, NamedTuple
 from llmlab.lab.records import record
 from llmlab.measure.pairs import LEAST, Pairs
 from llmlab.measure.quality import first_difference
-from llmlab.measure.trace import lanes
+from llmlab.measure.roofline import Roofline
+from llmlab.measure.trace import lanes, memory_parts, run_roofline
 from llmlab.measure.verdict import Verdict, pairs_of, verdict_of
-from llmlab.models.loading.fit import gigabytes
-from llmlab.runtime.events import Event, Failed, Finished, Started, WeightsChanged
+from llmlab.models.loading.fit import change_text, size_text
+from llmlab.runtime.events import Event, Failed, Finished, Prefilled, Started, WeightsChanged
 from llmlab.runtime.stack import Stack
 from llmlab.ui.i18n import catalogue, word
+from llmlab.ui.machine import parts_text
 
 POSITIONS = 6
 """Draft positions whose acceptance is given one by one."""
+MADE_UP = 0.98
+"""Of the model's layers from which on layers not waited for count as made up for later."""
 LANES = ("baseline", "stack")
 
 
@@ -100,6 +104,30 @@ class Facts:
         """Pairs that can tell a difference from the spread; 0 where there are too few."""
         return len(self.pairs) if self.pairs and len(self.pairs) >= LEAST else 0
 
+    @cached_property
+    def computed(self) -> float | None:
+        """Layer-rows computed per new token; None where they were not counted."""
+        found: float | None = self.m["layer_rows_per_token"]
+        return found
+
+    @cached_property
+    def waited_less(self) -> bool:
+        mean = self.m["layers_run_mean"]
+        return mean is not None and mean < self.started.layers - 0.005
+
+    @cached_property
+    def prompt_rows(self) -> float | None:
+        """Layer-rows per token of the prompt that was read, where fewer than all layers' were computed."""
+        read = [e for e in self.events if isinstance(e, Prefilled)]
+        if not read or not read[-1].layer_rows or not read[-1].done:
+            return None
+        rows = (read[-1].layer_rows + read[-1].kv_only_rows) / read[-1].done
+        return rows if rows < self.started.layers - 0.005 else None
+
+    @cached_property
+    def roofline(self) -> Roofline | None:
+        return run_roofline(self.events)
+
     @property
     def did_not_pay(self) -> bool:
         """Whether the stack is slower, or no faster than the spread of equal runs."""
@@ -157,6 +185,28 @@ def _paired(pairs: Pairs | None) -> dict[str, Any]:
     return {**shown, "tokens": pairs.tokens, **speeds}
 
 
+def _rows(f: Facts) -> dict[str, Any]:
+    flops = f.m["flops_per_token"]
+    return {
+        "rows": f"{f.computed:.1f}",
+        "layers": f.started.layers,
+        "flops": f"{flops / 1e9:.2f} GFLOP" if flops >= 1e8 else f"{flops / 1e6:.2f} MFLOP",
+    }
+
+
+def _against_the_roofline(f: Facts) -> dict[str, Any]:
+    assert f.roofline is not None
+    rates = f.roofline.rates
+    why = f"s_why_{f.roofline.why}" if f.roofline.why else ""
+    return {
+        "bound": f"{1000 * f.roofline.seconds:.1f}",
+        "median": f"{1000 * (f.m['seconds_per_pass_median'] or 0):.1f}",
+        "rate": f"{rates.bytes_per_second / 1e9:.1f}",
+        "threads": int(rates.threads),
+        "why": word(why, f.lang, others=f"{rates.others:.0f}") if why else "",
+    }
+
+
 def _by_position(f: Facts) -> list[str]:
     """In which share of the drafts the token at each position was accepted."""
     return [f"{d}: {share:.0%}" for d, share in enumerate(f.m["acceptance_by_position"][:POSITIONS], 1)]
@@ -202,15 +252,44 @@ BODY = (
     Rule("s_not_evicted", lambda f: f.has_policy and not f.m["evicted_rows"], lambda f: {"whole": f.whole}),
     Rule(
         "s_layers",
-        lambda f: f.m["layers_run_mean"] is not None and f.m["layers_run_mean"] < f.started.layers - 0.005,
+        lambda f: f.waited_less,
         lambda f: {"mean": f"{f.m['layers_run_mean']:.1f}", "layers": f.started.layers},
     ),
+    Rule("s_rows_unknown", lambda f: f.waited_less and f.computed is None),
     Rule(
-        "s_roofline",
-        lambda f: f.started.least_seconds and f.m["seconds_per_pass_median"] and not f.has_drafter,
+        "s_rows_made_up",
+        lambda f: f.waited_less and f.computed is not None and f.computed >= MADE_UP * f.started.layers,
+        _rows,
+    ),
+    Rule("s_rows_fewer", lambda f: f.computed is not None and f.computed < MADE_UP * f.started.layers, _rows),
+    Rule(
+        "s_rows_kv",
+        lambda f: f.m["kv_only_rows"],
+        lambda f: {"kv": f"{f.m['kv_only_rows'] / max(f.m['new_tokens'], 1):.1f}"},
+    ),
+    Rule(
+        "s_rows_more",
+        lambda f: not f.waited_less and f.computed is not None and f.computed > 1.005 * f.started.layers,
+        _rows,
+    ),
+    Rule(
+        "s_rows_drafter",
+        lambda f: f.m["drafter_layer_rows"],
+        lambda f: {**_rows(f), "more": f"{f.m['drafter_layer_rows'] / max(f.m['new_tokens'], 1):.1f}"},
+    ),
+    Rule(
+        "s_rows_prompt",
+        lambda f: f.prompt_rows is not None,
+        lambda f: {"rows": f"{f.prompt_rows:.1f}", "layers": f.started.layers},
+    ),
+    Rule("s_bound", lambda f: f.roofline and f.roofline.bound, _against_the_roofline),
+    Rule("s_estimate", lambda f: f.roofline and not f.roofline.bound, _against_the_roofline),
+    Rule(
+        "s_memory",
+        lambda f: f.m["activation_bytes_peak"],
         lambda f: {
-            "bound": f"{1000 * f.started.least_seconds:.1f}",
-            "median": f"{1000 * f.m['seconds_per_pass_median']:.1f}",
+            "total": size_text(f.m["memory_bytes_peak"]),
+            "parts": parts_text(memory_parts(f.m), f.lang),
         },
     ),
     Rule("s_simulated", lambda f: f.stack.simulated(), lambda f: {"names": _names(f.stack.simulated())}),
@@ -263,8 +342,9 @@ def _changes(f: Facts) -> Iterator[str]:
     """What each transform made of the weights."""
     for e in f.events:
         if isinstance(e, WeightsChanged):
-            sizes = {"before": gigabytes(e.before_bytes), "after": gigabytes(e.after_bytes)}
-            yield word("s_weights", f.lang, name=plain_text(e.technique), note=plain_text(e.note), **sizes)
+            before, after = change_text(e.before_bytes, e.after_bytes)
+            names = {"name": plain_text(e.technique), "note": plain_text(e.note)}
+            yield word("s_weights", f.lang, before=before, after=after, **names)
 
 
 def _ends(f: Facts) -> Iterator[str]:

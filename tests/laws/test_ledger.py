@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from llmlab.models.formats.onednn import OneDnnWeight
-from llmlab.runtime.events import Committed, Started
+from llmlab.models.building import build
+from llmlab.models.decoder import Decoder
+from llmlab.models.formats.linear import MANY
+from llmlab.models.formats.onednn import OneDnnWeight, onednn
+from llmlab.runtime.events import Committed, Drafted, Started
 from llmlab.runtime.generate import generate
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.technique import make, registry
@@ -89,6 +94,40 @@ def test_a_draft_model_adds_its_own_bytes(llama: Any) -> None:
     reported, _ = balance(Stack([make("draft-model", model="int8")]))
     shared = half.nbytes - sum(t.nbytes for t in ())
     assert reported == shared
+
+
+def wide_head(weights: str, seed: int) -> Decoder:
+    """A tiny model whose vocabulary, 128 words, suits the kernels that quick forms of the head are for."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(**{**tiny.SIZES, "vocab_size": 128}, tie_word_embeddings=True)
+    return build(tiny.StateDict(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()), weights)
+
+
+@pytest.mark.parametrize("weights", ["dense-bf16", "int8", "int4"])
+def test_copies_are_counted_from_the_start_the_drafters_too(weights: str) -> None:
+    """Whatever widths its passes then have: nothing is made on the way that was not told of at the beginning."""
+    model, partner = wide_head(weights, 0), wide_head(weights, 1)
+    lean = model.nbytes
+    for decoder in (model, partner):
+        decoder.keep_prefill_copies()
+    tools = Tools(None, lambda name: partner, tiny.text(300), tiny.parts)
+    stack = Stack([make("draft-model", model="int8", length=16, confidence=0.0)])
+    started = None
+    widest = 0
+    for e in generate(model, PROMPT, 40, stack, tools=tools):
+        if isinstance(e, Started):
+            started = e
+        if isinstance(e, Drafted):
+            widest = max(widest, len(e.tokens))
+    assert started is not None
+    assert widest >= MANY, "a pass as wide as those that would make a copy"
+    own = found(model.embedding, model.layers, model.norm, model.rotary.angles, model.rotary.scale)
+    theirs = found(partner.embedding, partner.layers, partner.norm, partner.rotary.angles, partner.rotary.scale)
+    assert started.weight_bytes == sum((own | theirs).values())
+    assert started.auxiliary_bytes == sum(n for at, n in theirs.items() if at not in own)
+    if onednn(torch.bfloat16):
+        assert started.copies_bytes == model.copied_bytes > 0
+        assert started.weight_bytes - started.auxiliary_bytes - started.copies_bytes == lean
 
 
 def test_a_matrix_that_was_replaced_is_used_at_once() -> None:

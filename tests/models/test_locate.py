@@ -17,13 +17,17 @@ import pytest
 import torch
 
 from llmlab.errors import Refused
+from llmlab.lab.experiment import Lab
 from llmlab.lab.model_cache import ModelCache
+from llmlab.lab.settings import Settings
+from llmlab.measure import trace
 from llmlab.models.formats.onednn import onednn
 from llmlab.models.loading import fit
 from llmlab.models.loading.catalog import MODELS, Mirror, open_sizes
 from llmlab.models.loading.contents import read_config
 from llmlab.models.loading.sources import locate
 from llmlab.models.loading.sources.mirror import digest, mirrored_file
+from llmlab.runtime import session
 from tests import made
 
 
@@ -349,9 +353,38 @@ def test_weight_bytes_are_those_of_the_model(tmp_path: Path) -> None:
     assert fit.kv_bytes(size, 64, "int4") == sum(r.k.nbytes + r.v.nbytes for r in memory.layers)
 
 
+def test_a_change_of_memory_shows() -> None:
+    """0.5 GB that become 0.5 GB say nothing."""
+    assert fit.size_text(512e6) == "512 MB"
+    assert (fit.size_text(4.2e6), fit.size_text(1.234e9), fit.size_text(23.4e9)) == ("4.2 MB", "1.23 GB", "23.4 GB")
+    assert fit.change_text(512e6, 480e6) == ("512 MB", "480 MB")
+    assert fit.change_text(1.234e9, 1.231e9) == ("1234.0 MB", "1231.0 MB")
+    assert fit.change_text(1.234e9, 1.234e9) == ("1.23 GB", "1.23 GB")
+
+
+def test_what_is_said_beforehand_is_what_a_run_reports(tmp_path: Path) -> None:
+    """The same parts, within a tenth of all that the run then held."""
+    folder = made.folder(tmp_path / "model")
+    size = fit.size_of(read_config(locate.find(str(folder))))
+    assert session.PIECE == fit.PIECE
+    for weights in ("dense-fp32", "dense-bf16", "int8", "int4"):
+        for copies in ("auto", "none"):
+            lab = Lab()
+            prepared = lab.prepare(
+                Settings(model=str(folder), prompt="a b c d e", weights=weights, copies=copies, max_new_tokens=50)
+            )
+            m = list(lab.run(prepared))[-1].metrics  # type: ignore[attr-defined]
+            told = fit.fit(size, weights, 64, 1 << 40, copies == "auto").parts
+            ran = trace.memory_parts(m)
+            assert set(told) == set(ran) - {"parts"}
+            assert told["copies"] == pytest.approx(ran["copies"], rel=0.01)
+            assert told["weights"] == pytest.approx(ran["weights"], rel=0.06)
+            assert told["kv"] == pytest.approx(ran["kv"], rel=0.15)
+
+
 def test_a_refusal_for_memory_has_the_breakdown_and_a_way_out() -> None:
     size = MODELS["qwen2.5-1.5b"].size
-    with pytest.raises(Refused, match=r"6\.2 GB for its weights .* keys and values .* 4\.0 GB is free.*int4 weights"):
+    with pytest.raises(Refused, match=r"6\.17 GB for its weights .* keys and values .* 4\.00 GB is free.*int4 weights"):
         fit.require_fit(size, "dense-fp32", 2000, int(4e9), "Qwen", others=open_sizes())
     with pytest.raises(Refused, match=r"a context of \d+ tokens"):
         fit.require_fit(MODELS["smollm2-1.7b"].size, "dense-fp32", 8000, int(8.2e9), "SmolLM2", others=open_sizes())

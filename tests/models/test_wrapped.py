@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from llmlab.errors import Refused
 from llmlab.models.batch import Batch, Span
@@ -13,11 +15,14 @@ from llmlab.models.capabilities import THROUGH_ATTENTION, Capability
 from llmlab.models.loading.sources.folder import config_of
 from llmlab.models.wrapped.loading import build
 from llmlab.models.wrapped.model import Wrapped
+from llmlab.runtime.piece import forward_pieces
+from llmlab.runtime.session import Session
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.technique import make, registry
 from llmlab.runtime.tools import Tools
 from tests import tiny
 from tests.laws import laws
+from tests.models.test_activations import against
 from tests.models.test_families import generated
 
 TOKENS = tiny.prompts(1, 50)[0]
@@ -99,6 +104,30 @@ def test_bytes_and_shapes(models: dict[str, Wrapped], family: str) -> None:
     assert out.shape == (0, tiny.VOCAB)
     assert memory.rows() == [len(TOKENS)] * 4
     assert memory.nbytes == laws.tensor_bytes(memory)
+
+
+def test_what_a_wrapped_pass_computes_and_reads(models: dict[str, Wrapped], family: str) -> None:
+    """Layer-rows, and bytes and operations of at least its matrices; a table that is only looked up is not read."""
+    model = models[family]
+    session = Session(model)
+    list(session.prefill(TOKENS))
+    before = replace(model.work)
+    session.forward()
+    done = model.work.since(before)
+    matrices = [m.weight for m in model.hf.modules() if isinstance(m, torch.nn.Linear | Conv1D)]
+    assert done.layer_rows == 4
+    assert done.flops == pytest.approx(2 * sum(w.numel() for w in matrices), rel=0.1)
+    kv = sum(rows.k.nbytes + rows.v.nbytes for rows in session.memory.layers)
+    assert done.read_bytes == pytest.approx(sum(w.nbytes for w in matrices) + kv, rel=0.1)
+    assert model.pass_bytes <= model.nbytes
+
+
+def test_a_wrapped_model_says_about_what_it_holds(models: dict[str, Wrapped], family: str) -> None:
+    model = models[family]
+    session = Session(model)
+    session.begin(tiny.text(100))
+    piece = session.prefill_piece()
+    assert 0.5 < against(model, session, lambda: forward_pieces(model, [piece], None)) < 2
 
 
 @pytest.mark.parametrize("id", registry())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from llmlab.ui.playground.samples import RUNS, recordings
 
 pytestmark = pytest.mark.browser
 
-NOT_SHOWN = {"accepted_by_depth", "acceptance_by_position", "seconds_per_pass_p95"}
+NOT_SHOWN = {"accepted_by_depth", "acceptance_by_position", "seconds_per_pass_p95"} | {
+    "roofline_seconds",
+    "roofline_is_bound",
+}
 """Figures that the panel has no place for. Any other that Python's ledger has, the panel's has too."""
 
 FOLD = """async message => {
@@ -85,6 +89,14 @@ def by_hand() -> dict[str, list[Event]]:
     ]
     return {
         "pressed": pressed,
+        "counted": [
+            replace(start(), weight_bytes=1000, copies_bytes=300, auxiliary_bytes=100),
+            Prefilled(0.5, 5, 5, 70, [5, 5, 5], 10, 5, 0, 2.5e9, 400, 50),
+            Drafted(0.6, [7, 8], [-1, 0], 0.1),
+            Committed(1.0, [7, 9], [0], 0.5, [7, 7, 7], 90, 3.0, [], 11, 2, 4, 3.5e9, 900, 30),
+            Committed(2.0, [6], [], 0.5, [8, 8, 8], 60, 2.0, [], 3, 0, 0, 1e9, 900, 20),
+            Finished(2.0, "limit"),
+        ],
         "nothing": [start(), Finished(0.0, "limit")],
         "failed": [start(), Prefilled(0.5, 5, 5, 10, [5, 5, 5]), Failed(0.75, "It broke.")],
         "no prefill": [start(), Committed(1.0, [1], [], 1.0, [1, 1, 1], 10, 3.0), Finished(1.0, "limit")],
@@ -112,7 +124,7 @@ def test_both_folds_give_the_same_figures(modules: Any, id: str) -> None:
     rounds = [row for lane in lanes.values() for row in trace.rounds(lane)]
     assert got["passes"] == [
         [drafted, accepted, tokens, kv, pytest.approx(layers, abs=0.006)]
-        for _, _, _, drafted, accepted, tokens, _, _, kv, layers in rounds
+        for _, _, _, drafted, accepted, tokens, _, _, kv, layers, *_ in rounds
     ]
     assert got["failed"] == ("It broke." if id == "failed" else "")
 

@@ -69,10 +69,13 @@ class ExitHeads:
     @torch.inference_mode()
     def logits(self, layer: int, h: Tensor) -> Tensor:
         """h (n, E), the states after `layer` layers, to (n, S): the logits there, over the shortlist."""
+        work = self.model.work
         if self.exits:
+            work.products(len(h), self.exits[layer].first, self.exits[layer].second)
             h = self.exits[layer](self._x(h))
         if self.head is None:
             return self.model.head(h, EmbeddingAndHead.REACHABLE)
+        work.products(len(h), self.head)
         return self.head(self.model.norm(h))
 
     @torch.inference_mode()

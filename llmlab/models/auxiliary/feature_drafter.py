@@ -23,6 +23,7 @@ from llmlab.models.formats.linear import nbytes
 from llmlab.models.formats.registry import make_linear
 from llmlab.models.mixers.attention import Attention
 from llmlab.models.norm import Norm
+from llmlab.models.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,12 +62,23 @@ class FeatureDrafter:
         """Bytes that it adds to its model."""
         return sum(nbytes(part) for part in (*self.decoder.layers, self.fuse, self.join, self.head))
 
+    @property
+    def work(self) -> Work:
+        """What it has computed."""
+        return self.decoder.work
+
+    @property
+    def buffer_bytes(self) -> int:
+        """As `Decoder.buffer_bytes`, without the rotations that it shares with its model."""
+        return self.decoder.buffer_bytes - self.decoder.rotary.table_bytes
+
     def memory(self) -> Memory:
         return self.decoder.memory()
 
     def fused(self, states: Tensor) -> Tensor:
         """The tapped states (n, taps, E) of n tokens as one (n, E)."""
         x = F.rms_norm(states.float(), states.shape[-1:], None, self.decoder.shape.eps) * self.norm_taps
+        self.work.products(len(x), self.fuse)
         return self.fuse(x.flatten(1))
 
     @torch.inference_mode()
@@ -80,6 +92,7 @@ class FeatureDrafter:
         device, width, eps = self.decoder.device, states.shape[-1:], self.decoder.shape.eps
         at = torch.tensor(tokens, device=device)
         token = F.rms_norm(self.decoder.embedding.lookup(at), width, self.norm_token, eps)
+        self.work.products(len(tokens), self.join)
         joined = self.join(torch.cat([F.rms_norm(states, width, self.norm_state, eps), token], -1))
         span = Span(0, len(tokens), memory, visible, first=places[0] if visible is None else None)
         batch = Batch(at, torch.tensor(places, device=device), [span])
@@ -88,6 +101,7 @@ class FeatureDrafter:
 
     def logits(self, h: Tensor) -> Tensor:
         """(n, E) to (n, S) float32: which word of the shortlist comes after the next token."""
+        self.work.products(len(h), self.head)
         return self.head(self.decoder.norm(h))
 
 

@@ -125,7 +125,23 @@ class Linear(nn.Module):
     @property
     def extra_bytes(self) -> int:
         """Bytes kept outside the module's buffers."""
+        return self.copied_bytes
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of the copy for products of many rows."""
         return sum(part.nbytes for part in self.copy)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that a product of few rows reads of the matrix: all but the copy and the bias."""
+        held: list[Tensor | None] = [getattr(self, name) for name in self.buffers_held]
+        return sum(t.nbytes for t in held if t is not None) + self.extra_bytes - self.copied_bytes
+
+    @property
+    def read_bytes_of_many(self) -> int:
+        """Bytes that a product of `MANY` rows and more reads of it."""
+        return self.copied_bytes or self.read_bytes
 
 
 def _padded(x: Tensor, short: int, product: Callable[[Tensor], Tensor]) -> Tensor:

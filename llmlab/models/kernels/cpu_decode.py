@@ -130,6 +130,12 @@ class DecodeWorkspace:
         self.kv_rows = self.qkv[:, H:].view(N, 2, KV, D)
         self.a, self.a_flat = list(self.seen), self.seen.view(N, H * D)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        own = (self.padded, self.norm, self.scratch, self.normed, self.qkv, self.turn, self.seen, self.mixed)
+        return sum(t.nbytes for t in own) + sum(gates.nbytes + fed.nbytes for gates, _, _, fed in self.feeds.values())
+
     def begin(self, batch: Batch) -> None:
         """Take in what is the same for all layers of a pass."""
         self.turn.copy_(batch.rotation)

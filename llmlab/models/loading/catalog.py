@@ -69,7 +69,10 @@ def _size(
     D = head_size or width // heads
     embeddings = vocab * width * (1 if tied else 2) + positions * width
     block = 2 * width * D * (heads + kv_heads) + matrices * width * feed_forward
-    return Size(embeddings + layers * block, embeddings, layers, 2 * kv_heads * D, context)
+    row = 2 * kv_heads * D
+    return Size(
+        embeddings + layers * block, embeddings, layers, row, context, width, heads, kv_heads, feed_forward, vocab
+    )
 
 
 MODELS: dict[str, Entry] = {

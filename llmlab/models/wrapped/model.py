@@ -25,6 +25,8 @@ from llmlab.models.decoder import Plan
 from llmlab.models.not_finite import in_modules
 from llmlab.models.result import ForwardResult
 from llmlab.models.rope import context_of
+from llmlab.models.work import Work
+from llmlab.models.wrapped.cost import PassCost
 from llmlab.models.wrapped.length import LengthRotations
 from llmlab.models.wrapped.seams import Pass, Seam, Unsuited, under_way
 
@@ -52,9 +54,11 @@ class Wrapped:
             raise Unsuited("takes no cache, so every token would read the whole text again", final=True)
         self._cut = "logits_to_keep" in taken
         self.layers = range(0)
+        self.work, self._cost = Work(), PassCost.of(self.hf)
         self._shapes = self._probed(config)
         self._slots = {layer: slot for slot, layer in enumerate(self._shapes)}
         self.layers = range(len(self._slots))
+        self.work = Work()
 
     def _probed(self, config: Any) -> dict[int, tuple[int, int]]:
         """The heads and their size in each layer that keeps keys and values, by the number that it goes by."""
@@ -95,6 +99,11 @@ class Wrapped:
     def nbytes(self) -> int:
         return int(self.hf.get_memory_footprint())
 
+    @property
+    def pass_bytes(self) -> int:
+        """As `Decoder.pass_bytes`, without experts, of which a token takes some."""
+        return self._cost.read_bytes
+
     def memory(self) -> Memory:
         return Memory(
             [Rows(PlainStorage(*shape, self._dtype, self.device), self.device) for shape in self._shapes.values()]
@@ -124,6 +133,7 @@ class Wrapped:
             more[self._cache] = self.seam.cache(now)
             out = self.hf(input_ids=batch.tokens[None].to(self.device), use_cache=True, **more)
         logits: Tensor = out.logits[0].float()
+        self._cost.count(self.work, span.memory.layers, len(batch.tokens), len(logits))
         return logits
 
     def _branches(self, batch: Batch, span: Span) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmlab.models.capabilities import Capability
 from llmlab.models.decoder import Decoder
+from llmlab.models.work import Work
 from llmlab.runtime.configurable import knob
 from llmlab.runtime.draft import Draft, Verdict
 from llmlab.runtime.roles import Drafter
@@ -22,7 +23,7 @@ class Heads:
     """The trained part "heads" beside its model: blocks (K, E, E) and the model's head cut to a shortlist (S, E)."""
 
     def __init__(self, model: Decoder, part: dict[str, Tensor]) -> None:
-        self.norm = model.norm
+        self.norm, self.work = model.norm, Work()
         self.shortlist = part["shortlist"].long().to(model.device)
         self.blocks = part["blocks"].float().to(model.device)
         self.taps = (len(model.layers),)
@@ -33,6 +34,8 @@ class Heads:
         """From the last hidden state (E,): per head the `count` best words' probabilities and the words."""
         x = self.norm(state[None])
         h = x + F.silu(torch.matmul(self.blocks[:heads], x[0]))  # (K, E)
+        self.work.flops += 2.0 * self.blocks[:heads].numel()
+        self.work.products(heads, self.head)
         p, at = torch.softmax(self.head(h), -1).topk(count, -1)
         return p.tolist(), self.shortlist[at].tolist()
 

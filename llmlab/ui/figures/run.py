@@ -56,24 +56,42 @@ def passes(runs: Runs, lang: str) -> go.Figure:
     return figure
 
 
+SHADES = {"weights": "#93a4bf", "copies": "#c3cddd", "parts": "#b08bd6", "kv": BLUE, "activations": "#e0a458"}
+PATTERNS = {"weights": "", "copies": "/", "parts": "x", "kv": ".", "activations": "\\"}
+"""Of the parts of memory; patterns tell them apart where colours do not."""
+
+
 def memory(runs: Runs, lang: str) -> go.Figure:
-    """Megabytes of weights, left, and of the KV cache, right, over time."""
+    """Megabytes by part, stacked, over time: of the techniques' lane, with the baseline's total as a line."""
     figure = titled("c_memory", "x_seconds", "y_mb", lang)
+    shown = next((lane for lane in runs if lane != "baseline"), "baseline")
     for lane, events in runs.items():
         started = next(e for e in events if isinstance(e, Started))
         held = [e for e in events if isinstance(e, Prefilled | Committed)]
         if not held:
             continue
         x, label = [e.t for e in held], _name(lane, lang)
-        weights = [started.weight_bytes / 1e6] * 2
-        _line(figure, lane, f"{label}: {word('weights', lang)}", [x[0], x[-1]], weights, dash="dot")
-        _line(figure, lane, f"{label}: {word('kv', lang)}", x, [e.kv_bytes / 1e6 for e in held], yaxis="y2")
-    right_axis(figure, "y_kv", lang)
+        if lane != shown:
+            total = [(started.weight_bytes + e.kv_bytes + e.activation_bytes) / 1e6 for e in held]
+            _line(figure, lane, label, x, total, dash="dot")
+            continue
+        own = started.weight_bytes - started.copies_bytes - started.auxiliary_bytes
+        still = {"weights": own, "copies": started.copies_bytes, "parts": started.auxiliary_bytes}
+        parts = {name: [n / 1e6] * len(held) for name, n in still.items()}
+        parts["kv"] = [e.kv_bytes / 1e6 for e in held]
+        parts["activations"] = [e.activation_bytes / 1e6 for e in held]
+        for name, y in parts.items():
+            if any(y):
+                look = {"fillcolor": SHADES[name], "line": {"width": 0.5, "color": SHADES[name]}}
+                pattern = {"shape": PATTERNS[name], "fillmode": "overlay"}
+                title = f"{label}: {word(f'm_{name}', lang)}"
+                figure.add_scatter(x=x, y=y, name=title, stackgroup=lane, fillpattern=pattern, mode="lines", **look)
     return figure
 
 
 def layers(runs: Runs, lang: str) -> go.Figure:
-    """Layers that each pass ran, left, and the KV entries of the fullest layer after it, right."""
+    """Layers that each pass's newest token waited for, and layer-rows computed per new token, left; the KV entries of
+    the fullest layer, right."""
     figure = titled("c_layers", "x_pass", "y_layers", lang)
     for lane, events in runs.items():
         commits = [e for e in events if isinstance(e, Committed)]
@@ -82,6 +100,9 @@ def layers(runs: Runs, lang: str) -> go.Figure:
         x, label = list(range(1, len(commits) + 1)), _name(lane, lang)
         rows = [max(e.kv_rows, default=0) for e in commits]
         _line(figure, lane, f"{label}: {word('y_layers', lang)}", x, [e.layers_run for e in commits])
+        if any(e.layer_rows for e in commits):
+            computed = [e.layer_rows / max(len(e.tokens), 1) for e in commits]
+            _line(figure, lane, f"{label}: {word('y_computed', lang)}", x, computed, dash="dash")
         _line(figure, lane, f"{label}: {word('y_rows', lang)}", x, rows, dash="dot", yaxis="y2")
     right_axis(figure, "y_rows", lang)
     return figure

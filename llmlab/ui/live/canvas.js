@@ -4,14 +4,15 @@ import { label, say } from "./words.js";
 
 export const HEIGHT = 150;
 export const ROOM = { left: 40, right: 10, top: 20, bottom: 28 };
-const NAMES = ["ink", "dim", "paper", "line", "main", "ghost", "draft", "rejected", "correction", "weights"];
+const NAMES = ["ink", "dim", "paper", "line", "main", "ghost", "draft", "rejected", "correction"];
+const PARTS = ["weights", "copies", "parts", "activations"];
 
 export const colours = {};
 
 // Takes the colours from the style sheet, which knows light and dark.
 export function readColours(root) {
   const style = getComputedStyle(root);
-  for (const name of NAMES) colours[name] = style.getPropertyValue(`--${name}`).trim();
+  for (const name of [...NAMES, ...PARTS]) colours[name] = style.getPropertyValue(`--${name}`).trim();
   colours.hatch = hatched(colours.rejected);
 }
 
@@ -122,15 +123,15 @@ function thinned({ X, left, right }, points) {
   return out;
 }
 
-export function line(frame, all, { colour, dashed }, stepped) {
+export function line(frame, all, { colour, dashed, dotted }, stepped) {
   if (!all.length) return;
   const { g, X, Y } = frame;
   const points = thinned(frame, all);
   g.save();
   g.strokeStyle = g.fillStyle = colour;
-  g.lineWidth = dashed ? 1.6 : 2.2;
+  g.lineWidth = dashed || dotted ? 1.6 : 2.2;
   g.lineJoin = "round";
-  g.setLineDash(dashed ? [5, 4] : []);
+  g.setLineDash(dotted ? [2, 3] : dashed ? [5, 4] : []);
   g.beginPath();
   points.forEach(([x, y], i) => {
     if (stepped && i) g.lineTo(X(x), Y(points[i - 1][1]));

@@ -2,8 +2,9 @@
 
 import { drafts, exits, rows } from "./bars.js";
 import { readColours } from "./canvas.js";
-import { layers, memory, ms, tokens } from "./curves.js";
+import { layers, ms, tokens } from "./curves.js";
 import { el, hide, put } from "./dom.js";
+import { memory } from "./memory.js";
 import { series } from "./series.js";
 import { say } from "./words.js";
 
@@ -19,7 +20,7 @@ function useful({ lanes, drafts }) {
     memory: true,
     drafts,
     rows: lanes.some((l) => l.evicted || Array.isArray(l.last?.rows)),
-    layers: new Set(lanes.map((l) => l.layers)).size > 1,
+    layers: lanes.some((l) => l.uneven) || new Set(lanes.map((l) => l.layers)).size > 1,
     exits: lanes.some((l) => l.early),
   };
 }
@@ -50,8 +51,9 @@ export class Charts {
     const readout = el("span");
     header.append(el("b", "", say(`chart_${key}`)), readout);
     const canvas = el("canvas", "", undefined, { role: "img" });
-    card.append(header, canvas);
-    const chart = (this.charts[key] = { card, canvas, readout, width: 0, probe: null, note: "" });
+    const legend = el("div", "parts");
+    card.append(header, canvas, legend);
+    const chart = (this.charts[key] = { card, canvas, readout, legend, width: 0, probe: null, note: "" });
     canvas.onpointermove = (e) => {
       if (chart.probe) put(readout, chart.probe(e.offsetX));
     };
@@ -95,7 +97,7 @@ export class Charts {
 
   // Says which charts are left out, so that nobody looks for them.
   name(shown, some) {
-    // Layers per pass and depth per token say the same of a run in which nothing was left out.
+    // Layers per token and depth per token say the same of a run in which nothing was left out.
     const covered = shown.exits ? "layers" : "exits";
     const missing = Object.keys(shown).filter((key) => !shown[key] && key !== covered);
     hide(this.absent, !some || !missing.length || !this.state.order.length);

@@ -1,7 +1,8 @@
 // Seven figures of the run up to the cursor, each beside the baseline's, and the sentence that a screen reader hears.
 
 import { el, put } from "./dom.js";
-import { ledger } from "./ledger.js";
+import { ledger, sum } from "./ledger.js";
+import { partsTold } from "./memory.js";
 import { bytes, fixed, language, millis, say, short } from "./words.js";
 
 const KEYS = ["speed", "ttft", "per_pass", "accepted", "tokens_pass", "memory", "same"];
@@ -88,9 +89,9 @@ export class Figures {
   memory(lane) {
     if (!lane) return this.show("memory", NONE);
     const pass = lane.shown ? lane.passes[lane.shown - 1] : lane.prefill;
-    const kv = pass ? pass.kv : 0;
-    const [size, unit] = bytes(lane.weightBytes + kv).split(" ");
-    this.show("memory", size, unit, say("weights_kv", { w: bytes(lane.weightBytes), k: bytes(kv) }));
+    const parts = lane.parts(pass);
+    const [size, unit] = bytes(sum(Object.values(parts))).split(" ");
+    this.show("memory", size, unit, partsTold(parts).join(" + "));
   }
 
   same() {

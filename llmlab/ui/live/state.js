@@ -24,11 +24,13 @@ class Lane {
     this.promptTokens = started.prompt_tokens;
     this.layers = started.layers;
     this.weightBytes = started.weight_bytes;
+    this.copiesBytes = started.copies_bytes ?? 0;
+    this.partsBytes = started.auxiliary_bytes ?? 0;
     this.ids = [];
     this.passes = [];
     this.shown = 0; // passes up to the cursor
     this.prefill = null;
-    this.prefillPeak = { bytes: 0, rows: 0 };
+    this.prefillPeak = { bytes: 0, rows: 0, activations: 0, held: 0 };
     this.changes = []; // what transforms did to the weights
     this.draft = null; // what has been proposed since the last pass
     this.exits = [];
@@ -50,8 +52,11 @@ class Lane {
     if (Object.hasOwn(FOLD, event.event)) FOLD[event.event](this, event);
   }
 
-  prefilled({ t, done, total, kv_bytes: kv, kv_rows: rows }) {
-    this.prefill = { t, done, total, kv, rows };
+  prefilled({ t, done, total, kv_bytes: kv, kv_rows: rows, layer_rows, flops, activation_bytes }) {
+    const activations = activation_bytes ?? 0;
+    this.prefill = { t, done, total, kv, rows, activations, layerRows: layer_rows ?? 0, flops: flops ?? 0 };
+    this.prefillPeak.activations = Math.max(this.prefillPeak.activations, activations);
+    this.prefillPeak.held = Math.max(this.prefillPeak.held, kv + activations);
     this.prefillPeak.bytes = Math.max(this.prefillPeak.bytes, kv);
     this.prefillPeak.rows = Math.max(this.prefillPeak.rows, deepest(rows));
   }
@@ -67,20 +72,27 @@ class Lane {
     this.evicted = true;
   }
 
-  commit({ t, tokens, path, text, seconds, layers_run: layers, kv_bytes: kv, kv_rows: rows }) {
+  commit(event) {
+    const { t, tokens, path, text, seconds, layers_run: layers, kv_bytes: kv, kv_rows: rows } = event;
+    // Traces of earlier versions did not count these.
+    const { layer_rows: layerRows = 0, kv_only_rows: kvOnly = 0, drafter_rows: drafterRows = 0 } = event;
+    const { flops = 0, activation_bytes: activations = 0 } = event;
     const { last, draft, exits } = this;
     const drafted = draft ? draft.tokens.length : 0;
     const tree = draft !== null && draft.parents.some((parent, i) => parent !== i - 1);
     this.passes.push({
       lane: this, number: this.passes.length + 1, t: t - this.t0, at: 0,
       tokens, path, text, seconds, layers, kv, rows, draft, drafted, tree, exits, evicted: 0,
+      layerRows, kvOnly, drafterRows, flops, activations,
       early: layers < this.layers - 0.01,
+      computed: layerRows / Math.max(1, tokens.length), // layer-rows per new token; 0 where they were not counted
       sumTokens: (last ? last.sumTokens : 0) + tokens.length,
       sumDrafted: (last ? last.sumDrafted : 0) + drafted,
       sumAccepted: (last ? last.sumAccepted : 0) + path.length,
     });
     this.trees ||= tree;
     this.early ||= this.last.early;
+    this.uneven ||= this.early || (layerRows > 0 && Math.abs(this.last.computed - this.layers) > 0.01);
     this.draft = null;
     this.exits = [];
     this.ids.push(...tokens);
@@ -88,6 +100,13 @@ class Lane {
 
   finish({ reason }) {
     this.reason = reason;
+  }
+
+  // Bytes by part after a pass, or after the prompt; the names are those of `labels.json` behind "m_".
+  parts(pass) {
+    const now = pass ?? this.prefill ?? { kv: 0, activations: 0 };
+    const { weightBytes, copiesBytes: copies, partsBytes: parts } = this;
+    return { weights: weightBytes - copies - parts, copies, parts, kv: now.kv, activations: now.activations };
   }
 
   // Rows of the cache per layer after a pass, or after the prompt.

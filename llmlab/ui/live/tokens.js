@@ -2,7 +2,7 @@
 
 import { el, hide, put } from "./dom.js";
 import { depths } from "./state.js";
-import { bytes, millis, say, short } from "./words.js";
+import { change, millis, say, short } from "./words.js";
 
 const TAIL = 60; // characters of the prompt that are shown at first
 const SHOWN_DRAFTS = 12; // rejected drafts shown per pass; a tree may have many more
@@ -106,7 +106,8 @@ export class Tokens {
     hide(this.node, blank);
     for (const { lane, notes } of this.views) {
       const changes = lane.changes.map((c) => {
-        const went = say("weights_went", { a: bytes(c.before_bytes), b: bytes(c.after_bytes) });
+        const [a, b] = change(c.before_bytes, c.after_bytes);
+        const went = say("weights_went", { a, b });
         return `${c.technique}: ${went}`;
       });
       put(notes, lane === this.state.ghost ? say("baseline_info") : changes.join(" · "));

@@ -191,6 +191,7 @@ export class Transport {
     const values = { p: p.number, ms: millis(p.seconds), d: p.drafted, a, o };
     const parts = [say(p.drafted ? "detail_draft" : "detail_plain", values)];
     if (p.early) parts.push(say("detail_layers", { n: short(p.layers), m: p.lane.layers }));
+    if (p.layerRows) parts.push(say("detail_rows", { n: p.layerRows }));
     if (p.evicted) parts.push(say("detail_evicted", { n: p.evicted }));
     return (pair ? `${say(p.lane === ghost ? "baseline" : "stack")} · ` : "") + parts.join(" · ");
   }

@@ -20,7 +20,10 @@ export const fixed = (x, digits) =>
 
 export const short = (x) => fixed(x, x >= 100 || Number.isInteger(x) ? 0 : x >= 10 ? 1 : 2);
 export const millis = (seconds) => short(seconds * 1000);
-export const bytes = (n) => (n >= 1e10 ? `${short(n / 1e9)} GB` : `${short(n / 1e6)} MB`);
+const megabytes = (n) => `${short(n / 1e6)} MB`;
+export const bytes = (n) => (n >= 1e10 ? `${short(n / 1e9)} GB` : megabytes(n));
+// Two sizes beside each other: in megabytes where both would read the same otherwise.
+export const change = (a, b) => (a !== b && bytes(a) === bytes(b) ? [megabytes(a), megabytes(b)] : [bytes(a), bytes(b)]);
 
 export const label = (v) =>
   Math.abs(v) >= 10000

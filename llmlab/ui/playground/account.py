@@ -21,7 +21,10 @@ from llmlab.ui.playground.layout import Account
 from llmlab.ui.run_summary import lane_name, run_summary
 from llmlab.ui.tables import table
 
-PASSES = ("r_lane", "r_round", "r_t", "r_ms", "r_drafted", "r_accepted", "r_tokens", "r_text", "r_rows", "r_layers")
+PASSES = (
+    *("r_lane", "r_round", "r_t", "r_ms", "r_drafted", "r_accepted"),
+    *("r_tokens", "r_text", "r_rows", "r_layers", "r_computed"),
+)
 """Headings of the table of passes."""
 
 
@@ -65,9 +68,9 @@ def passes_table(events: Sequence[Event], lang: str) -> list[list[Any]]:
     """One row per pass, in the order of PASSES."""
     rows = []
     for lane, run in trace.lanes(events).items():
-        for n, t, seconds, drafted, accepted, tokens, text, kept, _, layers in trace.rounds(run):
+        for n, t, seconds, drafted, accepted, tokens, text, kept, _, layers, computed, *_ in trace.rounds(run):
             counts = [round(t, 3), round(seconds * 1000, 1), drafted, accepted, tokens]
-            rows.append([lane_name(lane, lang), n, *counts, text, kept, round(layers, 1)])
+            rows.append([lane_name(lane, lang), n, *counts, text, kept, round(layers, 1), computed or "—"])
     return rows
 
 

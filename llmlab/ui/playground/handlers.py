@@ -129,7 +129,8 @@ class Playground:
         abilities = self.engine.lab.model_cache.capabilities(values["model"]) if entry else None
         rows = int(values["max_new_tokens"] or 0) + PROMPT_ROWS
         updates, badge = self.techniques.refresh(values, abilities)
-        fits = fit_html(entry, values["weights"], rows) if entry else ""
+        copies = values.get("copies", "auto") == "auto"
+        fits = fit_html(entry, values["weights"], rows, copies) if entry else ""
         return [*updates, badge, fits, self.count(*(values[n] for n in COUNTED))]
 
     def count(self, prompt: str, model: str, own: str, chat: bool, new: int | None) -> str:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from llmlab.errors import Refused
-from llmlab.models.loading.fit import gigabytes
+from llmlab.models.loading.fit import size_text
 
 
 def require_disk(nbytes: int, at: Path, who: str) -> None:
@@ -18,7 +18,7 @@ def require_disk(nbytes: int, at: Path, who: str) -> None:
     if nbytes * 1.02 + 50e6 > free:
         raise Refused(
             who,
-            f"needs {gigabytes(nbytes)} on the disk, where {gigabytes(free)} is free",
+            f"needs {size_text(nbytes)} on the disk, where {size_text(free)} is free",
             "Free some space, or set LLMLAB_CACHE or HF_HOME elsewhere",
         )
 
