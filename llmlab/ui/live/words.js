@@ -23,7 +23,7 @@ export const millis = (seconds) => short(seconds * 1000);
 const megabytes = (n) => `${short(n / 1e6)} MB`;
 export const bytes = (n) => (n >= 1e10 ? `${short(n / 1e9)} GB` : megabytes(n));
 // Two sizes beside each other: in megabytes where both would read the same otherwise.
-export const change = (a, b) => (a !== b && bytes(a) === bytes(b) ? [megabytes(a), megabytes(b)] : [bytes(a), bytes(b)]);
+export const change = (a, b) => [a, b].map(a !== b && bytes(a) === bytes(b) ? megabytes : bytes);
 
 export const label = (v) =>
   Math.abs(v) >= 10000
