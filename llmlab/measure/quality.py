@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -148,9 +149,10 @@ class Sides:
                 yield 0
         found = Scores()
         while not forced.over:
-            at = forced.at
+            at, started = forced.at, perf_counter()
             q = forced.next()
             found.add(unmodified.next(len(q)), q, piece.tokens[at : forced.at])
+            forced.adapt(perf_counter() - started)
             yield forced.at - piece.start
         return found
 
@@ -215,7 +217,9 @@ def _plainly(sides: Sides, tokens: Sequence[int], start: int) -> Generator[tuple
     for _ in forced.context():
         yield 0, len(tokens) - start
     while not forced.over:
+        started = perf_counter()
         out.append(forced.next())
+        forced.adapt(perf_counter() - started)
         yield forced.at - start, len(tokens) - start
     return torch.cat(out)
 
