@@ -151,8 +151,17 @@ class Sides:
         while not forced.over:
             at, started = forced.at, perf_counter()
             q = forced.next()
-            found.add(unmodified.next(len(q)), q, piece.tokens[at : forced.at])
-            forced.adapt(perf_counter() - started)
+            spent = perf_counter() - started
+            reading = unmodified.read(len(q))
+            try:
+                while True:
+                    next(reading)
+                    yield at - piece.start
+            except StopIteration as end:
+                p = end.value
+            started = perf_counter()
+            found.add(p, q, piece.tokens[at : forced.at])
+            forced.adapt(spent + perf_counter() - started)
             yield forced.at - piece.start
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,7 +26,7 @@ NARROW, WIDE = 32, 128
 """Tokens in a pass at most: where rows must be computed as if alone (below float32), and where rounding may differ."""
 READ = 128
 """Tokens of context in a pass below float32, where a prompt's passes are computed otherwise than those of few rows."""
-LONG, SHORT = 0.12, 0.05
+LONG, SHORT = 0.24, 0.1
 """Seconds of a pass above which the next one is half as wide, and below which it is twice as wide: whoever asks to stop
 waits for the end of one pass."""
 
@@ -145,15 +145,16 @@ class Unmodified:
         if self.forced is not None:
             yield from self.forced.context()
 
-    @torch.inference_mode()
-    def next(self, n: int) -> Tensor:
-        """Log-probabilities (n, V) of the next n tokens."""
+    def read(self, n: int) -> Generator[None, None, Tensor]:
+        """Log-probabilities (n, V) of the next n tokens; yields after each pass."""
         while len(self.ahead) < n:
             fresh = self._pass()
             self.ahead = torch.cat([self.ahead, fresh]) if len(self.ahead) else fresh
+            yield
         taken, self.ahead = self.ahead[:n], self.ahead[n:]
         return taken
 
+    @torch.inference_mode()
     def _pass(self) -> Tensor:
         if self.forced is None:
             assert self.states is not None
