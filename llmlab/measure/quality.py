@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -148,9 +149,19 @@ class Sides:
                 yield 0
         found = Scores()
         while not forced.over:
-            at = forced.at
+            at, started = forced.at, perf_counter()
             q = forced.next()
-            found.add(unmodified.next(len(q)), q, piece.tokens[at : forced.at])
+            spent = perf_counter() - started
+            reading = unmodified.read(len(q))
+            try:
+                while True:
+                    next(reading)
+                    yield at - piece.start
+            except StopIteration as end:
+                p = end.value
+            started = perf_counter()
+            found.add(p, q, piece.tokens[at : forced.at])
+            forced.adapt(spent + perf_counter() - started)
             yield forced.at - piece.start
         return found
 
@@ -215,7 +226,9 @@ def _plainly(sides: Sides, tokens: Sequence[int], start: int) -> Generator[tuple
     for _ in forced.context():
         yield 0, len(tokens) - start
     while not forced.over:
+        started = perf_counter()
         out.append(forced.next())
+        forced.adapt(perf_counter() - started)
         yield forced.at - start, len(tokens) - start
     return torch.cat(out)
 

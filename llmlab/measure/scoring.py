@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,7 +26,7 @@ NARROW, WIDE = 32, 128
 """Tokens in a pass at most: where rows must be computed as if alone (below float32), and where rounding may differ."""
 READ = 128
 """Tokens of context in a pass below float32, where a prompt's passes are computed otherwise than those of few rows."""
-LONG, SHORT = 0.12, 0.05
+LONG, SHORT = 0.24, 0.1
 """Seconds of a pass above which the next one is half as wide, and below which it is twice as wide: whoever asks to stop
 waits for the end of one pass."""
 
@@ -77,7 +77,7 @@ class Forced:
                 most = PIECE if session.prefill_plan else self.width if self.whole else READ
                 piece = session.prefill_piece(most)
                 session.prefilled(piece, forward_pieces(self.model, [piece], session.prefill_plan)[0])
-                self._adapt(time.perf_counter() - started)
+            self.adapt(time.perf_counter() - started)
             self._keep()
             yield
 
@@ -88,7 +88,6 @@ class Forced:
         n = min(self.width, len(self.tokens) - at, session.max_draft_depth() + 1)
         draft = Draft.chain(self.tokens[at : at + n - 1])
         with self._installed(session):
-            started = time.perf_counter()
             result = session.forward(draft)
             states = None if result.states is None else result.states[-n:, 0]
             logits = result.logits
@@ -96,7 +95,6 @@ class Forced:
                 assert states is not None
                 logits = exact_logits(self.model, states)
             session.commit(range(n - 1), self.tokens[at + n - 1], draft)
-            self._adapt(time.perf_counter() - started)
         self._keep()
         self.at += n
         return torch.log_softmax(logits.float(), -1).cpu()
@@ -116,7 +114,8 @@ class Forced:
                 undo.enter_context(patch.installed(session))
         return undo
 
-    def _adapt(self, seconds: float) -> None:
+    def adapt(self, seconds: float) -> None:
+        """Make the next passes narrower or wider, by what all that belonged to the last one took."""
         if seconds > LONG:
             self.width = max(1, self.width // 2)
         elif seconds < SHORT:
@@ -146,22 +145,25 @@ class Unmodified:
         if self.forced is not None:
             yield from self.forced.context()
 
-    @torch.inference_mode()
-    def next(self, n: int) -> Tensor:
-        """Log-probabilities (n, V) of the next n tokens."""
+    def read(self, n: int) -> Generator[None, None, Tensor]:
+        """Log-probabilities (n, V) of the next n tokens; yields after each pass."""
         while len(self.ahead) < n:
             fresh = self._pass()
             self.ahead = torch.cat([self.ahead, fresh]) if len(self.ahead) else fresh
+            yield
         taken, self.ahead = self.ahead[:n], self.ahead[n:]
         return taken
 
+    @torch.inference_mode()
     def _pass(self) -> Tensor:
         if self.forced is None:
             assert self.states is not None
             rows = self.states[self.at - 1 : self.at - 1 + NARROW]
             self.at += len(rows)
             return torch.log_softmax(exact_logits(self.model, rows).float(), -1).cpu()
+        started = time.perf_counter()
         fresh = self.forced.next()
+        self.forced.adapt(time.perf_counter() - started)
         if self.forced.over and self.forced.kept and self.remember:
             self.made[self.key] = torch.cat(self.forced.kept)
         return fresh
@@ -177,5 +179,7 @@ def score(model: Any, stack: Stack, tokens: Sequence[int], start: int, tools: To
         pass
     out = []
     while not forced.over:
+        started = time.perf_counter()
         out.append(forced.next())
+        forced.adapt(time.perf_counter() - started)
     return torch.cat(out)
