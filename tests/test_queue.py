@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from typing import Any
@@ -133,10 +134,14 @@ def test_a_stop_ends_quality_within_a_pass(lab: HeldQuality, model: str) -> None
 def test_a_visitor_who_leaves_ends_the_quality(lab: HeldQuality, model: str) -> None:
     engine = Engine(lab)
     run = engine.start(settings(model, "magnitude"), compare=True, owner="a")
-    tail = run.tail(0.01)
-    next(tail)
-    lab.gate.wait_until_held()
-    tail.close()
+
+    async def visit() -> None:
+        tail = run.tail(0.01)
+        await anext(tail)
+        await asyncio.to_thread(lab.gate.wait_until_held)
+        await tail.aclose()
+
+    asyncio.run(visit())
     lab.gate.shut(after=1)
     assert_both_runs_stand(wait(run))
     assert wait(engine.start(settings(model), owner="b")).state == "done"
