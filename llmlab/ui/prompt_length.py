@@ -17,6 +17,7 @@ from llmlab.models.loading.sources.found import Found
 from llmlab.models.loading.sources.hub import complete_snapshot
 from llmlab.models.loading.sources.reference import local, repository, tidy
 from llmlab.models.loading.tokens.tokenizers import read_tokenizer
+from llmlab.runtime.stack import Stack
 from llmlab.ui.gradio_events import refusal_html
 from llmlab.ui.i18n import both, catalogue, word
 
@@ -52,8 +53,9 @@ def length(model: str, prompt: str, chat: bool | None) -> Length:
     return Length(len(encode(reader.tokenizer, reader.name, prompt, chat)), False, reader.context)
 
 
-def length_html(model: str, prompt: str, chat: bool | None, new: int) -> str:
-    """The length as the page shows it; red and explained where `new` tokens more do not fit the context."""
+def length_html(model: str, prompt: str, chat: bool | None, new: int, stack: Stack | None = None) -> str:
+    """The length as the page shows it; red and explained where `new` tokens more do not fit the context, unless the
+    stack goes beyond it."""
     if not prompt.strip():
         return ""
     try:
@@ -61,7 +63,8 @@ def length_html(model: str, prompt: str, chat: bool | None, new: int) -> str:
     except Refused as e:
         return refusal_html(str(e))
     left = found.context - found.tokens
-    if not found.context or left >= max(1, new):
+    endless = stack is not None and stack.text_limit(found.context) is None
+    if not found.context or endless or left >= max(1, new):
         return f'<p class="hint">{both(*(_count(found, lang) for lang in catalogue()))}</p>'
     why = "count_over" if left < 1 else "count_room"
     told = (word(why, lang, count=_count(found, lang), left=left, new=new) for lang in catalogue())

@@ -177,6 +177,8 @@ def test_the_prompt_is_counted_against_the_context(visit: Any, site: Site) -> No
     page.wait_for_selector(f"{told} .refusal:has-text('room for 14 new tokens, not for 24')")
     page.fill("#prompt textarea", "x" * 600)
     page.wait_for_selector(f"{told} .refusal:has-text('603 of 512 tokens')")
+    windowed = visit(site.link(p="x" * 600, n=24, t="streaming-llm"))
+    windowed.wait_for_selector(f"{told} .hint:has-text('603 of 512 tokens')")
     page.click("#advanced button")
     page.fill("#own :is(input, textarea)", "somebody/nowhere")
     page.wait_for_selector(f"{told}:has-text('about 150 tokens')")

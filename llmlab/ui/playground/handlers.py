@@ -16,6 +16,7 @@ from llmlab.lab.settings import Settings
 from llmlab.measure import trace
 from llmlab.models.loading import catalog
 from llmlab.runtime.events import Event, Started
+from llmlab.runtime.stack import Stack
 from llmlab.ui import links
 from llmlab.ui.exports import Exports
 from llmlab.ui.form import to_setting
@@ -31,8 +32,6 @@ PERIOD = 0.11
 """Seconds between messages to the live panel."""
 PAUSE = "(...values) => new Promise((go) => setTimeout(() => go(values), 250))"
 """Lets a visitor who types finish the word before its tokens are counted."""
-COUNTED = ("prompt", "model", "own", "chat", "max_new_tokens")
-"""The controls on which it depends whether the prompt is too long."""
 PROMPT_ROWS = 512
 """KV entries that are set aside for the prompt when the page says whether a model fits."""
 
@@ -88,9 +87,8 @@ class Playground:
         switches = [c.change for n, c in self.form.fields.items() if n not in ("prompt", "own", "quality_text")]
         gr.on(switches, self.refresh, inputs, self.watched, trigger_mode="always_last", **IN_TURN)
         typed = [self.form.fields[n] for n in ("prompt", "own")]
-        counted = [self.form.fields[n] for n in COUNTED]
         at: dict[str, Any] = {"js": PAUSE, "trigger_mode": "always_last", **IN_TURN}
-        gr.on([c.change for c in typed], self.count, counted, prompt.count, **at)
+        gr.on([c.change for c in typed], self.count, inputs, prompt.count, **at)
 
     def then_refresh(self, opened: Any) -> Any:
         """The step after an event that has set the controls. The events of the controls themselves see some of them as
@@ -131,12 +129,17 @@ class Playground:
         updates, badge = self.techniques.refresh(values, abilities)
         copies = values.get("copies", "auto") == "auto"
         fits = fit_html(entry, values["weights"], rows, copies) if entry else ""
-        return [*updates, badge, fits, self.count(*(values[n] for n in COUNTED))]
+        return [*updates, badge, fits, self.count(*sent)]
 
-    def count(self, prompt: str, model: str, own: str, chat: bool, new: int | None) -> str:
-        """The prompt's tokens beside the model's context; the arguments are the values of the controls COUNTED."""
-        chosen = to_setting(Settings.knob_named("chat"), chat)
-        return length_html((own or "").strip() or model, prompt or "", chosen, int(new or 0))
+    def count(self, *sent: Any) -> str:
+        """The prompt's tokens beside the model's context, which some techniques go beyond."""
+        values = self.form.values(sent)
+        try:
+            stack = self.techniques.stack(values)
+        except Refused:  # told at the badge
+            stack = Stack()
+        chat, new = to_setting(Settings.knob_named("chat"), values["chat"]), int(values["max_new_tokens"] or 0)
+        return length_html(self.form.own_model(values) or values["model"], values["prompt"] or "", chat, new, stack)
 
     # Opening a run ------------------------------------------------------------------------------------------------
 
