@@ -173,11 +173,13 @@ def stopped(events: list[Any]) -> list[Any]:
 
 
 def _follow(events: Iterable[Any], seen: list[Any], prepared: Any, a: argparse.Namespace, headings: bool) -> None:
-    from llmlab.runtime.events import WeightsChanged
+    from llmlab.runtime.events import Started, WeightsChanged
 
     quiet = a.json == "-"
     for e in events:
         seen.append(e)
+        if isinstance(e, Started):
+            clear_line()
         if isinstance(e, WeightsChanged):
             say(f"{e.technique}: {e.note}")
         if quiet:
