@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from llmlab.cli.interruption import held
 from llmlab.cli.options import add_run, run_of
-from llmlab.cli.output import keep_stopped, metrics_line, report, say, show_events, write
-from llmlab.cli.places import save
+from llmlab.cli.output import keep_stopped, metrics_line, report, say, show_events, write_run
 
 HELP = "run the baseline, then the stack, and say what differs"
 add_options = add_run
@@ -32,7 +30,4 @@ def execute(a: argparse.Namespace) -> None:
     kl = "" if q["kl_mean"] is None else f"KL {q['kl_mean']:.2g}, "
     cost = f"{kl}top-1 agreement {q['top1_agreement']:.1%}"
     say(f"{faster:.2f}× the baseline's tokens/s, {same}; {cost}")
-    with held():
-        write(value, a.json)
-        if a.trace:
-            save(a.trace, trace.dumps(events))
+    write_run(value, events, a)
