@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import pkgutil
 import sys
 import threading
@@ -22,7 +23,7 @@ from llmlab.lab.queue import Engine, Job, StudyRun
 from llmlab.lab.settings import Settings
 from llmlab.lab.study import make_study
 from llmlab.measure.trace import lanes
-from llmlab.models.loading.progress import Stopped
+from llmlab.models.loading.progress import Stopped, stoppable
 from llmlab.models.loading.sources import mirror
 from llmlab.runtime.events import Committed, Compared, Event, Failed, Finished, Started
 from llmlab.runtime.stack import Stack
@@ -160,6 +161,20 @@ def test_stopping_while_a_model_is_made_ready_acts_at_once(
     assert kept == ({"loaded"} if stack else set())
     again = wait(engine.start(settings, owner="a"))
     assert [e.tokens for e in again.events if isinstance(e, Committed)] == want
+
+
+@pytest.mark.parametrize(
+    "name", ["skip-layer", "self-speculation", "early-exit:epsilon=0.1", "hash-exit:assign=cluster"]
+)
+def test_what_a_technique_fits_on_a_model_can_be_stopped(model: str, name: str) -> None:
+    lab = Lab()
+    stack = Stack.from_arguments([name])
+    prepared = lab.prepare(Settings(model, "hello", max_new_tokens=4, stack=stack))
+    asked = itertools.count()
+    with stoppable(lambda: next(asked) >= 2), pytest.raises(Stopped):
+        list(lab.run(prepared))
+    events = list(lab.run(prepared))
+    assert isinstance(events[-1], Finished), "what was half fitted is fitted whole"
 
 
 def test_a_download_is_broken_off_when_it_is_asked_to_stop(tmp_path: Path) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from llmlab.cli.interruption import held
 from llmlab.cli.options import add_run, run_of
-from llmlab.cli.output import keep_stopped, metrics_line, report, say, show_events, write
-from llmlab.cli.places import save
+from llmlab.cli.output import keep_stopped, metrics_line, report, say, show_events, write_run
 from llmlab.cli.words import read_prompt
 
 HELP = "run the baseline, then the stack, and say what differs"
@@ -37,10 +35,7 @@ def execute(a: argparse.Namespace) -> None:
     say("stack:    " + metrics_line(value["metrics"]))
     for line in differences(value):
         say(line)
-    with held():
-        write(value, a.json)
-        if a.trace:
-            save(a.trace, trace.dumps(events))
+    write_run(value, events, a)
 
 
 def differences(value: dict[str, Any]) -> list[str]:

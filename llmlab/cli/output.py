@@ -131,6 +131,30 @@ def write(value: Any, where: str | None) -> None:
     save(where, text + "\n")
 
 
+def write_run(value: Any, events: list[Any], a: argparse.Namespace) -> None:
+    """A record and its trace where they were asked for; one that cannot be written keeps the other from nothing.
+
+    Raises Refused or OutputLost for the first that cannot; the second is told of.
+    """
+    from llmlab.measure import trace
+
+    failed: list[Refused | OutputLost] = []
+    with interruption.held():
+        try:
+            write(value, a.json)
+        except (Refused, OutputLost) as e:
+            failed.append(e)
+        try:
+            if a.trace:
+                save(a.trace, trace.dumps(events))
+        except Refused as e:
+            failed.append(e)
+        for other in failed[1:]:
+            say(str(other))
+        if failed:
+            raise failed[0]
+
+
 def metrics_line(m: dict[str, Any]) -> str:
     """A record's metrics in one line."""
     parts = [
@@ -173,11 +197,13 @@ def stopped(events: list[Any]) -> list[Any]:
 
 
 def _follow(events: Iterable[Any], seen: list[Any], prepared: Any, a: argparse.Namespace, headings: bool) -> None:
-    from llmlab.runtime.events import WeightsChanged
+    from llmlab.runtime.events import Started, WeightsChanged
 
     quiet = a.json == "-"
     for e in events:
         seen.append(e)
+        if isinstance(e, Started):
+            clear_line()
         if isinstance(e, WeightsChanged):
             say(f"{e.technique}: {e.note}")
         if quiet:
@@ -210,9 +236,7 @@ def keep_stopped(a: argparse.Namespace, lab: Any, prepared: Any, events: list[An
         value = lab.record(prepared, lanes[last]) | {"stopped": True}
         if last != "baseline" and "baseline" in lanes:
             value["baseline"] = lab.record(prepared, lanes["baseline"])
-        write(value, a.json)
-        if a.trace:
-            save(a.trace, trace.dumps(events))
+        write_run(value, events, a)
 
 
 def _show_event(e: Any, prepared: Any, headings: bool) -> None:

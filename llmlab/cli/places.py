@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import stat
+import sys
 import tempfile
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def _try_special(path: Path) -> None:
 def save(where: str, text: str) -> None:
     """Write a result, all of it or nothing.
 
-    Raises Refused for a place that cannot be written; the result lies in a temporary file then, which is named.
+    Raises Refused for a place that cannot be written; the result lies in a temporary file then, which is named, or has
+    gone to standard output where there is no room for one.
     """
     data = text.encode("utf-8", "backslashreplace")  # in JSON an escape stands for what is no letter, too
     try:
@@ -86,10 +88,9 @@ def save(where: str, text: str) -> None:
             interruption.keep(where)
     except (OSError, ValueError) as e:
         kept = _rescued(data, Path(where).suffix)
-        if kept is None:
-            raise unwritable(where, e) from e
         why = getattr(e, "strerror", None) or type(e).__name__
-        raise Refused(f"The file {where}", f"cannot be written ({why})", f"The result is in {kept}") from e
+        place = f"in {kept}" if kept else "on standard output" if _printed(text) else "lost: nothing takes it"
+        raise Refused(f"The file {where}", f"cannot be written ({why})", f"The result is {place}") from e
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -98,6 +99,28 @@ def _write(path: Path, data: bytes) -> None:
         return
     with whole_file(Path(os.path.realpath(path))) as part:
         part.write_bytes(data)
+
+
+def _printed(text: str) -> bool:
+    """Whether standard output has taken a text."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        return False
+    return not standard_output_is_closed()
+
+
+def require_folder(where: str | Path) -> None:
+    """Raises Refused unless files can be written in the folder `where`, which is made."""
+    folder = Path(where)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as e:
+        why = getattr(e, "strerror", None) or str(e)
+        raise Refused(f"The folder {where}", f"cannot be written ({why})", "Give another path") from e
 
 
 def _rescued(data: bytes, suffix: str) -> str | None:

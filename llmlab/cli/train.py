@@ -10,7 +10,7 @@ from typing import Any
 
 from llmlab.cli.options import ENGINE, add_json, add_settings, settings_of
 from llmlab.cli.output import report, say, write
-from llmlab.cli.places import require_writable, save
+from llmlab.cli.places import require_folder, require_writable, save
 from llmlab.errors import Refused, unknown_name
 from llmlab.lab.settings import within
 
@@ -87,6 +87,8 @@ def train(a: argparse.Namespace) -> dict[str, Any]:
         within("rate", a.rate, 1e-6, 1.0, float),
     )
     minutes = within("minutes", a.minutes, 0, 100_000, float)
+    if a.folder:
+        require_folder(a.folder)
     use_threads(settings.threads)
     loaded = Lab().model_cache.load(settings.model, settings.weights, settings.device, 1024, report)
     if not isinstance(loaded.model, Decoder):

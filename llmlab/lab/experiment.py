@@ -141,6 +141,8 @@ class Lab:
         tools = self.tools(prepared)
         changed = self.model_cache.transformed(loaded, stack, tools, report)
         labels = IncrementalDetokenizer(loaded.tokenizer)
+        if report and len(stack):
+            report("Preparing the techniques", 0, 0)
         started = self._started(prepared, changed.model, lane, labels.commit(prepared.prompt))
         events = generate(
             changed.model,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmlab.models.loading.progress import check
+
 # Rules that ask no classifier ---------------------------------------------------------------------------------------
 
 
@@ -72,6 +74,7 @@ def cluster_hash(embeddings: Tensor, exits: tuple[int, ...], seed: int = 0, roun
     centres = x[start].clone()
     place = torch.zeros(len(x), dtype=torch.long)
     for _ in range(rounds):
+        check()
         place = torch.cdist(x, centres).argmin(1)
         for c in range(len(exits)):
             if (place == c).any():

@@ -10,6 +10,7 @@ from torch import Tensor
 from llmlab.models.auxiliary.exit_heads import TILE, ExitHeads
 from llmlab.models.cached import cached_on
 from llmlab.models.decoder import Decoder
+from llmlab.models.loading.progress import check
 from llmlab.runtime.session import Session
 from llmlab.runtime.tools import Tools
 
@@ -72,6 +73,7 @@ def own_words(model: Decoder, tools: Tools, layers: tuple[int, ...]) -> tuple[Te
             for _ in session.prefill(piece.tolist()):
                 session.states()
             for _ in range(WRITTEN):
+                check()
                 token = int(session.forward().logits.argmax())
                 session.commit((), token)
                 words.append(token)

@@ -11,6 +11,7 @@ from llmlab.models.batch import Batch
 from llmlab.models.cached import cached_on
 from llmlab.models.capabilities import Capability
 from llmlab.models.decoder import Decoder, Plan
+from llmlab.models.loading.progress import check
 from llmlab.models.result import PlanResult
 from llmlab.runtime.calibration import calibration_batch
 from llmlab.runtime.configurable import knob
@@ -44,6 +45,7 @@ def fitted(model: Decoder, tokens: list[int]) -> Routers:
     h = model.embedding.lookup(batch.tokens)
     weights, bias, scores = [], [], []
     for i in range(len(model.layers)):
+        check()
         out = model.run_layers(h, batch, i, i + 1)
         x = F.rms_norm(h, (h.shape[-1],), None, model.shape.eps)
         y = (1 - F.cosine_similarity(h.double(), out.double(), dim=-1)).clamp_min(1e-9).log().float()
