@@ -159,10 +159,10 @@ def test_a_sweep_keeps_the_rows_so_far(model: str, tmp_path: Path) -> None:
     out = tmp_path / "a.json"
     patch = """
 from llmlab.studies.sweep import Sweep
-row = Sweep._row
+row = Sweep._measured
 def slow(self, subject, bases, name, turned, value, *rest):
     return halt() if value == 4 else row(self, subject, bases, name, turned, value, *rest)
-Sweep._row = slow
+Sweep._measured = slow
 """
     what = ["--technique", "prompt-lookup", "--values", "1,4", "--kind", "chat", "--tokens", "8"]
     process = started(["sweep", *what, "--model", model, "--json", str(out)], patch)
