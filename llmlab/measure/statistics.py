@@ -161,4 +161,5 @@ def in_blocks(parts: Sequence[Tensor], size: int) -> Estimate:
     if len(blocks) < 2:
         return Estimate(value)
     off = torch.stack([(b - value).sum() for b in blocks])
-    return Estimate(value, float(off.square().sum().sqrt()) / len(whole) * math.sqrt(len(blocks) / (len(blocks) - 1)))
+    error = float(off.square().sum().sqrt()) / len(whole) * math.sqrt(len(blocks) / (len(blocks) - 1))
+    return Estimate(value, error, len(blocks) - 1)
