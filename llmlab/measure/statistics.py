@@ -44,10 +44,6 @@ class Estimate:
         """Whether the true value is below `bound`; None as in `above`."""
         return replace(self, value=-self.value).above(-bound, tests)
 
-    def within(self, low: float, high: float) -> bool | None:
-        """Whether the true value lies between two bounds; None as in `above`."""
-        return every(self.above(low), self.below(high))
-
     def points(self) -> str:
         """A difference between shares and its standard error, in percentage points."""
         return f"{100 * self.value:+.1f} ± {100 * self.error:.1f} points"
