@@ -15,6 +15,7 @@ from llmlab.errors import Refused
 from llmlab.measure import quality, scoring
 from llmlab.measure.excerpts import excerpts
 from llmlab.measure.statistics import in_blocks
+from llmlab.measure.verdict import UNTOUCHED
 from llmlab.models.decoder import Decoder
 from llmlab.runtime.roles import ForwardPatch
 from llmlab.runtime.session import Session
@@ -27,14 +28,26 @@ from tests.laws.laws import fingerprint
 
 
 def test_agreement_and_divergence_by_hand() -> None:
-    """KL of (0.6, 0.4) from (0.4, 0.6) is 0.6 ln 1.5 + 0.4 ln ⅔; the second question is answered alike."""
-    p = torch.tensor([[0.6, 0.4], [0.9, 0.1]]).log()
-    q = torch.tensor([[0.4, 0.6], [0.9, 0.1]]).log()
+    """KL of (0.9, 0.1) from (0.5, 0.5) is 0.5 ln (0.5 / 0.9) + 0.5 ln 5, and 0.368 the other way round; the second
+    question is answered alike."""
+    p = torch.tensor([[0.5, 0.5 - 1e-7], [0.9, 0.1]]).log()
+    q = torch.tensor([[0.1, 0.9], [0.9, 0.1]]).log()
     agreement, kl = quality.choices(p, q, [0, 0])
     assert agreement == 0.5
-    assert kl == pytest.approx((0.6 * math.log(1.5) + 0.4 * math.log(2 / 3)) / 2)
+    assert kl == pytest.approx((0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(5)) / 2, abs=1e-6)
     assert quality.choices(p, None, [0, 1]) == (0.5, None)
     assert quality.choices(p, None, [0, 0]) == (1.0, None)
+
+
+def test_perplexity_and_divergence_of_a_text_by_hand() -> None:
+    """Tokens 0 and 1 under p: 0.5, 0.1; under q: 0.1, 0.1. √(1 / 0.05) against √(1 / 0.01)."""
+    scores = quality.Scores()
+    p, q = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log(), torch.tensor([[0.1, 0.9], [0.9, 0.1]]).log()
+    scores.add(p, q, [0, 1])
+    found = quality.figures([scores])
+    assert found["perplexity"] == pytest.approx([20**0.5, 10.0])
+    assert found["perplexity_ratio"] == pytest.approx(5**0.5)
+    assert found["kl"] == pytest.approx((0.5 * math.log(5) + 0.5 * math.log(0.5 / 0.9)) / 2)
 
 
 def test_first_difference() -> None:
@@ -123,6 +136,15 @@ def test_what_is_scored_comes_after_the_first_eviction(llama: Decoder) -> None:
     assert {p.start for p in excerpts(tokenizer, llama.context, Stack())} == {32}
 
 
+def test_a_policy_that_evicted_nothing_leaves_the_run_s_text_untouched(llama: Decoder) -> None:
+    """The run is shorter than the budget, the evaluation texts are not."""
+    found = compared(llama, Stack([make("streaming-llm", budget=64, every=8)]))
+    assert found["identical"]
+    assert found["kl_mean"] < UNTOUCHED
+    assert found["perplexity_ratio_freedom"] >= 60
+    assert found["kl_text"] > 10 * UNTOUCHED
+
+
 def test_a_budget_that_holds_the_whole_text_has_no_perplexity(llama: Decoder) -> None:
     found = compared(llama, Stack([make("streaming-llm", budget=250, every=8)]))
     assert found["perplexity_ratio"] is None
@@ -136,6 +158,29 @@ def test_one_s_own_text_takes_the_place_of_the_project_s(llama: Decoder) -> None
     assert "your text" in quality_table(found, "en")
     with pytest.raises(Refused, match="Give a longer one"):
         compared(llama, Stack([laws.sharp("magnitude")]), own="short")
+
+
+def test_figures_of_a_text_are_those_of_one_parallel_pass_over_it(llama: Decoder) -> None:
+    """The surprise of a token is by what was predicted before it, and KL takes its mean under the unmodified model."""
+    stack, own = Stack([laws.sharp("magnitude")]), "my own words " * 80
+    changed, prompt = laws.changed(llama, stack, tiny.tools()), tiny.prompts(1, 24)[0]
+    plain = laws.text(llama, prompt, 16)
+    found = quality.compare(llama, changed, stack, prompt, plain, plain, tokenizer, tiny.tools(), own)
+    nats, kls = [], []
+    pieces = excerpts(tokenizer, llama.context, stack, own)
+    for tokens, start in [(p.tokens, p.start) for p in pieces] + [((*prompt, *plain), len(prompt))]:
+        p, q = (
+            torch.log_softmax(laws.logits(model, tokens, [len(tokens)]), -1)[start - 1 : -1]
+            for model in (llama, changed)
+        )
+        targets = torch.tensor(tokens[start:])[:, None]
+        nats.append(torch.stack([-p.gather(1, targets)[:, 0], -q.gather(1, targets)[:, 0]]))
+        kls.append((p.exp() * (p - q)).sum(-1))
+    text = torch.cat(nats[:-1], 1)
+    assert found["perplexity"] == pytest.approx(text.mean(1).exp().tolist(), rel=1e-3)
+    assert found["perplexity_ratio"] == pytest.approx(float((text[1] - text[0]).mean().exp()), rel=1e-3)
+    assert found["kl_text"] == pytest.approx(float(torch.cat(kls[:-1]).mean()), rel=1e-3)
+    assert found["kl_mean"] == pytest.approx(float(kls[-1].mean()), rel=1e-3)
 
 
 def test_nothing_is_computed_where_nothing_changes_a_probability(
@@ -225,6 +270,7 @@ def test_neighbours_that_resemble_each_other_count_less() -> None:
     """Blocks of two by hand: 1 1 5 5 has block sums of deviations −4 and 4; √32 / 4 · √2 = 2."""
     assert in_blocks([torch.tensor([1.0, 1, 5, 5])], 2).error == pytest.approx(2.0)
     assert in_blocks([torch.tensor([1.0, 1]), torch.tensor([5.0, 5])], 32).error == pytest.approx(2.0)
+    assert in_blocks([torch.zeros(128)], 32).freedom == 3
     runs = torch.randn(64, generator=torch.Generator().manual_seed(0)).repeat_interleave(32)
     alone, together = in_blocks([runs], 1).error, in_blocks([runs], 32).error
     assert together > 4 * alone

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from llmlab.cli.compare import differences
 from llmlab.measure.pairs import LEAST, Pairs, decode_speed, length_of
+from llmlab.measure.quality import unmeasured
 from llmlab.measure.verdict import judge, pairs_of, verdict_of
 from llmlab.runtime.events import Committed, Compared, Event, Finished, Prefilled, Started, from_json, to_json
 from llmlab.ui.run_summary import run_summary
@@ -61,6 +64,30 @@ def test_only_a_gain_that_costs_nothing_is_better() -> None:
     slower = Pairs(FASTER.stack, FASTER.baseline, 16)
     assert judge(slower, 100, 100, SAME, lossless=True).verdict == "worse"
     assert judge(slower, 100, 50, SAME, lossless=True).verdict == "trade"
+
+
+def test_what_did_not_act_in_a_run_does_not_make_it_worse() -> None:
+    """StreamingLLM on a text shorter than its budget: long texts lose, but nothing was evicted here."""
+    idle = lost(True, 1.03, 0.01) | {"kl_mean": 1e-7}
+    found = judge(EQUAL, 100, 100, idle, lossless=False)
+    assert (found.verdict, found.quality) == ("none", "later")
+    assert judge(FASTER, 100, 100, idle, lossless=False).verdict == "trade"
+    assert judge(Pairs(FASTER.stack, FASTER.baseline, 16), 100, 100, idle, lossless=False).verdict == "worse"
+    acted = lost(True, 1.03, 0.01) | {"kl_mean": 1e-3}
+    assert judge(EQUAL, 100, 100, acted, lossless=False).verdict == "worse"
+
+
+def test_a_loss_on_few_blocks_takes_more_than_two_errors() -> None:
+    """An own text of 128 tokens has four blocks: three degrees of freedom, 3.3 errors."""
+    few = lost(True, 1.025, 0.01)
+    assert judge(EQUAL, 100, 100, few, lossless=False).quality == "lost"
+    assert judge(EQUAL, 100, 100, few | {"perplexity_ratio_freedom": 3}, lossless=False).quality == "same"
+
+
+def test_drawn_tokens_leave_a_loss_undecided_that_is_not_ruled_out() -> None:
+    for ratio, error, verdict in ((1.0, 0.005, "better"), (1.1, 0.1, "undecided"), (1.1, 0.01, "trade")):
+        drawn = lost(False, ratio, error)
+        assert judge(FASTER, 100, 100, drawn, lossless=False, sampled=True).verdict == verdict
 
 
 def test_another_text_says_nothing_where_tokens_are_drawn() -> None:
@@ -137,3 +164,17 @@ def test_the_account_gives_the_spread_and_calls_what_lies_inside_it_none(lang: s
     told = run_summary([*runs, Compared(3.0, quality, FASTER.to_json())], lang)
     assert none not in told
     assert {"en": "Verdict: better", "zh-CN": "结论：更好"}[lang] in told
+
+
+def test_the_command_says_what_is_known_of_a_comparison_that_was_broken_off() -> None:
+    value: dict[str, Any] = {
+        "quality": unmeasured([1, 2], [1, 2], "unfinished"),
+        "pairs": {},
+        "verdict": judge(None, 100, 100, {"identical": True}, lossless=False).to_json(),
+        "baseline": {"metrics": {"decode_tokens_per_second": 1.0}},
+        "metrics": {"decode_tokens_per_second": 2.0},
+    }
+    told = differences(value)
+    assert "quality: stopped before it was measured" in told
+    value["verdict"]["quality"] = "later"
+    assert "same here, lost on longer texts" in differences(value)[-1]

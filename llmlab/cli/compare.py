@@ -59,7 +59,8 @@ def _quality(q: dict[str, Any]) -> str:
     if q["withheld"] == "lossless":
         return "quality: nothing to measure, no technique changes a probability"
     parts = [] if q["kl_mean"] is None else [f"KL {q['kl_mean']:.2g}{_error(q['kl_error'], '.1g')}"]
-    parts.append(f"top-1 agreement {q['top1_agreement']:.1%} on the text")
+    if q["top1_agreement"] is not None:
+        parts.append(f"top-1 agreement {q['top1_agreement']:.1%} on the text")
     if q["perplexity_ratio"] is not None:
         ratio = f"{q['perplexity_ratio']:.3f}{_error(q['perplexity_ratio_error'], '.3f')}"
         kl = f"KL {q['kl_text']:.2g}{_error(q['kl_text_error'], '.1g')}"
@@ -86,4 +87,5 @@ def _verdict(v: dict[str, Any]) -> str:
         v["speed"], v["speed"]
     )
     memory = "as much memory" if v["memory"] == "none" else f"{v['memory']} memory"
-    return f"verdict: {v['verdict']} ({speed}, {memory}, quality {v['quality']})"
+    quality = "same here, lost on longer texts" if v["quality"] == "later" else v["quality"]
+    return f"verdict: {v['verdict']} ({speed}, {memory}, quality {quality})"

@@ -17,11 +17,12 @@ from llmlab.measure.statistics import Estimate, in_blocks
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.tools import Tools
 
-__all__ = ["DECIDING", "choices", "compare", "decides_itself", "first_difference", "measured", "perplexity", "score"]
+__all__ = ["DECIDING", "choices", "compare", "decides_itself", "first_difference", "measured", "score"]
 
 BLOCK, SHORT_BLOCK = 32, 8
 """Neighbouring tokens that count as one draw for a standard error: of the long texts, and of a run's own."""
 TEXT = "text"
+RATIO = ("perplexity_ratio", "perplexity_ratio_error", "perplexity_ratio_freedom")
 
 Measuring = Generator[tuple[int, int], None, dict[str, Any]]
 """Yields (tokens scored, of how many) after each pass, and returns the quality."""
@@ -43,11 +44,6 @@ def surprise(logp: Tensor, tokens: Sequence[int]) -> Tensor:
 def divergence(p: Tensor, q: Tensor) -> Tensor:
     """(n,): KL(p ‖ q) in nats, of the unmodified model's log-probabilities p (n, V) and the stack's q (n, V)."""
     return (p.exp() * (p - q)).nan_to_num(0.0).sum(-1).clamp_min(0)
-
-
-def perplexity(logp: Tensor, tokens: Sequence[int]) -> float:
-    """exp of the mean surprise of `tokens` (n,) under logp (n, V)."""
-    return float(torch.exp(surprise(logp, tokens).mean()))
 
 
 def choices(p: Tensor, q: Tensor | None, tokens: Sequence[int]) -> tuple[float, float | None]:
@@ -117,6 +113,7 @@ def figures(pieces: Sequence[Scores]) -> dict[str, Any]:
         "perplexity": [float(torch.cat(side).mean().exp()) for side in (plain, changed)],
         "perplexity_ratio": factor,
         "perplexity_ratio_error": None if error is None else factor * error,
+        "perplexity_ratio_freedom": None if error is None else ratio.freedom,
         "kl": kl.value,
         "kl_error": _told(kl),
         "top1_agreement": float(torch.cat([s.all("same") for s in pieces]).mean()),
@@ -127,7 +124,8 @@ def unmeasured(baseline: Sequence[int], text: Sequence[int], withheld: str) -> d
     """What is known from the two texts alone, and why there is no more: see `measured`."""
     differs = first_difference(baseline, text)
     known: dict[str, Any] = {"identical": differs is None, "first_difference": differs, "margin": None}
-    known |= dict.fromkeys(("kl_mean", "kl_error", "top1_agreement", "perplexity_ratio", "perplexity_ratio_error"))
+    known |= dict.fromkeys(("kl_mean", "kl_error", "top1_agreement"))
+    known |= dict.fromkeys(RATIO)
     return known | {"kl_text": None, "kl_text_error": None, "scored_tokens": 0, "kinds": {}, "withheld": withheld}
 
 
@@ -180,10 +178,11 @@ def measured(
     there, in nats). `kl_mean` and `top1_agreement` force the baseline's text through both. `perplexity_ratio` (changed
     over plain), `kl_text` and `kinds` (the same per kind of text) are of long texts, the project's or the visitor's
     `own`, `scored_tokens` of them, scored where the stack acts; absent without a tokenizer. Each `…_error` is a
-    standard error. `withheld` says what was not measured and why: "lossless" (nothing changes a probability: KL 0 and
-    ratio 1 by construction), "acceptance" (a lossy rule of acceptance chooses, so that no probability of a given text
-    tells of it; `top1_agreement` is how often the unmodified model would have chosen the tokens of the stack's own
-    text), "idle" (the stack does not act on a text of that length), "unfinished", or "".
+    standard error, `perplexity_ratio_freedom` its degrees of freedom. `withheld` says what was not measured and why:
+    "lossless" (nothing changes a probability: KL 0 and ratio 1 by construction), "acceptance" (a lossy rule of
+    acceptance chooses, so that no probability of a given text tells of it; `top1_agreement` is how often the unmodified
+    model would have chosen the tokens of the stack's own text), "idle" (the stack does not act on a text of that
+    length), "unfinished", or "".
     """
     stack, differs = sides.stack, first_difference(baseline, text)
     result = unmeasured(baseline, text, "")
@@ -214,7 +213,7 @@ def measured(
     if not found:
         return result | {"withheld": "" if tokenizer is None else "idle"}
     whole = figures([s for scores in found.values() for s in scores])
-    for name in ("perplexity", "perplexity_ratio", "perplexity_ratio_error"):
+    for name in ("perplexity", *RATIO):
         result[name] = whole[name]
     result |= {"kl_text": whole["kl"], "kl_text_error": whole["kl_error"], "scored_tokens": whole["tokens"]}
     return result | {"kinds": {kind: figures(scores) for kind, scores in found.items()}}

@@ -44,10 +44,6 @@ class Estimate:
         """Whether the true value is below `bound`; None as in `above`."""
         return replace(self, value=-self.value).above(-bound, tests)
 
-    def within(self, low: float, high: float) -> bool | None:
-        """Whether the true value lies between two bounds; None as in `above`."""
-        return every(self.above(low), self.below(high))
-
     def points(self) -> str:
         """A difference between shares and its standard error, in percentage points."""
         return f"{100 * self.value:+.1f} ± {100 * self.error:.1f} points"
@@ -161,4 +157,5 @@ def in_blocks(parts: Sequence[Tensor], size: int) -> Estimate:
     if len(blocks) < 2:
         return Estimate(value)
     off = torch.stack([(b - value).sum() for b in blocks])
-    return Estimate(value, float(off.square().sum().sqrt()) / len(whole) * math.sqrt(len(blocks) / (len(blocks) - 1)))
+    error = float(off.square().sum().sqrt()) / len(whole) * math.sqrt(len(blocks) / (len(blocks) - 1))
+    return Estimate(value, error, len(blocks) - 1)

@@ -5,17 +5,23 @@ Nobody else decides a colour or a word: what says "better" anywhere reads it her
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from llmlab.measure.pairs import LEAST, Pairs, first_pair
+from llmlab.measure.quality import RATIO
 from llmlab.measure.statistics import Estimate
 from llmlab.measure.trace import lanes, ledger, quality
 from llmlab.runtime.events import Compared, Event, Started
 
 NOTABLE = 0.02
 """Share of the baseline's bytes that must come or go for memory to count."""
+NO_LOSS = 0.02
+"""Share by which perplexity may be higher and count as no loss where the text does not show that there is none."""
+UNTOUCHED = 1e-5
+"""Nats of mean KL on a run's own text below which nothing acted there: rounding, of passes of other widths."""
 
 Word = Literal["better", "worse", "trade", "none", "undecided"]
 
@@ -26,7 +32,8 @@ class Verdict:
     (neither) or "undecided".
 
     `speed`: faster, slower, none (inside the spread) or undecided (too few pairs). `memory`: less, more, none.
-    `quality`: same, lost (perplexity higher by two standard errors), changed (another text; no loss shown), or unknown.
+    `quality`: same, lost (perplexity higher by two standard errors), later (lost on longer texts, where nothing acted
+    in this run), changed (another text; no loss shown), or unknown.
     """
 
     verdict: Word
@@ -52,9 +59,10 @@ def judge(
     kept = _quality(found, lossless, sampled)
     # A drafter's own bytes are what its speed costs; they alone do not turn a gain in speed into a trade.
     gains = speed == "faster" or memory == "less"
+    # What did not act in this run could not gain anything either: a loss elsewhere alone does not make the run worse.
     costs = speed == "slower" or kept in ("lost", "changed") or (memory == "more" and speed != "faster")
     word: Word
-    if gains and costs:
+    if gains and (costs or kept == "later"):
         word = "trade"
     elif speed == "undecided" or (kept == "unknown" and gains):
         word = "undecided"
@@ -73,13 +81,23 @@ def _quality(found: Mapping[str, Any], lossless: bool, sampled: bool) -> str:
     same = found.get("identical") is True
     if lossless:
         return "same" if same or sampled else "changed"
-    ratio, error = found.get("perplexity_ratio"), found.get("perplexity_ratio_error")
-    measured = isinstance(ratio, int | float) and isinstance(error, int | float)
-    if isinstance(ratio, int | float) and isinstance(error, int | float) and Estimate(ratio, error).above(1.0):
-        return "lost"
+    ratio = _ratio(found)
+    if ratio is not None and ratio.above(1.0):
+        kl = found.get("kl_mean")
+        return "later" if same and isinstance(kl, int | float) and kl < UNTOUCHED else "lost"
     if not same and not sampled:
         return "changed"
-    return "same" if measured else "unknown"
+    if ratio is None:
+        return "unknown"
+    return "same" if same or ratio.below(1 + NO_LOSS) else "unknown"
+
+
+def _ratio(found: Mapping[str, Any]) -> Estimate | None:
+    """The ratio of perplexities; None where it was not measured, or without its error."""
+    ratio, error, freedom = (found.get(name) for name in RATIO)
+    if not isinstance(ratio, int | float) or not isinstance(error, int | float):
+        return None
+    return Estimate(ratio, error, freedom if isinstance(freedom, int) and freedom > 0 else math.inf)
 
 
 def total_bytes(events: Sequence[Event]) -> int:

@@ -36,8 +36,6 @@ class Started(Event):
     """Which paths through the engine the run takes (`experiment.engine_paths`)."""
     auxiliary_bytes: int = 0
     """Of `weight_bytes`, those of drafters and trained parts beside the model."""
-    least_seconds: float = 0.0
-    """Of earlier versions, which counted copies that no pass reads: read from old traces, shown nowhere."""
     copies_bytes: int = 0
     """Of `weight_bytes`, the model's weights in their second forms."""
     rates: dict[str, Any] = field(default_factory=dict)

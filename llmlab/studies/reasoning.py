@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llmlab.lab.study import Cell, Chart, Claim, Findings, Study, Subject
-from llmlab.measure.statistics import ALIKE, Estimate, all_above, all_below, mean, paired
+from llmlab.measure.statistics import ALIKE, Estimate, all_above, all_below, paired
 from llmlab.runtime.configurable import knob
 from llmlab.studies.support.cascades import models as cascade_models
 from llmlab.studies.support.cascades import problems
@@ -144,7 +144,8 @@ def claims(got: dict[tuple[str, str], list[Any]]) -> list[Claim]:
         [paired(g, torch.zeros_like(g)) for g in found]
         for found in (each("cot", "direct"), programs, each("pot", "cot", slips=True))
     )
-    average = mean(torch.stack(programs).mean(0))
+    over_models = torch.stack(programs).mean(0)
+    average = paired(over_models, torch.zeros_like(over_models))
     return [
         Claim(
             "arXiv 2201.11903, section 3.2",

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from llmlab.lab.records import record
-from llmlab.measure.pairs import LEAST, Pairs
+from llmlab.measure.pairs import LANES, LEAST, Pairs
 from llmlab.measure.quality import first_difference
 from llmlab.measure.roofline import Roofline
 from llmlab.measure.trace import lanes, memory_parts, run_roofline
@@ -26,7 +26,6 @@ POSITIONS = 6
 """Draft positions whose acceptance is given one by one."""
 MADE_UP = 0.98
 """Of the model's layers from which on layers not waited for count as made up for later."""
-LANES = ("baseline", "stack")
 
 
 def plain_text(text: str) -> str:

@@ -320,7 +320,7 @@ def sampling(
 
 @torch.inference_mode()
 def logits(model: Any, tokens: Tokens, pieces: Iterable[int], best: int = 0) -> Tensor:
-    """(n, V) logits of our model for `tokens`, read in pieces of these sizes; `best`: see `Tables.logits`."""
+    """(n, V) logits of our model for `tokens`, read in pieces of these sizes; `best`: see `EmbeddingAndHead.logits`."""
     memory, out, at = model.memory(), [], 0
     for n in pieces:
         part = torch.tensor(tokens[at : at + n])

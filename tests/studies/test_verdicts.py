@@ -529,6 +529,11 @@ def test_chains_and_programs(n: int, direct: float, chain: float, program: float
     assert [c.verdict for c in reasoning.claims(got)] == told
 
 
+def test_few_problems_that_nobody_solves_tell_nothing_of_an_average() -> None:
+    got = {(name, style): replies(4, 0.0) for name in ("a", "b") for style in ("direct", "cot", "pot")}
+    assert reasoning.claims(got)[1].verdict == UNDECIDED
+
+
 # Caches -------------------------------------------------------------------------------------------------------------
 
 
