@@ -101,9 +101,8 @@ def _ratio(found: Mapping[str, Any]) -> Estimate | None:
 
 
 def total_bytes(events: Sequence[Event]) -> int:
-    """Bytes of a run's weights and of its keys and values at their most."""
-    found = ledger(events)
-    return int(found["weight_bytes"] + found["kv_bytes_peak"])
+    """Bytes that a run held at its most: the total that page and account show."""
+    return int(ledger(events)["memory_bytes_peak"])
 
 
 def pairs_of(events: Sequence[Event]) -> Pairs | None:
