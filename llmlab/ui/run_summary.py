@@ -194,6 +194,15 @@ def _rows(f: Facts) -> dict[str, Any]:
     }
 
 
+def _parts_at_their_largest(f: Facts) -> str:
+    """Memory by part. Keys and values are most at a run's end and activations mostly in its prefill: then the parts add
+    up to more than was ever held at once, and the sentence says so."""
+    parts = memory_parts(f.m)
+    text = parts_text(parts, f.lang)
+    at_once = sum(parts.values()) <= f.m["memory_bytes_peak"]
+    return text if at_once else word("s_memory_apart", f.lang, parts=text.replace(" + ", ", "))
+
+
 def _against_the_roofline(f: Facts) -> dict[str, Any]:
     assert f.roofline is not None
     rates = f.roofline.rates
@@ -287,10 +296,7 @@ BODY = (
     Rule(
         "s_memory",
         lambda f: f.m["activation_bytes_peak"],
-        lambda f: {
-            "total": size_text(f.m["memory_bytes_peak"]),
-            "parts": parts_text(memory_parts(f.m), f.lang),
-        },
+        lambda f: {"total": size_text(f.m["memory_bytes_peak"]), "parts": _parts_at_their_largest(f)},
     ),
     Rule("s_simulated", lambda f: f.stack.simulated(), lambda f: {"names": _names(f.stack.simulated())}),
 )

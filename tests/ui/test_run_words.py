@@ -78,10 +78,19 @@ def test_a_trace_that_did_not_count_says_so() -> None:
 
 
 def test_memory_is_told_part_by_part() -> None:
-    text = told(10.0, 10)
-    assert "Memory at most 107 MB: weights 32 MB + copies 60 MB + drafters and parts 5.0 MB + KV cache 2.0 MB" in text
-    assert "+ activations 9.0 MB" in text
-    assert "内存最多 107 MB" in told(10.0, 10, lang="zh-CN")
+    seen = events(10.0, 10)
+    seen[1] = replace(seen[1], activation_bytes=1_000_000)
+    text = run_summary(seen, "en")
+    assert "Memory at most 103 MB: weights 32 MB + copies 60 MB + drafters and parts 5.0 MB + KV cache 2.0 MB" in text
+    assert "+ activations 4.0 MB." in text
+    assert "内存最多 103 MB" in run_summary(seen, "zh-CN")
+
+
+def test_parts_that_were_never_held_at_once_are_not_added_up() -> None:
+    """A prompt takes the most activations, a text's end the most keys and values: here 107 MB at once, 108 in all."""
+    assert "Memory at most 107 MB: weights 32 MB, copies 60 MB" in told(10.0, 10)
+    assert "KV cache 2.0 MB, activations 9.0 MB, each at its largest and not all at once." in told(10.0, 10)
+    assert "各自的最大值，并非同时达到" in told(10.0, 10, lang="zh-CN")
 
 
 def test_a_change_of_weights_shows() -> None:
