@@ -43,7 +43,7 @@ class Facts:
     """What the rules look at: one lane of a trace and, for the techniques' lane, its baseline."""
 
     def __init__(self, events: Sequence[Event], baseline: Sequence[Event] | None, lang: str) -> None:
-        self.events, self.lang = events, lang
+        self.events, self.baseline, self.lang = events, baseline, lang
         self.record = record(events)
         self.m: dict[str, Any] = self.record["metrics"]
         self.started = next(e for e in events if isinstance(e, Started))
@@ -86,7 +86,17 @@ class Facts:
     @cached_property
     def difference(self) -> int | None:
         """The first token that differs from the baseline's, counted from 0."""
-        return first_difference(self.base["token_ids"], self.record["token_ids"]) if self.base else None
+        if not self.base:
+            return None
+        theirs, mine = self.base["token_ids"], self.record["token_ids"]
+        at = first_difference(theirs, mine)
+        return None if self.cut_short and at == min(len(theirs), len(mine)) else at
+
+    @cached_property
+    def cut_short(self) -> bool:
+        """Whether it or its baseline broke off: then a text is a beginning, and shorter is no difference."""
+        both = (*self.events, *(self.baseline or ()))
+        return any(isinstance(e, Failed) or (isinstance(e, Finished) and e.reason == "stopped") for e in both)
 
     @cached_property
     def temperature(self) -> float:
@@ -166,6 +176,10 @@ def _speeds(f: Facts) -> dict[str, Any]:
     }
 
 
+def _silent(f: Facts) -> dict[str, Any]:
+    return {"names": _names(f.stack.techniques) or word("plain", f.lang).capitalize()}
+
+
 def _verdict(v: Verdict | None, lang: str) -> dict[str, Any]:
     """The verdict and what was weighed, in words."""
     assert v is not None
@@ -222,8 +236,9 @@ def _by_position(f: Facts) -> list[str]:
 
 
 HEAD = (
-    Rule("s_stack", lambda f: len(f.stack), _speeds),
-    Rule("s_plain", lambda f: not len(f.stack), _speeds),
+    Rule("s_nothing", lambda f: not f.m["new_tokens"], _silent),
+    Rule("s_stack", lambda f: f.m["new_tokens"] and len(f.stack), _speeds),
+    Rule("s_plain", lambda f: f.m["new_tokens"] and not len(f.stack), _speeds),
     Rule(
         "s_from",
         lambda f: True,
@@ -305,7 +320,8 @@ COMPARISON = (
     Rule("s_faster", lambda f: not f.turns, lambda f: {"ratio": f"{f.speed_ratio:.2f}"}),
     Rule("s_pairs", lambda f: f.turns, lambda f: _paired(f.pairs)),
     Rule("s_no_difference", lambda f: f.turns and f.verdict and f.verdict.speed == "none", lambda f: {"n": f.turns}),
-    Rule("s_same", lambda f: f.difference is None),
+    Rule("s_same", lambda f: f.difference is None and not f.cut_short),
+    Rule("s_same_so_far", lambda f: f.difference is None and f.cut_short),
     Rule("s_differs", lambda f: f.difference is not None, lambda f: {"at": f.difference}),
     Rule("s_margin", lambda f: f.margin is not None, lambda f: {"margin": f"{f.margin:.3f}"}),
     Rule("s_sampled", lambda f: f.difference is not None and f.temperature, lambda f: {"t": f.temperature}),
