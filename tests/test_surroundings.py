@@ -131,6 +131,23 @@ def test_a_place_is_looked_at_before_the_run(
     assert "cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--json", ""], "The name given to --json is empty."),
+        (["--trace", ""], "The name given to --trace is empty."),
+        (["--trace", "-"], "Only --json goes to standard output; --trace needs a file."),
+    ],
+)
+def test_what_names_no_file_is_refused_before_the_run(
+    given: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "--model", "nobody/knows", "--prompt", "a", *given]) == 2
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_results_never_go_to_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     same = ["--json", str(tmp_path / "a"), "--trace", str(tmp_path / "." / "a")]
     assert main(["run", "--model", "nobody/knows", "--prompt", "a", *same]) == 2

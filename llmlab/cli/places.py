@@ -20,11 +20,16 @@ ROOM = 1 << 18
 
 def require_places(a: argparse.Namespace) -> None:
     """Raises Refused for a place among the command's `places` to which its result could not be written."""
-    given = {f"--{option}": getattr(a, option) for option in getattr(a, "places", ()) if getattr(a, option)}
+    places = {f"--{option}": getattr(a, option) for option in getattr(a, "places", ())}
+    given = {option: where for option, where in places.items() if where is not None}
     for option, where in given.items():
         if where == "-":
+            if option != "--json":
+                raise Refused(f"Only --json goes to standard output; {option}", "needs a file", "Name one")
             if standard_output_is_closed():
                 raise Refused("Standard output", "is closed, so the result has nowhere to go", f"Give {option} a file")
+        elif not where:
+            raise Refused(f"The name given to {option}", "is empty", "Name a file")
         else:
             require_writable(where)
     files = [os.path.realpath(where) for where in given.values() if where != "-"]

@@ -56,7 +56,19 @@ def _control(k: Knob, at: dict[str, Any], names: Mapping[str, Any] | None = None
         return gr.Number(k.default, precision=0 if k.kind == "int" else None, **at)
     steps = (1,) if k.kind == "int" else (0.05, 0.01) if high <= 2 else (0.1, 0.01)
     step = next((s for s in steps if abs(k.default / s - round(k.default / s)) < 1e-6), 0.001)
-    return gr.Slider(low, high, k.default, step=step, **at)
+    return UsualSlider(low, high, k.default, step=step, **at)
+
+
+class UsualSlider(gr.Slider):
+    """A slider over the usual part of a knob's range, which a link or a recording may go past.
+
+    Gradio's own raises where a value does, in every handler that takes it; a setting's true bounds are checked with it.
+    """
+
+    is_template = True
+
+    def preprocess(self, payload: float) -> float:
+        return payload
 
 
 def model_controls(_: Translate, default: str, prefix: str = "") -> tuple[gr.Dropdown, gr.Dropdown]:

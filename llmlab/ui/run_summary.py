@@ -42,7 +42,7 @@ class Facts:
     """What the rules look at: one lane of a trace and, for the techniques' lane, its baseline."""
 
     def __init__(self, events: Sequence[Event], baseline: Sequence[Event] | None, lang: str) -> None:
-        self.events, self.lang = events, lang
+        self.events, self.baseline, self.lang = events, baseline, lang
         self.record = record(events)
         self.m: dict[str, Any] = self.record["metrics"]
         self.started = next(e for e in events if isinstance(e, Started))
@@ -85,7 +85,17 @@ class Facts:
     @cached_property
     def difference(self) -> int | None:
         """The first token that differs from the baseline's, counted from 0."""
-        return first_difference(self.base["token_ids"], self.record["token_ids"]) if self.base else None
+        if not self.base:
+            return None
+        theirs, mine = self.base["token_ids"], self.record["token_ids"]
+        at = first_difference(theirs, mine)
+        return None if self.cut_short and at == min(len(theirs), len(mine)) else at
+
+    @cached_property
+    def cut_short(self) -> bool:
+        """Whether it or its baseline broke off: then a text is a beginning, and shorter is no difference."""
+        both = (*self.events, *(self.baseline or ()))
+        return any(isinstance(e, Failed) or (isinstance(e, Finished) and e.reason == "stopped") for e in both)
 
     @cached_property
     def temperature(self) -> float:
@@ -165,6 +175,10 @@ def _speeds(f: Facts) -> dict[str, Any]:
     }
 
 
+def _silent(f: Facts) -> dict[str, Any]:
+    return {"names": _names(f.stack.techniques) or word("plain", f.lang).capitalize()}
+
+
 def _verdict(v: Verdict | None, lang: str) -> dict[str, Any]:
     """The verdict and what was weighed, in words."""
     assert v is not None
@@ -193,6 +207,15 @@ def _rows(f: Facts) -> dict[str, Any]:
     }
 
 
+def _parts_at_their_largest(f: Facts) -> str:
+    """Memory by part. Keys and values are most at a run's end and activations mostly in its prefill: then the parts add
+    up to more than was ever held at once, and the sentence says so."""
+    parts = memory_parts(f.m)
+    text = parts_text(parts, f.lang)
+    at_once = sum(parts.values()) <= f.m["memory_bytes_peak"]
+    return text if at_once else word("s_memory_apart", f.lang, parts=text.replace(" + ", ", "))
+
+
 def _against_the_roofline(f: Facts) -> dict[str, Any]:
     assert f.roofline is not None
     rates = f.roofline.rates
@@ -212,8 +235,9 @@ def _by_position(f: Facts) -> list[str]:
 
 
 HEAD = (
-    Rule("s_stack", lambda f: len(f.stack), _speeds),
-    Rule("s_plain", lambda f: not len(f.stack), _speeds),
+    Rule("s_nothing", lambda f: not f.m["new_tokens"], _silent),
+    Rule("s_stack", lambda f: f.m["new_tokens"] and len(f.stack), _speeds),
+    Rule("s_plain", lambda f: f.m["new_tokens"] and not len(f.stack), _speeds),
     Rule(
         "s_from",
         lambda f: True,
@@ -286,10 +310,7 @@ BODY = (
     Rule(
         "s_memory",
         lambda f: f.m["activation_bytes_peak"],
-        lambda f: {
-            "total": size_text(f.m["memory_bytes_peak"]),
-            "parts": parts_text(memory_parts(f.m), f.lang),
-        },
+        lambda f: {"total": size_text(f.m["memory_bytes_peak"]), "parts": _parts_at_their_largest(f)},
     ),
     Rule("s_simulated", lambda f: f.stack.simulated(), lambda f: {"names": _names(f.stack.simulated())}),
 )
@@ -298,7 +319,8 @@ COMPARISON = (
     Rule("s_faster", lambda f: not f.turns, lambda f: {"ratio": f"{f.speed_ratio:.2f}"}),
     Rule("s_pairs", lambda f: f.turns, lambda f: _paired(f.pairs)),
     Rule("s_no_difference", lambda f: f.turns and f.verdict and f.verdict.speed == "none", lambda f: {"n": f.turns}),
-    Rule("s_same", lambda f: f.difference is None),
+    Rule("s_same", lambda f: f.difference is None and not f.cut_short),
+    Rule("s_same_so_far", lambda f: f.difference is None and f.cut_short),
     Rule("s_differs", lambda f: f.difference is not None, lambda f: {"at": f.difference}),
     Rule("s_margin", lambda f: f.margin is not None, lambda f: {"margin": f"{f.margin:.3f}"}),
     Rule("s_sampled", lambda f: f.difference is not None and f.temperature, lambda f: {"t": f.temperature}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,24 @@ def test_layers_waited_for_and_computed_are_drawn_apart(visit: Any, site: Site, 
     told = page.get_attribute("[data-chart=layers] canvas", "aria-label")
     assert "on average 4 of 4 layers waited for, 6 layer-rows computed per token" in told
     note = page.text_content("[data-chart=layers] header span")
-    assert "waited for" in note
+    assert "waited" in note
     assert "computed" in note
+    for chart in ("layers", "drafts"):
+        wide = page.eval_on_selector(f"[data-chart={chart}] header span", "e => e.scrollWidth - e.clientWidth")
+        assert wide <= 0, f"the legend of {chart} is cut off by {wide} px"
+
+
+def test_what_was_not_counted_has_no_line_in_the_legend(visit: Any, site: Site, tmp_path: Path) -> None:
+    page = visit(site.link())
+    path = tmp_path / "run.jsonl"
+    less = [replace(e, layers_run=3.0) if isinstance(e, Committed) else e for e in drafted_twice(False)]
+    path.write_text(trace.dumps(less), encoding="utf-8")
+    open_trace(page, path)
+    settled(page)
+    page.wait_for_selector("[data-chart=layers]", state="visible")
+    note = page.text_content("[data-chart=layers] header span")
+    assert "waited" in note
+    assert "computed" not in note
 
 
 def test_every_part_of_memory_has_its_name_and_size(visit: Any, site: Site, tmp_path: Path) -> None:

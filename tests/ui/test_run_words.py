@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from llmlab.ui.i18n import catalogue
 from llmlab.ui.live.panel import HERE
 from llmlab.ui.playground.account import PASSES, passes_table
 from llmlab.ui.run_summary import run_summary
+from tests.test_verdict import lane
 
 LABELS = json.loads((Path(HERE) / "labels.json").read_text(encoding="utf-8"))
 PARTS = ("weights", "copies", "parts", "kv", "activations")
@@ -78,10 +80,49 @@ def test_a_trace_that_did_not_count_says_so() -> None:
 
 
 def test_memory_is_told_part_by_part() -> None:
-    text = told(10.0, 10)
-    assert "Memory at most 107 MB: weights 32 MB + copies 60 MB + drafters and parts 5.0 MB + KV cache 2.0 MB" in text
-    assert "+ activations 9.0 MB" in text
-    assert "内存最多 107 MB" in told(10.0, 10, lang="zh-CN")
+    seen = events(10.0, 10)
+    seen[1] = replace(seen[1], activation_bytes=1_000_000)
+    text = run_summary(seen, "en")
+    assert "Memory at most 103 MB: weights 32 MB + copies 60 MB + drafters and parts 5.0 MB + KV cache 2.0 MB" in text
+    assert "+ activations 4.0 MB." in text
+    assert "内存最多 103 MB" in run_summary(seen, "zh-CN")
+
+
+def test_parts_that_were_never_held_at_once_are_not_added_up() -> None:
+    """A prompt takes the most activations, a text's end the most keys and values: here 107 MB at once, 108 in all."""
+    assert "Memory at most 107 MB: weights 32 MB, copies 60 MB" in told(10.0, 10)
+    assert "KV cache 2.0 MB, activations 9.0 MB, each at its largest and not all at once." in told(10.0, 10)
+    assert "各自的最大值，并非同时达到" in told(10.0, 10, lang="zh-CN")
+
+
+def stopped(baseline: str, stack: str, tokens: Sequence[int]) -> list[Event]:
+    """A comparison whose runs ended so; the baseline wrote eight tokens, the techniques these."""
+    runs = [*lane("baseline", 0.2, 8), *lane("stack", 0.1, len(tokens))]
+    runs = [
+        replace(e, stack=[{"id": "prompt-lookup", "knobs": {}}]) if isinstance(e, Started) and e.lane == "stack" else e
+        for e in runs
+    ]
+    wanted = iter([*range(8), *tokens])
+    runs = [replace(e, tokens=[next(wanted)]) if isinstance(e, Committed) else e for e in runs]
+    reasons = iter([baseline, stack])
+    return [replace(e, reason=next(reasons)) if isinstance(e, Finished) else e for e in runs]
+
+
+def test_a_text_that_was_stopped_is_no_other_text() -> None:
+    """Shorter because someone pressed Stop is no difference; another token before that is one."""
+    text = run_summary(stopped("limit", "stopped", [0, 1, 2]), "en")
+    assert "As far as both went, the output is the baseline's, token for token." in text
+    assert "differs" not in text
+    assert "**differs from the baseline's** from token 1" in run_summary(stopped("limit", "stopped", [0, 7, 2]), "en")
+    assert "**differs from the baseline's** from token 3" in run_summary(stopped("limit", "end", [0, 1, 2]), "en")
+
+
+def test_a_run_that_wrote_nothing_has_no_speed() -> None:
+    seen = [e for e in events(10.0, 10) if not isinstance(e, Committed)]
+    text = run_summary(seen, "en")
+    assert "**Plain decoding** generated no token." in text
+    assert "time to first token" not in text
+    assert "**普通解码**没有生成词元。" in run_summary(seen, "zh-CN")
 
 
 def test_a_change_of_weights_shows() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmlab.measure.pairs import Pairs
-from llmlab.runtime.events import Compared, Event
+from llmlab.runtime.events import Compared, Event, Finished
 from llmlab.ui.live.panel import HERE, LivePanel, message
 from tests.test_verdict import EQUAL, FASTER, lane
 from tests.ui.test_fold import modules
@@ -38,6 +38,13 @@ def shown(modules: Any, events: list[Event], state: str, note: str = "", lang: s
     value = LivePanel().postprocess(message("r", 0, events, state, note, reset=True, compare=True))
     found: dict[str, Any] = modules.evaluate(SHOWN, [value, labels, lang])
     return found
+
+
+def test_a_text_that_was_stopped_is_no_other_text(modules: Any) -> None:
+    cut = [*lane("baseline", 0.2, 8), *lane("stack", 0.1, 3)[:-1], Finished(2.0, "stopped")]
+    assert shown(modules, cut, "done", "stopped")["same"] == ["figure", "so far"]
+    ended = [*lane("baseline", 0.2, 8), *lane("stack", 0.1, 3)]
+    assert shown(modules, ended, "done")["same"] == ["figure bad", "differs after 3 tokens"]
 
 
 def compared(pairs: Pairs | None, verdict: str) -> list[Event]:

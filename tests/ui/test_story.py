@@ -42,6 +42,13 @@ def test_a_replay_restores_badge_and_cards(visit: Any, site: Site) -> None:
     story(page, by_id["three"])
 
 
+def test_a_link_may_go_past_a_slider(visit: Any, site: Site) -> None:
+    """Sliders cover what is usual: 512 tokens of 32 768."""
+    page = visit(site.link(p="hello hello", n=600))
+    page.wait_for_function("window.llmlabReady")
+    page.wait_for_function("document.querySelector('#prompt-count').innerText.includes('tokens')")
+
+
 def test_an_old_account_is_named_while_another_run_is_on(visit: Any, site: Site, passes: Gate) -> None:
     page = visit(site.link(p="hello hello", n=16))
     settled(page)

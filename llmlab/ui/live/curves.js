@@ -46,11 +46,13 @@ export function layers(chart, list) {
   const frame = axes(chart, { x, y, unitX: say("x_pass"), unitY: say("y_layers"), whole: true });
   for (const s of list) {
     line(frame, s.passes.map((p) => [p.number, p.layers]), s, true);
-    const counted = s.passes.filter((p) => p.computed);
+    const points = s.passes.filter((p) => p.computed);
     const colour = s.dashed ? s.colour : colours.correction;
-    line(frame, counted.map((p) => [p.number, p.computed]), { colour, dotted: true }, true);
+    line(frame, points.map((p) => [p.number, p.computed]), { colour, dotted: true }, true);
   }
-  chart.note = `━ ${say("waited_short")}  ┅ ${say("computed_short")}`;
+  // Traces of earlier versions did not count what was computed.
+  const counted = list.some((s) => s.passes.some((p) => p.computed));
+  chart.note = `━ ${say("waited_short")}` + (counted ? ` ┅ ${say("computed_short")}` : "");
   const rows = (n) => (n ? short(n) : say("layers_uncounted"));
   const words = (p) => say("probe_layers", { a: short(p.layers), b: p.lane.layers, c: rows(p.computed) });
   chart.probe = (pixel) => at(list, frame.back(pixel), words);

@@ -226,7 +226,8 @@ export class State {
       if (this.compared < n) this.differs = this.compared;
     }
     if (this.differs !== null) return { same: false, at: this.differs, final: true };
-    const finished = a.reason && b.reason;
+    // Where one of them was stopped, its text is a beginning: shorter is no difference.
+    const finished = [a, b].every((lane) => lane.reason && lane.reason !== "stopped");
     if (finished && a.ids.length !== b.ids.length) return { same: false, at: n, final: true };
     return { same: true, final: Boolean(finished) };
   }
