@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -260,3 +261,16 @@ def test_the_main_knob_is_in_view_wherever_its_switch_is(visit: Any, site: Site)
     page.locator("[data-search]").first.fill("wanda")
     for name in knobs:
         assert page.is_visible(name)
+
+
+def test_the_estimate_knows_of_a_window(visit: Any, site: Site) -> None:
+    """Keys and values of 1 500 tokens, or of the 128 rows that stay and those that gather before an eviction."""
+    shown = []
+    for more in ("", "&t=streaming-llm"):
+        page = visit(f"{site.url}?m=smollm2-135m&p=hi&n=1500{more}")
+        page.wait_for_selector("#fit .hint:has-text('KV cache')")
+        settled(page)
+        found = re.search(r"KV cache ([\d.]+) MB", page.inner_text("#fit"))
+        assert found
+        shown.append(float(found[1]))
+    assert shown[1] < 0.2 * shown[0]

@@ -125,7 +125,7 @@ class Playground:
         values = self.form.values(sent)
         entry = None if self.form.own_model(values) else catalog.MODELS.get(values["model"])
         abilities = self.engine.lab.model_cache.capabilities(values["model"]) if entry else None
-        rows = int(values["max_new_tokens"] or 0) + PROMPT_ROWS
+        rows = self._stack(values).most_rows(int(values["max_new_tokens"] or 0) + PROMPT_ROWS)
         updates, badge = self.techniques.refresh(values, abilities)
         copies = values.get("copies", "auto") == "auto"
         fits = fit_html(entry, values["weights"], rows, copies) if entry else ""
@@ -134,12 +134,16 @@ class Playground:
     def count(self, *sent: Any) -> str:
         """The prompt's tokens beside the model's context, which some techniques go beyond."""
         values = self.form.values(sent)
-        try:
-            stack = self.techniques.stack(values)
-        except Refused:  # told at the badge
-            stack = Stack()
+        stack = self._stack(values)
         chat, new = to_setting(Settings.knob_named("chat"), values["chat"]), int(values["max_new_tokens"] or 0)
         return length_html(self.form.own_model(values) or values["model"], values["prompt"] or "", chat, new, stack)
+
+    def _stack(self, values: Mapping[str, Any]) -> Stack:
+        """The stack that the controls show; none of it where it cannot be, which is told at the badge."""
+        try:
+            return self.techniques.stack(values)
+        except Refused:
+            return Stack()
 
     # Opening a run ------------------------------------------------------------------------------------------------
 
