@@ -127,7 +127,7 @@ def test_a_wrapped_model_says_about_what_it_holds(models: dict[str, Wrapped], fa
     session = Session(model)
     session.begin(tiny.text(100))
     piece = session.prefill_piece()
-    assert 0.4 < against(model, session, lambda: forward_pieces(model, [piece], None)) < 2.5, "its shapes tell so much"
+    assert 0.5 < against(model, session, lambda: forward_pieces(model, [piece], None)) < 2
 
 
 @pytest.mark.parametrize("id", registry())

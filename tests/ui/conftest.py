@@ -95,10 +95,7 @@ def visit(browser: Any, site: Site) -> Iterator[Any]:
         contexts.append(context)
         context.set_default_timeout(PATIENCE * 1000)
         page = context.new_page()
-        # Gradio's client says so of its own requests when a page is left in their midst, as on a switch of language.
-        left = ("AbortError", "Connection errored out")
-        heard = lambda m: m.type == "error" and not any(x in m.text for x in left)  # noqa: E731
-        page.on("console", lambda m: heard(m) and troubles.append(f"console: {m.text}"))
+        page.on("console", lambda m: m.type == "error" and troubles.append(f"console: {m.text}"))
         page.on("pageerror", lambda e: troubles.append(f"page error: {e}"))
         home = urlsplit(site.url).netloc
         page.on(

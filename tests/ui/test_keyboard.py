@@ -152,7 +152,10 @@ def test_recorded_runs_folds_studies_and_copy_by_keys(visit: Any, site: Site) ->
 def test_the_language_is_switched_with_what_the_controls_show(visit: Any, site: Site) -> None:
     page = visit(site.link(p="first"))
     settled(page)
+    counted = page.inner_text("#prompt-count")
     page.fill("#prompt textarea", "second words")
+    # Gradio's client complains of a request that the switch cuts off, so the count of these words must have come.
+    page.wait_for_function("counted => document.querySelector('#prompt-count').innerText !== counted", arg=counted)
     page.locator("h1").click()
     tab_to(page, "#language")
     page.keyboard.press("Enter")
