@@ -14,8 +14,8 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -49,27 +49,6 @@ class Word:
     seconds: float
 
 
-@contextmanager
-def counted(model: Any) -> Iterator[list[int]]:
-    """Adds up, in the list's one place, the rows that go through each layer of a model. Where only keys and values are
-    made of a state, no layer is gone through."""
-    run, rows = model.run_layers, [0]
-
-    def counting(
-        h: Tensor, batch: Any, start: int = 0, stop: int | None = None, taps: Any = None, kv_only: bool = False
-    ) -> Tensor:
-        if not kv_only:
-            rows[0] += len(h) * ((len(model.layers) if stop is None else stop) - start)
-        out: Tensor = run(h, batch, start, stop, taps, kv_only)
-        return out
-
-    model.run_layers = counting
-    try:
-        yield rows
-    finally:
-        del model.run_layers
-
-
 def passes(
     model: Any, stack: Stack, tools: Tools, prompt: list[int], text: list[int] | None, most: int, stops: Collection[int]
 ) -> list[Word]:
@@ -82,12 +61,11 @@ def passes(
             undo.enter_context(patch.installed(session))
         for _ in session.prefill(prompt):
             pass
-        rows = undo.enter_context(counted(model))
         for i in range(most if text is None else len(text)):
-            start, before = time.perf_counter(), rows[0]
+            start, before = time.perf_counter(), model.work.layer_rows
             result = session.forward()
             (choice,) = argmax(result.logits)
-            out.append(Word(choice, result.layers_run, rows[0] - before, time.perf_counter() - start))
+            out.append(Word(choice, result.layers_run, model.work.layer_rows - before, time.perf_counter() - start))
             token = choice if text is None else text[i]
             session.commit((), token)
             if text is None and token in stops:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmlab.measure import trace
-from llmlab.runtime.events import Committed, Compared, Event, Failed, Started
+from llmlab.runtime.events import Committed, Event, Failed, Started
 from llmlab.runtime.generate import committed_tokens
 
 
@@ -28,7 +28,7 @@ def record(events: Sequence[Event], tokenizer: Any = None) -> dict[str, Any]:
         "metrics": trace.ledger(events),
         "quality": trace.quality(events),
     }
-    compared = next((e for e in reversed(events) if isinstance(e, Compared)), None)
+    compared = trace.comparison(events)
     if compared is not None:
         value |= {"pairs": compared.pairs, "verdict": compared.verdict}
     failed = [e.message for e in events if isinstance(e, Failed)]

@@ -41,6 +41,12 @@ def surprise(logp: Tensor, tokens: Sequence[int]) -> Tensor:
     return -logp.gather(1, torch.tensor(list(tokens))[:, None])[:, 0]
 
 
+def margins(p: Tensor) -> Tensor:
+    """(n,): how far apart in nats the two best tokens are under log-probabilities p (n, V)."""
+    best = p.topk(2).values
+    return best[:, 0] - best[:, 1]
+
+
 def divergence(p: Tensor, q: Tensor) -> Tensor:
     """(n,): KL(p ‖ q) in nats, of the unmodified model's log-probabilities p (n, V) and the stack's q (n, V)."""
     return (p.exp() * (p - q)).nan_to_num(0.0).sum(-1).clamp_min(0)
@@ -80,12 +86,11 @@ class Scores:
     margin: list[Tensor] = field(default_factory=list)
 
     def add(self, p: Tensor, q: Tensor, tokens: Sequence[int]) -> None:
-        best = p.topk(2).values
         self.plain.append(surprise(p, tokens))
         self.changed.append(surprise(q, tokens))
         self.kl.append(divergence(p, q))
         self.same.append((p.argmax(-1) == q.argmax(-1)).float())
-        self.margin.append(best[:, 0] - best[:, 1])
+        self.margin.append(margins(p))
 
     def all(self, name: str) -> Tensor:
         """(n,) of the whole piece."""
@@ -224,10 +229,8 @@ def _plainly(sides: Sides, tokens: Sequence[int], start: int) -> Generator[tuple
     forced, out = Forced(sides.plain, Stack(), tokens, start), []
     for _ in forced.context():
         yield 0, len(tokens) - start
-    while not forced.over:
-        started = perf_counter()
-        out.append(forced.next())
-        forced.adapt(perf_counter() - started)
+    for logp in forced.passes():
+        out.append(logp)
         yield forced.at - start, len(tokens) - start
     return torch.cat(out)
 
@@ -236,8 +239,7 @@ def _margin(
     sides: Sides, prompt: Sequence[int], baseline: Sequence[int], at: int
 ) -> Generator[tuple[int, int], None, float]:
     p = yield from _plainly(sides, [*prompt, *baseline[: at + 1]], len(prompt))
-    best = p[at].topk(2).values
-    return float(best[0] - best[1])
+    return float(margins(p)[at])
 
 
 def _judged_by_its_own_text(
@@ -247,8 +249,7 @@ def _judged_by_its_own_text(
     result["top1_agreement"], _ = choices(p, None, text)
     differs = result["first_difference"]
     if differs is not None and differs < min(len(baseline), len(text)):  # up to there both texts are the same
-        best = p[differs].topk(2).values
-        result["margin"] = float(best[0] - best[1])
+        result["margin"] = float(margins(p)[differs])
     return result
 
 

@@ -103,6 +103,14 @@ class Forced:
     def over(self) -> bool:
         return self.at >= len(self.tokens)
 
+    def passes(self) -> Iterator[Tensor]:
+        """What `next` gives, to the text's end; each pass is as wide as the one before it took."""
+        while not self.over:
+            started = time.perf_counter()
+            logp = self.next()
+            self.adapt(time.perf_counter() - started)
+            yield logp
+
     def _keep(self) -> None:
         if self.session.taps:
             self.kept.append(self.session.states()[:, 0])
@@ -161,9 +169,7 @@ class Unmodified:
             rows = self.states[self.at - 1 : self.at - 1 + NARROW]
             self.at += len(rows)
             return torch.log_softmax(exact_logits(self.model, rows).float(), -1).cpu()
-        started = time.perf_counter()
-        fresh = self.forced.next()
-        self.forced.adapt(time.perf_counter() - started)
+        fresh = next(self.forced.passes())
         if self.forced.over and self.forced.kept and self.remember:
             self.made[self.key] = torch.cat(self.forced.kept)
         return fresh
@@ -177,9 +183,4 @@ def score(model: Any, stack: Stack, tokens: Sequence[int], start: int, tools: To
     forced = Forced(model, stack, tokens, start, tools)
     for _ in forced.context():
         pass
-    out = []
-    while not forced.over:
-        started = time.perf_counter()
-        out.append(forced.next())
-        forced.adapt(time.perf_counter() - started)
-    return torch.cat(out)
+    return torch.cat(list(forced.passes()))

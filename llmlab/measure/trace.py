@@ -226,9 +226,15 @@ def acceptance_by_position(events: Sequence[Event]) -> list[float]:
     return [kept / table[0][1] for _, _, kept in table]
 
 
+def comparison(events: Sequence[Event]) -> Compared | None:
+    """The trace's comparison, the last where it holds several; None where it holds none."""
+    return next((e for e in reversed(events) if isinstance(e, Compared)), None)
+
+
 def quality(events: Sequence[Event]) -> dict[str, Any] | None:
     """What the trace's comparison measured; None where it holds none."""
-    return next((e.quality for e in reversed(events) if isinstance(e, Compared)), None)
+    found = comparison(events)
+    return found.quality if found else None
 
 
 ROUND = (

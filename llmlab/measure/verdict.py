@@ -13,8 +13,8 @@ from typing import Any, Literal
 from llmlab.measure.pairs import LEAST, Pairs, first_pair
 from llmlab.measure.quality import RATIO
 from llmlab.measure.statistics import Estimate
-from llmlab.measure.trace import lanes, ledger, quality
-from llmlab.runtime.events import Compared, Event, Started
+from llmlab.measure.trace import comparison, lanes, ledger, quality
+from llmlab.runtime.events import Event, Started
 
 NOTABLE = 0.02
 """Share of the baseline's bytes that must come or go for memory to count."""
@@ -107,7 +107,7 @@ def total_bytes(events: Sequence[Event]) -> int:
 
 def pairs_of(events: Sequence[Event]) -> Pairs | None:
     """The pairs of a trace; the one that it shows where none were measured apart; None without two lanes."""
-    compared = _compared(events)
+    compared = comparison(events)
     return (Pairs.from_json(compared.pairs) if compared else None) or first_pair(lanes(events))
 
 
@@ -119,7 +119,3 @@ def verdict_of(events: Sequence[Event]) -> Verdict | None:
     started = next(e for e in runs["stack"] if isinstance(e, Started))
     before, after = total_bytes(runs["baseline"]), total_bytes(runs["stack"])
     return judge(pairs_of(events), before, after, found, started.lossless, bool(started.settings.get("temperature")))
-
-
-def _compared(events: Sequence[Event]) -> Compared | None:
-    return next((e for e in reversed(events) if isinstance(e, Compared)), None)

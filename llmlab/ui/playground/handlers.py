@@ -125,16 +125,19 @@ class Playground:
         values = self.form.values(sent)
         entry = None if self.form.own_model(values) else catalog.MODELS.get(values["model"])
         abilities = self.engine.lab.model_cache.capabilities(values["model"]) if entry else None
-        rows = self._stack(values).most_rows(int(values["max_new_tokens"] or 0) + PROMPT_ROWS)
+        stack = self._stack(values)
+        rows = stack.most_rows(int(values["max_new_tokens"] or 0) + PROMPT_ROWS)
         updates, badge = self.techniques.refresh(values, abilities)
         copies = values.get("copies", "auto") == "auto"
         fits = fit_html(entry, values["weights"], rows, copies) if entry else ""
-        return [*updates, badge, fits, self.count(*sent)]
+        return [*updates, badge, fits, self._count(values, stack)]
 
     def count(self, *sent: Any) -> str:
         """The prompt's tokens beside the model's context, which some techniques go beyond."""
         values = self.form.values(sent)
-        stack = self._stack(values)
+        return self._count(values, self._stack(values))
+
+    def _count(self, values: Mapping[str, Any], stack: Stack) -> str:
         chat, new = to_setting(Settings.knob_named("chat"), values["chat"]), int(values["max_new_tokens"] or 0)
         return length_html(self.form.own_model(values) or values["model"], values["prompt"] or "", chat, new, stack)
 
