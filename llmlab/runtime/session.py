@@ -179,13 +179,17 @@ class Session:
             piece = self.prefill_piece()
             self.prefilled(piece, forward_pieces(self.model, [piece], plan)[0])
 
+    def _outgrown(self) -> bool:
+        """Whether the next pass reads the text anew, because its rows were turned for a shorter one."""
+        limit = self.model.rereads_at
+        return limit is not None and not self.speculating and self.memory.whole <= limit < len(self.tokens)
+
     def _reread(self) -> None:
         """Read the text anew where it has outgrown the rotations that its rows were given; see `LengthRule`.
 
         A pass never crosses that line, as drafts are clipped there, so this happens at the same token whatever drafts.
         """
-        limit = self.model.rereads_at
-        if limit is None or self.speculating or self.memory.whole > limit or len(self.tokens) <= limit:
+        if not self._outgrown():
             return
         fresh, states = self.uncached - 1, self._states
         self.memory.clear()
@@ -306,7 +310,12 @@ class Session:
     # Eviction -------------------------------------------------------------------------------------------------------
 
     def max_draft_depth(self) -> int:
-        """How deep a draft may go: never across the line at which rows are evicted, nor past the model's context."""
+        """How deep a draft may go: never across the line at which rows are evicted, nor past the model's context.
+
+        A pass that reads the text anew takes no draft: afterwards the policy may hold more rows than it lets stay.
+        """
+        if self._outgrown():
+            return 0
         free, limit = self._depth_to_eviction(), self.model.rereads_at
         if limit is not None and self.memory.whole <= limit and len(self.tokens) <= limit:
             free = min(free, limit - len(self.tokens))

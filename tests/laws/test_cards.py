@@ -151,7 +151,7 @@ def test_a_study_survives_its_link_and_its_command(study: type[Study]) -> None:
     words = shlex.split(links.study_command(turned, settings))
     name, knobs = parsed(words[words.index("study") + 1])
     assert make_study(name, **knobs) == turned
-    assert words[-4:] == ["--weights", "int4", "--seed", "3"]
+    assert words[-2:] == ["--weights=int4", "--seed=3"]
 
 
 def test_out_of_range_is_refused_by_a_study_too(study: type[Study]) -> None:

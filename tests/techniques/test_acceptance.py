@@ -419,6 +419,6 @@ def test_acceptance_by_depth_adds_up(llama: Decoder, id: str | None) -> None:
 
 def test_the_account_tells_places_and_rule(llama: Decoder) -> None:
     told = run_summary.run_summary(run_by_hand(llama), "en")
-    assert "Accepted by draft position: 1: 75%, 2: 33%, 3: 0%." in told
+    assert "Accepted by draft position, of all drafts: 1: 75%, 2: 25%, 3: 0%." in told
     assert "Typical acceptance decided which drafted tokens to accept" in told
-    assert "各草稿位置的接受率" in run_summary.run_summary(run_by_hand(llama), "zh-CN")
+    assert "各草稿位置被接受的比例" in run_summary.run_summary(run_by_hand(llama), "zh-CN")

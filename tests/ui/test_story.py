@@ -86,7 +86,7 @@ SHIFTS = """() => {
     new PerformanceObserver((list) => {
         for (const e of list.getEntries()) {
             const moved = e.sources.map((s) => s.node?.className ?? '');
-            if (!e.hadRecentInput) window.shifts.push([e.startTime, e.value, moved]);
+            window.shifts.push([e.startTime, e.value, moved]);
         }
     }).observe({ type: 'layout-shift', buffered: true });
 }"""

@@ -48,7 +48,8 @@ class PassCost:
         left = sum(p.nbytes for p in model.parameters() if id(p) in passed)
         text = text_of(model.config)
         E, heads = int(text.hidden_size), int(figure(text, "num_attention_heads") or 1)
-        F = int(figure(text, "intermediate_size") or figure(text, "ffn_dim") or 4 * E)
+        inner = figure(text, "intermediate_size") or figure(text, "ffn_dim") or 4 * E
+        F = int(max(inner) if isinstance(inner, list | tuple) else inner)  # Gemma 3n has one for each layer
         vocab = int(model.get_input_embeddings().weight.shape[0])
         return cls(
             2.0 * (sum(counts.values()) - last),

@@ -90,7 +90,7 @@ export class Charts {
     const some = state.lanes.some((l) => l.prefill || l.passes.length);
     const shown = useful(state);
     hide(this.node, !some);
-    hide(this.lines, !some || !state.pair);
+    hide(this.lines, !some || !(state.pair || state.twice)); // the second run must push nothing down
     this.name(shown, some);
     if (some) this.drawEach(shown);
   }

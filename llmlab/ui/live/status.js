@@ -31,7 +31,9 @@ export class Status {
       this.progress.max = progress[1];
       this.progress.value = Math.min(progress[0], progress[1]);
     }
-    put(this.about, last ? last.about.filter(Boolean).join(" · ") : "");
+    const [model = "", ...rest] = last?.about ?? [];
+    put(this.about, [folderName(model), ...rest].filter(Boolean).join(" · "));
+    this.about.title = model;
     const failed = state.failed || (state.status === "error" ? state.note : "");
     hide(this.alert, !failed);
     put(this.alertTitle, failed ? say("error") : "");
@@ -60,6 +62,9 @@ export class Status {
     return [(status === "recorded" && note ? `${say("recorded")}: ${note}` : say(status)) + judged];
   }
 }
+
+// A model may be a folder or a file, whose path would fill the line.
+const folderName = (model) => model.replace(/^(~|\/|[A-Za-z]:[\\/]).*[\\/](?=.)/, "");
 
 // "waiting:N" or "waiting:N:seconds": how many are before this one, and for how long.
 function waiting(note) {
