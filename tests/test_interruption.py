@@ -89,6 +89,24 @@ def test_while_importing(model: str, number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", STATUS)
+@pytest.mark.parametrize("how", ["in a destructor", "by what is imported"])
+def test_what_a_library_swallows_is_raised_once_more(
+    model: str, number: signal.Signals, how: str, tmp_path: Path
+) -> None:
+    """Python cannot raise in a destructor, and a module may go on whatever fails in it."""
+    (tmp_path / "careless.py").write_text("try:\n    halt()\nexcept BaseException:\n    pass\nhalt()\n")
+    destructor = "class D:\n    def __del__(self): halt()\nD()\nhalt()"
+    careless = f"import builtins; builtins.halt = halt; sys.path.insert(0, {str(tmp_path)!r}); import careless"
+    what = destructor if how == "in a destructor" else careless
+    patch = "import llmlab.lab.model_cache as m\ndef lost(*a, **k):\n"
+    patch += "".join(f"    {line}\n" for line in what.split("\n")) + "m.build_decoder = lost"
+    process = started(["run", "--model", model, *RUN], patch)
+    read_until(process.stderr, "HERE")
+    process.send_signal(number)
+    ended(process, number, "HERE")
+
+
+@pytest.mark.parametrize("number", STATUS)
 @pytest.mark.parametrize("command", ["run", "compare", "study", "sweep", "train", "bench"])
 def test_while_loading(model: str, command: str, number: signal.Signals, tmp_path: Path) -> None:
     rest = {"run": RUN, "compare": RUN, "study": ["sweep"], "train": ["heads"]}.get(command, [])

@@ -14,6 +14,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+AGAIN = 0.2
+"""Seconds after which an interruption that may have been lost is raised once more."""
 
 
 class _State:
@@ -54,17 +56,41 @@ def _arrived(number: int, frame: FrameType | None) -> None:
         os._exit(128 + number)
     _State.received = number
     # A destructor or a callback from C cannot raise: Python would print the interruption as an error it ignores.
-    sys.unraisablehook = _nothing
-    if not _State.holds:
-        raise KeyboardInterrupt
+    sys.unraisablehook = _lost
+    _raise(frame)
 
 
-def _nothing(unraisable: Any) -> None:
-    pass
+def _raise(frame: FrameType | None) -> None:
+    """Raise the interruption, and once more soon where it could be lost: what is imported may catch anything."""
+    if _State.holds:
+        return
+    if _importing(frame):
+        _again()
+    raise KeyboardInterrupt
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _lost(unraisable: Any) -> None:
+    _again()
+
+
+def _again() -> None:
+    if hasattr(signal, "setitimer"):  # Windows has none
+        signal.signal(signal.SIGALRM, lambda _, frame: _raise(frame))
+        signal.setitimer(signal.ITIMER_REAL, AGAIN)
 
 
 def interrupted() -> bool:
-    """Whether a signal has come."""
+    """Whether a signal has come. Whoever asks has not lost it: it is raised no more."""
+    if _State.received and hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 0)
     return _State.received != 0
 
 

@@ -52,6 +52,7 @@ def carried_out(act: Callable[[], None]) -> int:
 
 
 def _ended_early(more: str = "") -> int:
+    interruption.interrupted()  # it has arrived
     clear_line()
     say(interruption.sentence() + more)
     return interruption.status()

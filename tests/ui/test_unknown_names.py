@@ -13,7 +13,7 @@ from llmlab.runtime.events import Started
 from llmlab.ui.controls import setting_control
 from llmlab.ui.exports import KEPT, Exports
 from llmlab.ui.figures.study import chart
-from llmlab.ui.gradio_events import Refusals
+from llmlab.ui.gradio_events import Newest, Refusals
 from llmlab.ui.playground import samples
 from llmlab.ui.run_summary import run_summary
 from tests.ui.conftest import Site
@@ -67,3 +67,18 @@ def test_a_link_to_an_unknown_recording_is_explained(visit: Any, site: Site) -> 
     page = visit(f"{site.url}?run=lokup")
     page.wait_for_selector("#refusal [role=alert]:has-text('No recorded run is called')")
     page.wait_for_selector("#story h3")
+
+
+def test_the_answer_to_an_old_question_is_not_shown() -> None:
+    newest = Newest(most=2)
+    newest.ask("a", 2, "controls", "count")
+    newest.ask("a", 1, "controls", "count")  # asked before, come after
+    assert newest.stands("a", 2, "controls")
+    assert not newest.stands("a", 1, "count")
+    newest.ask("a", 3, "count")
+    assert newest.stands("a", 2, "controls")
+    assert not newest.stands("a", 2, "count")
+    newest.ask("b", 1, "count")
+    assert newest.stands("b", 1, "count")
+    newest.ask("c", 1, "count")
+    assert newest.stands("a", 1, "count"), "only the newest visitors are known"

@@ -20,7 +20,17 @@ from llmlab.runtime.stack import Stack
 from llmlab.ui import links
 from llmlab.ui.exports import Exports
 from llmlab.ui.form import to_setting
-from llmlab.ui.gradio_events import IN_TURN, SMALL, STREAM, Refusals, language_of, owner_of, refusal_html, write_link
+from llmlab.ui.gradio_events import (
+    SMALL,
+    STREAM,
+    Newest,
+    Refusals,
+    language_of,
+    numbered,
+    owner_of,
+    refusal_html,
+    write_link,
+)
 from llmlab.ui.live.panel import message, recorded
 from llmlab.ui.machine import fit_html
 from llmlab.ui.playground import samples
@@ -30,8 +40,8 @@ from llmlab.ui.prompt_length import length_html
 
 PERIOD = 0.11
 """Seconds between messages to the live panel."""
-PAUSE = "(...values) => new Promise((go) => setTimeout(() => go(values), 250))"
-"""Lets a visitor who types finish the word before its tokens are counted."""
+PAUSE = 250
+"""Milliseconds that let a visitor who types finish the word before its tokens are counted."""
 PROMPT_ROWS = 512
 """KV entries that are set aside for the prompt when the page says whether a model fits."""
 
@@ -52,6 +62,7 @@ class Playground:
         self.form = view.controls.form
         self.techniques = view.controls.techniques
         self.refusals = Refusals()
+        self.newest = Newest()
 
     # Wiring -------------------------------------------------------------------------------------------------------
 
@@ -85,15 +96,21 @@ class Playground:
         copied = write_link(view.account.query, view.account.link, "llmlabCopy")
         copy.click(self.share, inputs, view.account.query, **SMALL).then(**copied)
         switches = [c.change for n, c in self.form.fields.items() if n not in ("prompt", "own", "quality_text")]
-        gr.on(switches, self.refresh, inputs, self.watched, trigger_mode="always_last", **IN_TURN)
-        typed = [self.form.fields[n] for n in ("prompt", "own")]
-        at: dict[str, Any] = {"js": PAUSE, "trigger_mode": "always_last", **IN_TURN}
-        gr.on([c.change for c in typed], self.count, inputs, prompt.count, **at)
+        gr.on(switches, trigger_mode="always_last", **self.refreshing)
+        typed = [self.form.fields[n].change for n in ("prompt", "own")]
+        counting: dict[str, Any] = {"js": numbered(PAUSE), "trigger_mode": "always_last", **SMALL}
+        gr.on(typed, self.count, [*inputs, prompt.asked], prompt.count, **counting)
+
+    @property
+    def refreshing(self) -> dict[str, Any]:
+        """How an event shows what follows from the controls."""
+        asked = [*self.form.inputs, self.view.prompt.asked]
+        return {"fn": self.refresh, "inputs": asked, "outputs": self.watched, "js": numbered(), **SMALL}
 
     def then_refresh(self, opened: Any) -> Any:
         """The step after an event that has set the controls. The events of the controls themselves see some of them as
         they were, so the last word must come from one that begins when all are set."""
-        return opened.then(self.refresh, self.form.inputs, self.watched, **IN_TURN)
+        return opened.then(**self.refreshing)
 
     def _wire_run(self, button: gr.Button, name: str, compare: bool) -> None:
         refusal = self.view.prompt.refusal
@@ -120,9 +137,11 @@ class Playground:
         """The new value of every control that has to change to show `settings`, by component."""
         return self.form.show_settings(settings) | self.techniques.show(settings.stack)
 
-    def refresh(self, *sent: Any) -> list[Any]:
+    def refresh(self, request: gr.Request, *sent: Any) -> list[Any]:
         """What follows from a changed control: greyed switches, the badge, whether the model fits, and the prompt."""
-        values = self.form.values(sent)
+        *controls, number = sent
+        owner, values = owner_of(request), self.form.values(controls)
+        self.newest.ask(owner, number, "controls", "count")
         entry = None if self.form.own_model(values) else catalog.MODELS.get(values["model"])
         abilities = self.engine.lab.model_cache.capabilities(values["model"]) if entry else None
         stack = self._stack(values)
@@ -130,14 +149,19 @@ class Playground:
         updates, badge = self.techniques.refresh(values, abilities)
         copies = values.get("copies", "auto") == "auto"
         fits = fit_html(entry, values["weights"], rows, copies) if entry else ""
-        return [*updates, badge, fits, self._count(values, stack)]
+        shown, length = [*updates, badge, fits], self._length(values, stack)
+        stands = [self.newest.stands(owner, number, what) for what in ("controls", "count")]
+        return [*(shown if stands[0] else [gr.skip()] * len(shown)), length if stands[1] else gr.skip()]
 
-    def count(self, *sent: Any) -> str:
+    def count(self, request: gr.Request, *sent: Any) -> Any:
         """The prompt's tokens beside the model's context, which some techniques go beyond."""
-        values = self.form.values(sent)
-        return self._count(values, self._stack(values))
+        *controls, number = sent
+        owner, values = owner_of(request), self.form.values(controls)
+        self.newest.ask(owner, number, "count")
+        length = self._length(values, self._stack(values))
+        return length if self.newest.stands(owner, number, "count") else gr.skip()
 
-    def _count(self, values: Mapping[str, Any], stack: Stack) -> str:
+    def _length(self, values: Mapping[str, Any], stack: Stack) -> str:
         chat, new = to_setting(Settings.knob_named("chat"), values["chat"]), int(values["max_new_tokens"] or 0)
         return length_html(self.form.own_model(values) or values["model"], values["prompt"] or "", chat, new, stack)
 

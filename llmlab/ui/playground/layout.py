@@ -40,6 +40,7 @@ class Prompt:
     compare: gr.Button
     stop: gr.Button
     count: gr.HTML
+    asked: gr.Number
     badge: gr.HTML
     refusal: gr.HTML
     examples: list[tuple[gr.Button, dict[str, Any]]]
@@ -110,6 +111,7 @@ def _draw_controls(_: Translate) -> Controls:
 def _draw_prompt(_: Translate, form: Form) -> Prompt:
     form.add("prompt", setting_control("prompt", _, lines=3, max_lines=8, placeholder=_("prompt_placeholder")))
     count = gr.HTML("", elem_id="prompt-count")
+    asked = gr.Number(0, precision=0, visible="hidden")  # see gradio_events.numbered
     with gr.Row(elem_id="buttons"):
         run = gr.Button(_("run"), variant="primary", elem_id="run", min_width=90)
         compare = gr.Button(_("ab"), elem_id="ab", min_width=90)
@@ -118,7 +120,7 @@ def _draw_prompt(_: Translate, form: Form) -> Prompt:
     refusal = gr.HTML("", elem_id="refusal")
     with gr.Accordion(_("examples"), open=False, elem_id="examples"), gr.Row(elem_classes="chips"):
         chips = _chips(_, "example", examples())
-    return Prompt(run, compare, stop, count, badge, refusal, chips)
+    return Prompt(run, compare, stop, count, asked, badge, refusal, chips)
 
 
 def _draw_recordings(_: Translate) -> tuple[list[tuple[gr.Button, dict[str, Any]]], gr.UploadButton]:
