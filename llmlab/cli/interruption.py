@@ -49,6 +49,8 @@ def watch() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL, _left):
             signal.signal(number, _arrived)
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, _once_more)
 
 
 def _arrived(number: int, frame: FrameType | None) -> None:
@@ -78,13 +80,20 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def _lost(unraisable: Any) -> None:
-    _again()
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):  # raised by us, so in the main thread
+        _again()
 
 
 def _again() -> None:
     if hasattr(signal, "setitimer"):  # Windows has none
-        signal.signal(signal.SIGALRM, lambda _, frame: _raise(frame))
         signal.setitimer(signal.ITIMER_REAL, AGAIN)
+
+
+def _once_more(number: int, frame: FrameType | None) -> None:
+    if isinstance(sys.exc_info()[1], KeyboardInterrupt):
+        _again()  # it was not lost: what has caught it keeps what there is, and may take its time
+    else:
+        _raise(frame)
 
 
 def interrupted() -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmlab.measure.statistics import ratios
+import torch
+
+from llmlab.measure.statistics import mean, ratios
 from llmlab.runtime.events import Committed, Event, Prefilled, Started
 
 LANES = ("baseline", "stack")
@@ -47,13 +50,14 @@ class Pairs:
     @property
     def faster(self) -> bool | None:
         """Whether the stack is faster: told where the slowest run of one was faster than the fastest of the other, in
-        at least `LEAST` pairs; None inside the spread, or of fewer. Of equal runs, one comparison in ten of three
-        pairs, and one in 126 of five, would be told apart by chance."""
+        at least `LEAST` pairs, and the mean of the ratios' logarithms is two errors from 0; None inside the spread, or
+        of fewer."""
         if len(self) < LEAST:
             return None
+        told = mean(torch.tensor([math.log(r) for r in self.ratios], dtype=torch.float64)).above()
         if min(self.stack) > max(self.baseline):
-            return True
-        return False if max(self.stack) < min(self.baseline) else None
+            return True if told is True else None
+        return False if max(self.stack) < min(self.baseline) and told is False else None
 
     def to_json(self) -> dict[str, Any]:
         low, high = self.spread

@@ -16,6 +16,7 @@ import torch
 
 from llmlab.measure.hardware import OthersMeter
 from llmlab.measure.roofline import Rates
+from llmlab.models.loading.progress import check
 from llmlab.runtime.clock import Clock
 
 SMALLEST, LARGEST = 1 << 20, 1 << 28
@@ -61,7 +62,8 @@ def better(known: Rates | None, new: Rates) -> Rates:
 
 
 def measured(device: str, buffer: int, takes: torch.dtype) -> Rates:
-    """Measure now: the fastest of many readings, for at least `LEAST` seconds, and of a few products."""
+    """Measure now: the fastest of many readings, for at least `LEAST` seconds, and of a few products. Raises Stopped
+    where whoever waits for the run has stopped it."""
     whole = torch.ones(buffer // 8, dtype=torch.int64, device=device)
     single = whole.view(torch.float32)
     squares = [torch.ones(1024, 1024, device=device, dtype=t) for t in {torch.float32, takes}]
@@ -69,6 +71,7 @@ def measured(device: str, buffer: int, takes: torch.dtype) -> Rates:
     product = min(_seconds(partial(torch.mm, s, s), clock) for s in squares for _ in range(3))
     read = math.inf
     while clock() < LEAST or read == math.inf:
+        check()
         read = min(read, _seconds(whole.sum, clock), _seconds(single.sum, clock))
     return Rates(buffer / read, 2 * 1024**3 / product, torch.get_num_threads(), others.percent(clock()), buffer)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from html import escape
+from threading import Lock
 from typing import Any
 
 import gradio as gr
@@ -58,17 +59,20 @@ class Newest:
     def __init__(self, most: int = MOST_VISITORS) -> None:
         self.most = most
         self._numbers: OrderedDict[str, dict[str, int]] = OrderedDict()
+        self._lock = Lock()
 
     def ask(self, owner: str, number: int, *what: str) -> None:
-        known = self._numbers.setdefault(owner, {})
-        known |= {w: max(number, known.get(w, 0)) for w in what}
-        self._numbers.move_to_end(owner)
-        while len(self._numbers) > self.most:
-            self._numbers.popitem(last=False)
+        with self._lock:
+            known = self._numbers.setdefault(owner, {})
+            known |= {w: max(number, known.get(w, 0)) for w in what}
+            self._numbers.move_to_end(owner)
+            while len(self._numbers) > self.most:
+                self._numbers.popitem(last=False)
 
     def stands(self, owner: str, number: int, what: str) -> bool:
         """Whether nobody has asked later."""
-        return self._numbers.get(owner, {}).get(what, 0) <= number
+        with self._lock:
+            return self._numbers.get(owner, {}).get(what, 0) <= number
 
 
 def refusal_html(text: str) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from threading import Lock
 from typing import Any, NamedTuple
 
 from llmlab.errors import Refused
 from llmlab.lab.experiment import LONGEST_TEXT
-from llmlab.models.loading import fit
+from llmlab.models.config import text_of
 from llmlab.models.loading.catalog import MODELS
 from llmlab.models.loading.contents import read_config
 from llmlab.models.loading.environment import restricted
@@ -17,12 +18,16 @@ from llmlab.models.loading.sources.found import Found
 from llmlab.models.loading.sources.hub import complete_snapshot
 from llmlab.models.loading.sources.reference import local, repository, tidy
 from llmlab.models.loading.tokens.tokenizers import read_tokenizer
+from llmlab.models.rope import context_of
 from llmlab.runtime.stack import Stack
 from llmlab.ui.gradio_events import refusal_html
 from llmlab.ui.i18n import both, catalogue, word
 
 LATIN = 4
 """Characters per token in a guess for a tokenizer that is not here; other scripts take about a token a character."""
+
+_reading = Lock()
+"""A class that arrives at once reads a tokenizer once."""
 
 
 class Reader(NamedTuple):
@@ -86,7 +91,8 @@ def _reader(model: str) -> Reader | None:
     ref = tidy(model)
     try:
         path = None if ref in MODELS or restricted() else local(ref)
-        return _read(ref, path.stat().st_mtime_ns if path else 0) if path or _here(ref) else None
+        with _reading:
+            return _read(ref, path.stat().st_mtime_ns if path else 0) if path or _here(ref) else None
     except (Refused, OSError):
         return None
 
@@ -101,6 +107,10 @@ def _here(ref: str) -> bool:
 
 @lru_cache(4)
 def _read(ref: str, stamp: int) -> Reader:
-    """`stamp`: a folder that has changed is read anew. Raises Refused."""
+    """`stamp`: a folder that has changed is read anew. Raises Refused.
+
+    No model is built to be measured, not even an empty one: for that transformers and accelerate change PyTorch for
+    the whole process, and the engine computes in another thread.
+    """
     found: Found = locate.find(ref)
-    return Reader(found.name, read_tokenizer(found), fit.size_of(read_config(found)).context)
+    return Reader(found.name, read_tokenizer(found), context_of(text_of(read_config(found))))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import gradio as gr
 import httpx
 import pytest
+import transformers
 from gradio.state_holder import SessionState
 
 from llmlab.lab.queue import Engine
+from llmlab.ui import prompt_length
 from llmlab.ui.page import Page, launch_options
+from tests import made
 from tests.held import Gate
 from tests.stress_browser import MOST_TABS, Script
 from tests.ui.conftest import Site
@@ -40,6 +45,29 @@ def test_two_hundred_may_wait_beside_the_page_s_short_events() -> None:
     assert demo._queue.max_size >= 200
     demo.create_limiter()
     assert demo.limiter.total_tokens < 16, "many threads at once keep the page from answering"
+
+
+def test_the_page_s_short_events_do_not_share_the_stream_of_a_run() -> None:
+    """An answer that comes while the stream of those before is being closed is lost, and its control is dead."""
+    demo = Page(Engine()).build()
+    short = [fn for fn in demo.fns.values() if fn.fn is not None and fn.api_name not in ("run", "compare", "study")]
+    assert len(short) > 10
+    assert [fn.name for fn in short if fn.queue is not False] == []
+
+
+def test_a_class_that_counts_its_prompts_reads_one_tokenizer_and_builds_no_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Building one, even an empty one, changes PyTorch for the whole process, in which the engine computes."""
+    folder, read = made.folder(tmp_path / "tiny"), []
+    whole = prompt_length.read_tokenizer
+    monkeypatch.setattr(prompt_length, "read_tokenizer", lambda found: read.append(found) or whole(found))
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_config", lambda *a, **k: pytest.fail("builds a model"))
+    with ThreadPoolExecutor(20) as pool:
+        found = list(pool.map(lambda _: prompt_length.length(str(folder), "hello", False), range(20)))
+    assert len(read) == 1
+    assert len(set(found)) == 1
+    assert found[0].context == 512
 
 
 def test_a_tab_holds_no_connection_of_its_own(site: Site) -> None:

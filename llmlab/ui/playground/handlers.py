@@ -114,7 +114,7 @@ class Playground:
 
     def _wire_run(self, button: gr.Button, name: str, compare: bool) -> None:
         refusal = self.view.prompt.refusal
-        button.click(lambda: "", None, refusal, **SMALL)
+        button.click(None, None, refusal, js='() => ""', show_progress="hidden")
         # The panel alone: Gradio makes every other output of a stream anew with each message.
         ran = button.click(self.starter(compare), self.form.inputs, self.view.live, api_name=name, **STREAM)
         said = [self.view.prompt.badge, self.view.controls.fit]
