@@ -219,6 +219,25 @@ def test_a_training_keeps_its_texts_and_its_checkpoint(model: str, tmp_path: Pat
     assert not (tmp_path / "heads.safetensors").exists()
 
 
+def test_what_is_being_kept_is_not_broken_off_by_an_interruption_that_was_not_lost(model: str, tmp_path: Path) -> None:
+    """It came in an import, where it could have been lost, and writing the checkpoint takes longer than that wait."""
+    (tmp_path / "slow.py").write_text("halt()\n")
+    patch = f"import builtins; builtins.halt = halt; sys.path.insert(0, {str(tmp_path)!r})\n"
+    patch += "from llmlab.training import parts as p\nold, save = p.learning_rate, p.Checkpoint.save\n"
+    patch += "def late(plan, step, done):\n    if step == 5:\n        import slow\n    return old(plan, step, done)\n"
+    patch += "def slowly(*a, **k):\n    time.sleep(0.7)\n    return save(*a, **k)\n"
+    patch += "p.learning_rate, p.Checkpoint.save = late, slowly"
+    what = ["train", "heads", "--model", model, "--weights", "dense-fp32", "--tokens", "1000", "--batch", "64"]
+    what += ["--folder", str(tmp_path / "texts"), "--out", str(tmp_path / "heads.safetensors"), "--steps", "8"]
+    process = started(what, patch)
+    read_until(process.stderr, "HERE")
+    process.send_signal(signal.SIGINT)
+    ended(process, signal.SIGINT)
+    import torch
+
+    assert torch.load(tmp_path / "texts" / "heads.pt", weights_only=True)["step"] == 5
+
+
 def test_a_bench_keeps_the_cases_that_are_through(model: str, tmp_path: Path) -> None:
     out = tmp_path / "a.json"
     what = ["bench", "--model", model, "--rounds", "1", "--cases", "decode,batch-4", "--json", str(out)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections import deque
 from typing import Any
@@ -42,6 +44,31 @@ def lab() -> HeldQuality:
     lab = HeldQuality()
     lab.gate.shut(after=2)
     return lab
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["stop", "leave"])
+def test_what_is_stopped_before_it_has_a_place_in_the_queue_never_runs(
+    monkeypatch: pytest.MonkeyPatch, model: str, leaves: bool
+) -> None:
+    """A model is looked for before a run takes a place, which may last: Stop and leaving count by then."""
+    engine, here, go_on, found = Engine(), threading.Event(), threading.Event(), list[Run]()
+    monkeypatch.setattr(engine.lab, "check", lambda settings: here.set() or go_on.wait(PATIENCE))
+
+    def ask() -> None:
+        with contextlib.suppress(KeyError), engine.asking("a") as stop:
+            start = threading.Thread(target=lambda: found.append(engine.start(settings(model), owner="a", stop=stop)))
+            start.start()
+            here.wait(PATIENCE)
+            if leaves:
+                raise KeyError
+            engine.stop("a")
+        go_on.set()
+        start.join(PATIENCE)
+
+    ask()
+    assert (wait(found[0]).state, found[0].note, found[0].events) == ("done", "stopped", [])
+    monkeypatch.undo()
+    assert wait(engine.start(settings(model), owner="a")).note != "stopped"
 
 
 @pytest.mark.parametrize("technique", ["magnitude:ratio=0.5", "streaming-llm:budget=32", "skip-layer"])

@@ -9,7 +9,7 @@ import statistics
 import threading
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, TypeVar, overload
@@ -49,7 +49,7 @@ class Job:
     owner: str = field(default="", kw_only=True)
     state: str = field(default="queued", init=False)
     note: str = field(default="", init=False)
-    stop: threading.Event = field(default_factory=threading.Event, init=False)
+    stop: threading.Event = field(default_factory=threading.Event, kw_only=True)
     ended: threading.Event = field(default_factory=threading.Event, init=False)
     began: float = field(default=0.0, init=False)
     steps: Iterator[None] | None = field(default=None, init=False)
@@ -189,6 +189,7 @@ class Engine:
     def __init__(self, lab: Lab | None = None) -> None:
         self.lab = lab or Lab()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._asked: dict[str, list[threading.Event]] = {}
         self._waiting: deque[Job] = deque()
         self._later: deque[Job] = deque()  # jobs under way that let those that wait go first
         self._took: dict[str, deque[float]] = {}
@@ -210,18 +211,44 @@ class Engine:
         jobs = reversed(list(self._jobs.values()))
         return next((j for j in jobs if j.owner == owner and isinstance(j, kind)), None)
 
-    def start(self, settings: Settings, compare: bool = False, owner: str = "", own_text: str | None = None) -> Run:
-        """Queue a run and return at once; `own_text` is what a comparison measures quality on.
+    @contextmanager
+    def asking(self, owner: str) -> Iterator[threading.Event]:
+        """While a visitor's job is looked at and has no place in the queue yet: the `stop` to hand to it, so that Stop
+        reaches it here too. Leaving the block by an error, as a visitor does who leaves, stops it."""
+        stop = threading.Event()
+        with self._change:
+            self._asked.setdefault(owner, []).append(stop)
+        try:
+            yield stop
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            with self._change:
+                self._asked[owner].remove(stop)
+                if not self._asked[owner]:
+                    del self._asked[owner]
+
+    def start(
+        self,
+        settings: Settings,
+        compare: bool = False,
+        owner: str = "",
+        own_text: str | None = None,
+        stop: threading.Event | None = None,
+    ) -> Run:
+        """Queue a run and return at once; `own_text` is what a comparison measures quality on, `stop` see `asking`.
 
         Raises Refused for what cannot work, before it takes a place in the queue.
         """
         self.lab.check(settings)
-        return self._queue(Run(self._name(owner), settings, compare, own_text, owner=owner))
+        stop = stop or threading.Event()
+        return self._queue(Run(self._name(owner), settings, compare, own_text, owner=owner, stop=stop))
 
-    def study(self, study: Study, settings: Settings, owner: str = "") -> StudyRun:
+    def study(self, study: Study, settings: Settings, owner: str = "", stop: threading.Event | None = None) -> StudyRun:
         """Queue a study of the model that `settings` name. Raises Refused for a model that is not there."""
         self.lab.model_cache.capabilities(settings.model)
-        return self._queue(StudyRun(self._name(owner), settings, study, owner=owner))
+        return self._queue(StudyRun(self._name(owner), settings, study, owner=owner, stop=stop or threading.Event()))
 
     def _name(self, owner: str) -> str:
         return f"{owner[:8]}{next(self._count)}"
@@ -232,6 +259,9 @@ class Engine:
             over = [k for k, r in self._jobs.items() if r.over]
             for old in over[: max(0, len(over) - REMEMBERED)]:
                 del self._jobs[old]
+            if job.stop.is_set():
+                job.end("done", "stopped")
+                return job
             self._waiting.append(job)
             self._number()
             if not self._thread.is_alive():
@@ -242,6 +272,8 @@ class Engine:
     def stop(self, owner: str) -> None:
         """Stop whatever this visitor has running or waiting; what waits ends at once, whatever runs meanwhile."""
         with self._change:
+            for asked in self._asked.get(owner, []):
+                asked.set()
             for job in [r for r in self._jobs.values() if r.owner == owner and not r.over]:
                 job.stop.set()
                 for line in (self._waiting, self._later):

@@ -222,7 +222,8 @@ class Playground:
             owner = owner_of(request)
             try:
                 own = (self.form.values(sent)["quality_text"] or "").strip()
-                run = await to_thread(lambda: self.engine.start(self.read(sent), compare, owner, own or None))
+                with self.engine.asking(owner) as stop:
+                    run = await to_thread(lambda: self.engine.start(self.read(sent), compare, owner, own or None, stop))
             except Refused as e:
                 self.refusals.put(owner, str(e))
                 yield gr.skip()
@@ -235,8 +236,8 @@ class Playground:
 
         return start
 
-    def halt(self, request: gr.Request) -> None:
-        """Stop what the visitor has running or waiting."""
+    async def halt(self, request: gr.Request) -> None:
+        """Stop what the visitor has running or waiting. Not in a thread: a class may have taken all of them."""
         self.engine.stop(owner_of(request))
 
     def finish(self, badge: str, fits: str, request: gr.Request) -> dict[Any, Any]:

@@ -109,7 +109,8 @@ class Studies:
         """Carry the study out, and say how far it is a few times a second."""
         owner = owner_of(request)
         try:
-            job = await to_thread(lambda: self.engine.study(*self.read(sent), owner))
+            with self.engine.asking(owner) as stop:
+                job = await to_thread(lambda: self.engine.study(*self.read(sent), owner, stop))
         except Refused as e:
             self.refusals.put(owner, str(e))
             yield refusal_html(str(e))
@@ -118,7 +119,7 @@ class Studies:
             async for _ in beats:
                 yield progress_html(job)
 
-    def halt(self, request: gr.Request) -> None:
+    async def halt(self, request: gr.Request) -> None:
         self.engine.stop(owner_of(request))
 
     def finish(self, open_now: str, request: gr.Request) -> dict[Any, Any]:
