@@ -299,15 +299,15 @@ class Lab:
         """The pairs so far, after each further one, the stack's run first in every other."""
         tokens = pairs.length_of(runs)
         found = pairs.first_pair(runs, tokens)
-        started = perf_counter()
+        spent = 0.0  # on pairs alone: others may go first between two of them
         while tokens and found is not None and len(found) < pairs.MOST and not stop.is_set():
-            spent = perf_counter() - started
             if len(found) >= pairs.LEAST and spent * len(found) / (len(found) - 1) > pairs.SECONDS:
                 break
             report(PAIR, len(found) + 1, pairs.MOST)
-            speeds = {}
+            speeds, begun = {}, perf_counter()
             for lane in pairs.LANES[:: -1 if len(found) % 2 else 1]:
                 speeds[lane] = pairs.decode_speed(list(self._lane(prepared, lane, stop, quiet, tokens)))
+            spent += perf_counter() - begun
             if stop.is_set() or not all(speeds.values()):
                 break
             found = pairs.Pairs((*found.baseline, speeds["baseline"]), (*found.stack, speeds["stack"]), tokens)
