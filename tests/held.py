@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from llmlab.lab.experiment import Lab
 from llmlab.measure import quality
 from llmlab.runtime.events import Event
 
+T = TypeVar("T")
 PATIENCE = 240.0
 """Seconds for what must happen sooner or later: less than a test may take, and more than any machine needs."""
+
+
+def awaited(what: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns, run in a thread of its own: the browser's tests leave a loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, what).result()
 
 
 class Gate:

@@ -21,7 +21,7 @@ from llmlab.runtime.stack import Stack
 from llmlab.ui.playground.account import quality_table
 from llmlab.ui.run_summary import run_summary
 from tests import made
-from tests.held import PATIENCE, Gate, HeldLab, HeldQuality, until
+from tests.held import PATIENCE, Gate, HeldLab, HeldQuality, awaited, until
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_a_visitor_who_leaves_ends_the_quality(lab: HeldQuality, model: str) -> 
         await asyncio.to_thread(lab.gate.wait_until_held)
         await tail.aclose()
 
-    asyncio.run(visit())
+    awaited(visit())
     lab.gate.shut(after=1)
     assert_both_runs_stand(wait(run))
     assert wait(engine.start(settings(model), owner="b")).state == "done"

@@ -13,6 +13,7 @@ from llmlab.kv.storage import MIRROR_FROM
 from llmlab.models import activations
 from llmlab.models.config import figure, text_of
 from llmlab.models.embedding import PIECE as UNPACKED
+from llmlab.models.empty import empty_model
 from llmlab.models.formats.int4 import int4_kernel
 from llmlab.models.formats.onednn import onednn
 from llmlab.models.formats.quantized_groups import GROUP
@@ -49,13 +50,10 @@ class Size:
 
 
 def size_of(config: Any) -> Size:
-    """The size of any architecture that transformers can build, from its config, with accelerate's empty weights.
+    """The size of any architecture that transformers can build, from its config.
 
     Raises Refused for a config with absurd figures, before anything is built from it, and for one that cannot be built.
     """
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
     text = text_of(config)
     limits = {"num_hidden_layers": 256, "hidden_size": 65536, "vocab_size": 2_000_000, "num_attention_heads": 1024}
     for name, most in limits.items():
@@ -65,9 +63,7 @@ def size_of(config: Any) -> Size:
                 "The model's config", f"gives {name} as {str(value)[:20]}, not 1 to {most}", "Choose another model"
             )
     try:
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        model.tie_weights()  # emptying gave the head a tensor of its own
+        model = empty_model(config)
     except Exception as e:  # a stranger's config can fail in as many ways as there are architectures
         raise Refused(
             f"The architecture {config.model_type}", "cannot be built from this config", "Choose another model"

@@ -11,6 +11,7 @@ from torch import nn
 
 from llmlab.errors import Refused
 from llmlab.models.config import figure, text_of
+from llmlab.models.empty import empty_model
 from llmlab.models.formats.bnb_int8 import BnbInt8
 from llmlab.models.formats.nf4 import Nf4
 from llmlab.models.formats.registry import WRAPPED_FORMATS
@@ -66,15 +67,11 @@ MULTIPLES = {"nf4": Nf4.multiple, "bnb-int8": BnbInt8.multiple}
 
 def _require_widths(config: Any, weights: str) -> None:
     """Raises Refused for a matrix whose width the format's kernel was not made for."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
     if weights not in MULTIPLES:
         return
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    for module in model.modules():
+    for module in empty_model(config).modules():
         if isinstance(module, nn.Linear | Conv1D):
             inputs = module.in_features if isinstance(module, nn.Linear) else module.weight.shape[0]
             if inputs % MULTIPLES[weights]:
