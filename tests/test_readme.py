@@ -9,7 +9,7 @@ from types import ModuleType
 
 import yaml
 
-from llmlab.measure import trace
+from llmlab.measure import trace, verdict
 from llmlab.runtime.configurable import LABELS, card
 from llmlab.runtime.stack import Stack
 from llmlab.runtime.technique import make
@@ -109,13 +109,21 @@ def test_a_token_is_followed_through_files_that_do_what_is_said() -> None:
 
 
 def test_the_recorded_figures_are_those_of_the_recorded_runs() -> None:
-    rows = [line for line in README.splitlines() if line.startswith("|") and "×)" in line]
+    rows = [line for line in README.splitlines() if line.startswith("|") and "×, " in line]
+    assert len(rows) >= len(recordings())
     for item, row in zip(recordings(), rows, strict=False):
-        runs = trace.lanes(trace.load(RUNS / item["file"]))
-        plain, stack = (trace.ledger(runs[lane]) for lane in ("baseline", "stack"))
+        events = trace.load(RUNS / item["file"])
+        plain, stack = (trace.ledger(trace.lanes(events)[lane]) for lane in ("baseline", "stack"))
+        pairs, judged = verdict.pairs_of(events), verdict.verdict_of(events)
+        assert pairs is not None
+        assert judged is not None
         a, b = plain["decode_tokens_per_second"], stack["decode_tokens_per_second"]
-        assert f"{a:.1f} → {b:.1f} ({b / a:.2f}×)" in row, f"{item['id']}: {a:.1f} → {b:.1f} ({b / a:.2f}×)"
-        assert f"| {stack['tokens_per_pass']:.2f} |" in row or stack["tokens_per_pass"] == 1
+        told = f"{a:.1f} → {b:.1f} ({pairs.ratio:.2f}×, {pairs.spread[0]:.2f}–{pairs.spread[1]:.2f})"
+        assert f"| {told} | {stack['tokens_per_pass']:.2f} |" in row, f"{item['id']}: {told}"
+        assert f"| {judged.verdict}: " in row, f"{item['id']}: {judged.verdict}"
+        if "memory" in row:
+            sizes = [round(m["memory_bytes_peak"] / 1e6) for m in (plain, stack)]
+            assert f"memory {sizes[0]} → {sizes[1]} MB" in row, f"{item['id']}: {sizes}"
 
 
 def test_recorded_runs_are_of_the_examples_and_as_asked() -> None:

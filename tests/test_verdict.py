@@ -64,6 +64,9 @@ def test_only_a_gain_that_costs_nothing_is_better() -> None:
     # StreamingLLM with another text saves memory: a trade.
     found = judge(EQUAL, 100, 80, lost(False, 1.03, 0.01), lossless=False)
     assert (found.verdict, found.memory, found.quality) == ("trade", "less", "lost")
+    # A drafter's weights are a cost too.
+    assert judge(FASTER, 100, 170, SAME, lossless=True).verdict == "trade"
+    assert judge(FASTER, 100, 101, SAME, lossless=True).verdict == "better"
     # The same text here, and clearly worse predictions on long texts.
     assert judge(FASTER, 100, 100, lost(True, 1.03, 0.01), lossless=False).verdict == "trade"
     assert judge(FASTER, 100, 100, lost(True, 1.01, 0.01), lossless=False).verdict == "better"

@@ -57,10 +57,9 @@ def judge(
     change = after / before - 1 if before else 0.0
     memory = "less" if change < -NOTABLE else "more" if change > NOTABLE else "none"
     kept = _quality(found, lossless, sampled)
-    # A drafter's own bytes are what its speed costs; they alone do not turn a gain in speed into a trade.
     gains = speed == "faster" or memory == "less"
     # What did not act in this run could not gain anything either: a loss elsewhere alone does not make the run worse.
-    costs = speed == "slower" or kept in ("lost", "changed") or (memory == "more" and speed != "faster")
+    costs = speed == "slower" or kept in ("lost", "changed") or memory == "more"
     word: Word
     if gains and (costs or kept == "later"):
         word = "trade"

@@ -123,6 +123,17 @@ def test_no_recorded_run_beats_what_is_called_its_bound(name: str) -> None:
             assert "at least **" not in run_summary(events, "en")
 
 
+def test_recorded_runs_have_bounds() -> None:
+    """Or the law above would hold for want of any: the recordings are made where nothing disturbs."""
+    called = [
+        trace.ledger(lane)["roofline_is_bound"]
+        for path in RUNS.glob("*.jsonl")
+        for lane in trace.lanes(trace.load(path)).values()
+    ]
+    assert len(called) >= 10
+    assert called.count(True) > len(called) / 2
+
+
 # Measuring --------------------------------------------------------------------------------------------------------
 
 
