@@ -58,8 +58,9 @@ def test_what_was_not_counted_has_no_line_in_the_legend(visit: Any, site: Site, 
     less = [replace(e, layers_run=3.0) if isinstance(e, Committed) else e for e in drafted_twice(False)]
     path.write_text(trace.dumps(less), encoding="utf-8")
     open_trace(page, path)
-    settled(page)
+    page.wait_for_selector("[data-testid=live-panel] .status:has-text('run.jsonl')")
     page.wait_for_selector("[data-chart=layers]", state="visible")
+    page.wait_for_timeout(300)
     note = page.text_content("[data-chart=layers] header span")
     assert "waited" in note
     assert "computed" not in note
