@@ -84,9 +84,10 @@ def _lost(unraisable: Any) -> None:
         _again()
 
 
-def _again() -> None:
+def _again(seconds: float = AGAIN) -> None:
+    """Raise it once more after so long; 0: no more."""
     if hasattr(signal, "setitimer"):  # Windows has none
-        signal.setitimer(signal.ITIMER_REAL, AGAIN)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _once_more(number: int, frame: FrameType | None) -> None:
@@ -98,8 +99,8 @@ def _once_more(number: int, frame: FrameType | None) -> None:
 
 def interrupted() -> bool:
     """Whether a signal has come. Whoever asks has not lost it: it is raised no more."""
-    if _State.received and hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    if _State.received:
+        _again(0)
     return _State.received != 0
 
 

@@ -22,3 +22,9 @@ def text_of(config: Any) -> Any:
         return config.get_text_config(decoder=True)
     except ValueError:  # several, of which transformers names none
         return config
+
+
+def inner_width(text: Any) -> int:
+    """The inner width of the widest feed-forward block; some configs have one for each layer."""
+    found = figure(text, "intermediate_size") or figure(text, "ffn_dim") or 4 * text.hidden_size
+    return int(max(found) if isinstance(found, list | tuple) else found)

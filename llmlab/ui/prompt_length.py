@@ -109,8 +109,7 @@ def _here(ref: str) -> bool:
 def _read(ref: str, stamp: int) -> Reader:
     """`stamp`: a folder that has changed is read anew. Raises Refused.
 
-    No model is built to be measured, not even an empty one: for that transformers and accelerate change PyTorch for
-    the whole process, and the engine computes in another thread.
+    Only the context is asked for, so no model is built to be measured, not even an empty one.
     """
     found: Found = locate.find(ref)
     return Reader(found.name, read_tokenizer(found), context_of(text_of(read_config(found))))

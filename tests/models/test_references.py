@@ -74,7 +74,7 @@ NOT_READ = {
     f"{SITE}/tree/main/onnx": "points at onnx",
     f"{SITE}/blob/main/x.gguf": "hf download owner/name 'x.gguf' --local-dir models.*models/x.gguf",
     f"{SITE}/blob/v1/x-00002-of-00003.gguf": r"--include 'x-\*' --revision v1",
-    "file://elsewhere/tmp/model": "a file on elsewhere",
+    "file://elsewhere/models/tiny": "a file on elsewhere",
     "./missing": "No file or folder is called './missing'",
     "~/missing/model": "No file or folder",
     "~nobody-has-this-name/model": "No file or folder",

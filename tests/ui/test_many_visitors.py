@@ -58,7 +58,7 @@ def test_the_page_s_short_events_do_not_share_the_stream_of_a_run() -> None:
 def test_a_class_that_counts_its_prompts_reads_one_tokenizer_and_builds_no_model(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Building one, even an empty one, changes PyTorch for the whole process, in which the engine computes."""
+    """A prompt is counted by its tokenizer and its model's context, while the engine computes in another thread."""
     folder, read = made.folder(tmp_path / "tiny"), []
     whole = prompt_length.read_tokenizer
     monkeypatch.setattr(prompt_length, "read_tokenizer", lambda found: read.append(found) or whole(found))

@@ -11,7 +11,7 @@ import torch
 from llmlab.errors import Refused
 from llmlab.kv.storage import MIRROR_FROM
 from llmlab.models import activations
-from llmlab.models.config import figure, text_of
+from llmlab.models.config import figure, inner_width, text_of
 from llmlab.models.embedding import PIECE as UNPACKED
 from llmlab.models.empty import empty_model
 from llmlab.models.formats.int4 import int4_kernel
@@ -82,15 +82,9 @@ def size_of(config: Any) -> Size:
         text.hidden_size,
         figure(text, "num_attention_heads"),
         heads,
-        _inner(text),
+        inner_width(text),
         text.vocab_size,
     )
-
-
-def _inner(text: Any) -> int:
-    """The inner width of the widest feed-forward block."""
-    found = figure(text, "intermediate_size") or 4 * text.hidden_size
-    return int(max(found) if isinstance(found, list | tuple) else found)
 
 
 def weight_bytes(size: Size, weights: str) -> int:

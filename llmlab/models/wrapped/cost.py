@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from llmlab.kv.memory import LayerMemory
-from llmlab.models.config import figure, text_of
+from llmlab.models.config import figure, inner_width, text_of
 from llmlab.models.work import Work
 
 F32 = 4
@@ -48,8 +48,7 @@ class PassCost:
         left = sum(p.nbytes for p in model.parameters() if id(p) in passed)
         text = text_of(model.config)
         E, heads = int(text.hidden_size), int(figure(text, "num_attention_heads") or 1)
-        inner = figure(text, "intermediate_size") or figure(text, "ffn_dim") or 4 * E
-        F = int(max(inner) if isinstance(inner, list | tuple) else inner)  # Gemma 3n has one for each layer
+        F = inner_width(text)
         vocab = int(model.get_input_embeddings().weight.shape[0])
         return cls(
             2.0 * (sum(counts.values()) - last),
